@@ -1,0 +1,185 @@
+"""Questions: read from JSONL or `datasets`, de-duplicated, split, sampled.
+
+JSONL, one object a line: {"id", "text", "reference", "task"?, "metric"?}. `reference` is a string, a list of accepted strings, or,
+for reasoning-gym's own scorers, the generated entry.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from config import DataConfig, DERError, SourceConfig
+
+Reference = str | list[str] | dict[str, Any]
+
+
+class DataError(DERError):
+    """A question source that cannot be used; the message names file and line."""
+
+
+class ReferenceSealedError(RuntimeError):
+    """Something that must decide without the reference answer asked for it."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question and how its answers are judged. Decisions are made on sealed copies, which do not hold the reference."""
+
+    id: str
+    text: str
+    task: str = "default"
+    metric: str = "exact_match"
+    _reference: Reference | None = field(default=None, repr=False)
+
+    @property
+    def reference(self) -> Reference:
+        """The reference answer. Raises ReferenceSealedError on a sealed question."""
+        if self._reference is None:
+            raise ReferenceSealedError(f"question {self.id}: the reference is not available where decisions are made")
+        return self._reference
+
+    def sealed(self) -> Question:
+        """The same question without its reference."""
+        return replace(self, _reference=None)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Disjoint question lists, and how many repeats were merged or dropped to make them so."""
+
+    train: list[Question]
+    validation: list[Question]
+    test: list[Question]
+    num_merged: int
+
+
+def _rows(source: SourceConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, row) of a source; the place goes into error messages. Raises DataError for unreadable lines, naming the first three."""
+    path = Path(source.path)
+    if path.suffix != ".jsonl":
+        yield from _dataset_rows(source)
+        return
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    broken = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            broken.append(f"{path}:{number}: not valid JSON ({error})")
+            continue
+        if not isinstance(row, dict):
+            broken.append(f"{path}:{number}: expected an object, found {type(row).__name__}")
+            continue
+        yield f"{path}:{number}", row
+    if broken:
+        more = f"\nand {len(broken) - 3} more lines" if len(broken) > 3 else ""
+        raise DataError("\n".join(broken[:3]) + more)
+
+
+def _dataset_rows(source: SourceConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+    import datasets  # slow to import and not needed for JSONL
+
+    try:
+        rows = datasets.load_dataset(source.path, source.subset, split=source.split, revision=source.revision)
+    except Exception as error:  # datasets raises many types; each means that this source is not to be had
+        raise DataError(f"{source.path}: datasets could not load it ({error}). Is it a hub name that needs a network, or a path with a typo?") from error
+    for index, row in enumerate(rows):
+        yield f"{source.path}[{source.split}][{index}]", row
+
+
+def _pick(row: dict[str, Any], name: str) -> Any:
+    """Field `name` of a row; dots reach into nested fields. None where there is none."""
+    value: Any = row
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def read_questions(source: SourceConfig, *, need_reference: bool = True) -> list[Question]:
+    """All questions of a source, in order, repeats included. Raises DataError naming the row that lacks a text or reference."""
+    out = []
+    for place, row in _rows(source):
+        values = {ours: _pick(row, source.fields.get(ours, ours)) for ours in ("id", "text", "reference", "task", "metric")}
+        text, reference = values["text"], values["reference"]
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(f"{place}: no text in field {source.fields.get('text', 'text')!r}; its fields are {', '.join(row)}. Map yours with data.SPLIT.fields: {{text: yours}}")
+        if isinstance(reference, int | float):
+            reference = str(reference)
+        if need_reference and (reference is None or reference == "" or reference == []):
+            raise DataError(f"{place}: no reference answer in field {source.fields.get('reference', 'reference')!r}")
+        out.append(
+            Question(
+                id=str(values["id"] if values["id"] is not None else f"{Path(source.path).stem}-{len(out):06d}"),
+                text=text.strip(),
+                task=str(values["task"] or source.task),
+                metric=str(values["metric"] or source.metric),
+                _reference=reference,
+            )
+        )
+        if source.limit is not None and len(out) >= source.limit:
+            break
+    if not out:
+        raise DataError(f"{source.path}: no questions in it")
+    return out
+
+
+def merge_repeats(questions: Iterable[Question], taken: set[str]) -> list[Question]:
+    """Questions whose text is not in `taken`, each text once; `taken` grows by them."""
+    out = []
+    for question in questions:
+        key = " ".join(question.text.split())
+        if key not in taken:
+            taken.add(key)
+            out.append(question)
+    return out
+
+
+def load_splits(data: DataConfig) -> Splits:
+    """The three splits, disjoint by question text. Test questions win over validation, validation over train.
+
+    Raises DataError for unreadable sources, for ids that occur twice, and when nothing is left of a split.
+    """
+    taken: set[str] = set()
+    read = {name: read_questions(getattr(data, name)) for name in ("test", "validation", "train")}
+    kept = {name: merge_repeats(questions, taken) for name, questions in read.items()}
+    for name, questions in kept.items():
+        if not questions:
+            raise DataError(f"data.{name}: every question in it also occurs in another split")
+        ids = [question.id for question in questions]
+        if len(set(ids)) < len(ids):
+            raise DataError(f"data.{name}: id {next(i for i in ids if ids.count(i) > 1)!r} occurs twice")
+    return Splits(**kept, num_merged=sum(map(len, read.values())) - len(taken))
+
+
+class QuestionSampler:
+    """Draws question indices without replacement, pass after pass, from its own random stream.
+
+    A question that was handed out but never acted on can be given back: Tianshou resets environments more often than it plays them.
+    """
+
+    def __init__(self, num_questions: int, rng: Any):
+        self.num_questions = num_questions
+        self.rng = rng  # numpy Generator
+        self.waiting: list[int] = []
+
+    def draw(self) -> int:
+        if not self.waiting:
+            self.waiting = self.rng.permutation(self.num_questions).tolist()
+        return self.waiting.pop()
+
+    def give_back(self, question_idx: int) -> None:
+        self.waiting.append(question_idx)
+
+    def state(self) -> dict[str, Any]:
+        return {"waiting": list(self.waiting), "rng": self.rng.bit_generator.state}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.waiting = list(state["waiting"])
+        self.rng.bit_generator.state = state["rng"]

@@ -1,0 +1,294 @@
+"""Quality metrics, the cost of a call, and the two rewards.
+
+Metrics share one interface, `compute(predictions=, references=)`, and return one score in [0, 1] per answer. They are named in the
+data (`metric` of a question) as one of `METRICS`, `reasoning_gym:NAME`, `evaluate:NAME`, or the import path `package.module:name`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import re
+import string
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from config import CostUnit, DERError, ExpertConfig, RewardConfig
+from questions import Question, Reference
+
+
+class MetricError(DERError):
+    """A metric that does not exist or cannot judge what it was given."""
+
+
+class Metric(Protocol):
+    """Scores answers against references."""
+
+    def compute(self, *, predictions: Sequence[str], references: Sequence[Reference]) -> list[float]:
+        """One score in [0, 1] per prediction."""
+
+
+def normalise(text: str) -> str:
+    """Lower case, no accents, no punctuation at the ends of words, no articles, single spaces (after SQuAD's evaluation script)."""
+    plain = "".join(char for char in unicodedata.normalize("NFKD", text) if not unicodedata.combining(char))
+    words = (word.strip(string.punctuation) for word in plain.lower().split())
+    return " ".join(word for word in words if word not in ("a", "an", "the", ""))
+
+
+def numbers_in(text: str) -> list[float]:
+    """All numbers of a text, thousands separators removed: "1,234.5 and -3" -> [1234.5, -3.0]."""
+    found = re.findall(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?![\w])", text)
+    return [float(number.replace(",", "")) for number in found]
+
+
+def choice_in(text: str) -> str | None:
+    """The letter of a multiple-choice answer: a lone letter, or the one after "answer"; None when there is none."""
+    stripped = text.strip()
+    if match := re.match(r"^\(?([A-J])\)?(?:[.:)\s]|$)", stripped):
+        return match[1]
+    matches = re.findall(r"answer\s*(?:is|:)?\s*\(?([A-J])\b", stripped, flags=re.IGNORECASE)
+    return matches[-1].upper() if matches else None
+
+
+def _accepted(reference: Reference) -> list[str]:
+    if isinstance(reference, dict):
+        raise MetricError("this metric compares texts; the reference is an object (reasoning_gym:NAME reads those)")
+    return reference if isinstance(reference, list) else [reference]
+
+
+@dataclass(frozen=True)
+class PairMetric:
+    """A metric that scores one answer against one accepted reference at a time; the best accepted reference counts."""
+
+    score: Callable[[str, str], float]
+
+    def compute(self, *, predictions: Sequence[str], references: Sequence[Reference]) -> list[float]:
+        return [max(self.score(p, r) for r in _accepted(reference)) for p, reference in zip(predictions, references, strict=True)]
+
+
+def exact_match(prediction: str, reference: str) -> float:
+    """1 when equal after `normalise`."""
+    return float(normalise(prediction) == normalise(reference))
+
+
+def numeric_match(prediction: str, reference: str) -> float:
+    """1 when the last number of the answer equals the reference's to 1e-6 relative; "112" does not contain "12"."""
+    found, wanted = numbers_in(prediction), numbers_in(reference)
+    if not wanted:
+        raise MetricError(f"numeric_match: no number in the reference {reference!r}")
+    return float(bool(found) and abs(found[-1] - wanted[-1]) <= 1e-6 * max(1.0, abs(wanted[-1])))
+
+
+FILLER = re.compile(r"^(?:(?:also|known as|called|named|located|situated|found|part|in|on|as|the|a|an|country|continent|city|of)\s+)+", re.IGNORECASE)
+
+
+def short_answer_in(text: str) -> str | None:
+    """The name or word that an answer gives, whether alone or in a sentence; None when there is none.
+
+    Of the first line's first sentence, what follows the last "is", "are", "was" or "called": a quoted string if there is one, else what
+    precedes a comma, without leading filler. More than four words are no short answer.
+    """
+    first_line = text.strip().partition("\n")[0]
+    sentence = re.split(r"(?<=[a-z)\"”])[.!;](?:\s|$)", first_line)[0].strip()
+    tail = re.split(r"\s(?:is|are|was|called)\s", sentence)[-1]
+    if quoted := re.findall(r"[\"“]([^\"“”]+?)[.,]?[\"”]", tail):
+        return quoted[-1]
+    found = FILLER.sub("", tail.partition(", ")[0]).strip(" .\"'*")
+    return found if 0 < len(found.split()) <= 4 else None
+
+
+def short_answer(prediction: str, reference: str) -> float:
+    """1 when the short answer given equals the reference after `normalise`; no answer found scores 0."""
+    found = short_answer_in(prediction)
+    return 0.0 if found is None else exact_match(found, reference)
+
+
+def multiple_choice(prediction: str, reference: str) -> float:
+    """1 when the letter chosen is the reference's."""
+    return float(choice_in(prediction) == reference.strip().upper())
+
+
+def rouge_l(prediction: str, reference: str) -> float:
+    """ROUGE-L F1 with stemming (package rouge-score)."""
+    return _rouge_scorer().score(reference, prediction)["rougeL"].fmeasure
+
+
+@functools.cache
+def _rouge_scorer() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"], use_stemmer=True)
+
+
+class BertScore:
+    """BERTScore F1 (paper's P(y)) with any encoder, through package bert-score; `bertscore:MODEL:LAYERS`.
+
+    Without a model: bert-base-multilingual-cased, layer 9, no rescaling, as in the authors' code. Scores below 0 count as 0.
+    """
+
+    def __init__(self, model: str = "bert-base-multilingual-cased", num_layers: int = 9):
+        self.model, self.num_layers = model, num_layers
+        self._scorer: Any = None
+
+    def compute(self, *, predictions: Sequence[str], references: Sequence[Reference]) -> list[float]:
+        from bert_score import BERTScorer
+
+        if self._scorer is None:
+            self._scorer = BERTScorer(model_type=self.model, num_layers=self.num_layers)
+        accepted = [_accepted(reference) for reference in references]
+        _, _, f1 = self._scorer.score(list(predictions), accepted)
+        return [min(1.0, max(0.0, value)) for value in f1.tolist()]
+
+
+@dataclass(frozen=True)
+class ReasoningGymMetric:
+    """reasoning-gym's own scorer of a data set; the reference is the generated entry, or its answer alone."""
+
+    name: str
+
+    def compute(self, *, predictions: Sequence[str], references: Sequence[Reference]) -> list[float]:
+        import reasoning_gym
+
+        try:
+            score = reasoning_gym.get_score_answer_fn(self.name)
+        except ValueError as error:
+            raise MetricError(f"reasoning_gym:{self.name}: {error}") from error
+        entries = [r if isinstance(r, dict) else {"answer": _accepted(r)[0], "metadata": {}} for r in references]
+        return [float(score(p, entry)) for p, entry in zip(predictions, entries, strict=True)]
+
+
+class EvaluateMetric:
+    """Any module of Hugging Face `evaluate`, by name. Needs the hub once, to fetch the module's code."""
+
+    def __init__(self, name: str):
+        import evaluate
+
+        self.name, _, self.output = name.partition("/")
+        try:
+            self._module = evaluate.load(self.name)
+        except (FileNotFoundError, ConnectionError, OSError) as error:
+            raise MetricError(f"evaluate:{self.name}: could not be fetched ({error}). Offline, use one of {', '.join(METRICS)}") from error
+
+    def compute(self, *, predictions: Sequence[str], references: Sequence[Reference]) -> list[float]:
+        out = []
+        for prediction, reference in zip(predictions, references, strict=True):  # modules average over what they get: one at a time
+            result = self._module.compute(predictions=[prediction], references=[_accepted(reference)[0]])
+            value = result[self.output or self.name]
+            out.append(float(value[0] if isinstance(value, list) else value))
+        return out
+
+
+METRICS: dict[str, Callable[[], Metric]] = {
+    "exact_match": lambda: PairMetric(exact_match),
+    "short_answer": lambda: PairMetric(short_answer),
+    "numeric_match": lambda: PairMetric(numeric_match),
+    "multiple_choice": lambda: PairMetric(multiple_choice),
+    "rouge_l": lambda: PairMetric(rouge_l),
+    "bertscore": BertScore,
+}
+
+
+@functools.cache
+def get_metric(name: str) -> Metric:
+    """The metric of that name. Raises MetricError naming the known ones."""
+    if name in METRICS:
+        return METRICS[name]()
+    kind, _, rest = name.partition(":")
+    if kind == "reasoning_gym" and rest:
+        return ReasoningGymMetric(rest)
+    if kind == "evaluate" and rest:
+        return EvaluateMetric(rest)
+    if kind == "bertscore" and rest:
+        model, _, layers = rest.rpartition(":")
+        if not model or not layers.isdigit():
+            raise MetricError(f"{name}: expected bertscore:MODEL:LAYERS")
+        return BertScore(model, int(layers))
+    if rest:
+        try:
+            return getattr(importlib.import_module(kind), rest)()
+        except (ImportError, AttributeError) as error:
+            raise MetricError(f"metric {name!r}: {error}") from error
+    raise MetricError(f"unknown metric {name!r}; known: {', '.join(METRICS)}, bertscore:MODEL:LAYERS, reasoning_gym:NAME, evaluate:NAME, package.module:name")
+
+
+def score_answers(questions: Sequence[Question], answers: Sequence[str]) -> list[float]:
+    """Quality in [0, 1] of each answer by its question's metric, one `compute` call per metric. Empty answers score 0."""
+    out = [0.0] * len(answers)
+    groups: dict[str, list[int]] = {}
+    for index, (question, answer) in enumerate(zip(questions, answers, strict=True)):
+        if answer.strip():
+            groups.setdefault(question.metric, []).append(index)
+    for name, rows in groups.items():
+        scores = get_metric(name).compute(predictions=[answers[i] for i in rows], references=[questions[i].reference for i in rows])
+        for row, score in zip(rows, scores, strict=True):
+            if not 0.0 <= score <= 1.0:
+                raise MetricError(f"{name}: score {score} of question {questions[row].id} is outside [0, 1]")
+            out[row] = score
+    return out
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What calls took, in every unit. Costs add up."""
+
+    params_b: float = 0.0  # billions of parameters
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    flops: float = 0.0  # 2 x parameters x tokens
+    latency_s: float = 0.0
+    usd: float | None = 0.0  # None: some call has no price
+
+    def __add__(self, other: Cost) -> Cost:
+        usd = None if self.usd is None or other.usd is None else self.usd + other.usd
+        sums = [getattr(self, name) + getattr(other, name) for name in ("params_b", "prompt_tokens", "completion_tokens", "flops", "latency_s")]
+        return Cost(*sums, usd=usd)
+
+    def in_unit(self, unit: CostUnit) -> float:
+        """Raw units: billions of parameters, 1e12 FLOPs, thousands of tokens, seconds, USD."""
+        if unit == "params":
+            return self.params_b
+        if unit == "flops":
+            return self.flops / 1e12
+        if unit == "tokens":
+            return (self.prompt_tokens + self.completion_tokens) / 1000
+        if unit == "latency":
+            return self.latency_s
+        if self.usd is None:
+            raise MetricError("a call without a price cannot be charged in usd")
+        return self.usd
+
+
+def call_cost(expert: ExpertConfig, prompt_tokens: int, completion_tokens: int, latency_s: float) -> Cost:
+    """Cost of one call. A stored answer is charged as if it had just been generated."""
+    tokens, usd = prompt_tokens + completion_tokens, None
+    if expert.usd_per_million_completion_tokens is not None:
+        prompt_price = expert.usd_per_million_prompt_tokens or 0.0
+        usd = (prompt_tokens * prompt_price + completion_tokens * expert.usd_per_million_completion_tokens) / 1e6
+    return Cost(expert.params_b, prompt_tokens, completion_tokens, 2 * expert.params_b * 1e9 * tokens, latency_s, usd)
+
+
+def charge(cost: Cost, reward: RewardConfig) -> float:
+    """C of the paper: raw units x cost_scale."""
+    return cost.in_unit(reward.cost) * reward.cost_scale
+
+
+def paper_reward(step_idx: int, quality: float, previous_quality: float, cost: float, *, is_satisfied: bool, is_last: bool, reward: RewardConfig) -> float:
+    """The paper's reward of one step (section 3; formula as retold, see README).
+
+    P_0 - alpha C_0 at t = 0, P_t + beta (P_t - P_{t-1}) - alpha C_t after; gamma_bonus more at P_t >= p0, less at T_max without.
+    """
+    gained = reward.beta * (quality - previous_quality) if step_idx > 0 else 0.0
+    bonus = reward.gamma_bonus if is_satisfied else (-reward.gamma_bonus if is_last else 0.0)
+    return quality + gained - reward.alpha * cost + bonus
+
+
+def final_reward(quality: float, previous_quality: float, cost: float, *, is_end: bool, reward: RewardConfig) -> float:
+    """Quality of the final answer once, minus alpha C at every step, plus potential-based shaping (Ng et al. 1999).
+
+    Phi is the quality of the current answer, 0 before the first and at the end, so the shaping sums to nothing over an episode.
+    # Deviation: the paper pays quality at every step, which rewards delaying success (README, deviations).
+    """
+    potential = 0.0 if is_end else quality
+    return (quality if is_end else 0.0) - reward.alpha * cost + reward.discount * potential - previous_quality

@@ -1,0 +1,156 @@
+"""Every answer ever generated, on disk: one SQLite file shared by runs and processes.
+
+Expert answers cost GPU-hours, so they are written batch by batch and never generated twice. The first write of a key wins, and a
+writer reads back what won, so two processes that race for a key go on with the same answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+from config import DERError
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS answers (
+    key BLOB PRIMARY KEY, expert TEXT NOT NULL, prompt TEXT NOT NULL, text TEXT NOT NULL, prompt_tokens INTEGER NOT NULL,
+    completion_tokens INTEGER NOT NULL, latency_s REAL NOT NULL, prompt_cut INTEGER NOT NULL, made_with TEXT NOT NULL
+) WITHOUT ROWID
+"""
+COLUMNS = "text, prompt_tokens, completion_tokens, latency_s, prompt_cut"
+LOOKUP_CHUNK = 500  # keys per SELECT; SQLite's limit on variables is far above
+
+
+class StoreError(DERError):
+    """A store that cannot be used; the message says how to go on."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an expert said to a prompt, and what it took."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    latency_s: float  # its share of the batch it was first generated in
+    prompt_cut: bool = False  # the prompt was longer than the model's context
+
+
+@dataclass(frozen=True)
+class StoredAnswer:
+    """An answer on its way into the store, with what it was made of."""
+
+    key: bytes
+    expert: str
+    prompt: str
+    answer: Answer
+
+
+def answer_key(identity: dict[str, Any], prompt: str, decoding: dict[str, Any]) -> bytes:
+    """128-bit key of an answer: expert identity, rendered prompt, decoding parameters. Same key, same answer."""
+    canonical = json.dumps([identity, prompt, decoding], sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).digest()[:16]
+
+
+class AnswerStore:
+    """Key-value store of answers.
+
+    WAL mode; where the file system cannot share memory (some network mounts) SQLite falls back to a rollback journal.
+    Raises StoreError when the file is damaged, locked for over a minute, or the disk is full.
+    """
+
+    def __init__(self, path: Path | str, made_with: dict[str, str] | None = None):
+        self.path = Path(path)
+        self.made_with = json.dumps(made_with or {}, sort_keys=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._db = sqlite3.connect(self.path, timeout=60.0, isolation_level=None)
+            mode = self._db.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+            # A power cut may lose the last transactions of a WAL under NORMAL, a killed process loses none.
+            self._db.execute(f"PRAGMA synchronous={'NORMAL' if mode == 'wal' else 'FULL'}")
+            self._db.execute(SCHEMA)
+        except sqlite3.Error as error:
+            raise self._explained(error) from error
+
+    def _explained(self, error: sqlite3.Error) -> StoreError:
+        if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
+            return StoreError(f"{self.path}: {error}. Free some space and run again: what was stored is safe.")
+        if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
+            return StoreError(f"{self.path}: {error}. Another process has held it for over a minute.")
+        return StoreError(
+            f"{self.path}: {error}. If the store is damaged, rescue what can be read with\n"
+            f"    python scripts/store.py rebuild {self.path}\nor move the file away to start an empty one."
+        )
+
+    def __len__(self) -> int:
+        return self._run("SELECT COUNT(*) FROM answers").fetchone()[0]
+
+    def _run(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
+        try:
+            return self._db.execute(sql, parameters)
+        except sqlite3.Error as error:
+            raise self._explained(error) from error
+
+    def get_many(self, keys: Iterable[bytes]) -> dict[bytes, Answer]:
+        """The stored answers among `keys`."""
+        wanted, out = list(dict.fromkeys(keys)), {}
+        for start in range(0, len(wanted), LOOKUP_CHUNK):
+            chunk = wanted[start : start + LOOKUP_CHUNK]
+            marks = ",".join("?" * len(chunk))
+            try:
+                rows = self._db.execute(f"SELECT key, {COLUMNS} FROM answers WHERE key IN ({marks})", chunk).fetchall()
+            except sqlite3.Error as error:
+                raise self._explained(error) from error
+            out.update({key: Answer(*values[:-1], prompt_cut=bool(values[-1])) for key, *values in rows})
+        return out
+
+    def put_many(self, answers: Sequence[StoredAnswer]) -> dict[bytes, Answer]:
+        """Store in one transaction and return what the store now holds: an earlier writer's answer where there was one."""
+        rows = [(a.key, a.expert, a.prompt, *astuple(a.answer), self.made_with) for a in answers]
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                self._db.executemany("INSERT OR IGNORE INTO answers VALUES (?,?,?,?,?,?,?,?,?)", rows)
+                self._db.execute("COMMIT")
+            except sqlite3.Error:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as error:
+            raise self._explained(error) from error
+        return self.get_many(a.key for a in answers)
+
+    def close(self) -> None:
+        self._db.close()
+
+
+def rebuild(path: Path) -> int:
+    """Copy every readable answer of a damaged store into a new one that takes its place; the old file is kept as `.damaged`.
+
+    Returns the number rescued. Rows are read one by one from both ends, so that a damaged page in the middle costs little.
+    """
+    fresh_path = path.with_suffix(".rebuilt")
+    fresh = sqlite3.connect(fresh_path)
+    fresh.execute(SCHEMA)
+    for direction in ("ASC", "DESC"):
+        damaged = sqlite3.connect(path)
+        try:
+            for row in damaged.execute(f"SELECT * FROM answers ORDER BY key {direction}"):
+                fresh.execute("INSERT OR IGNORE INTO answers VALUES (?,?,?,?,?,?,?,?,?)", row)
+        except sqlite3.DatabaseError as error:
+            print(f"{path}: reading stopped at a damaged page ({error})")
+        finally:
+            damaged.close()
+    fresh.commit()
+    count = fresh.execute("SELECT COUNT(*) FROM answers").fetchone()[0]
+    fresh.close()
+    path.rename(path.with_name(path.name + ".damaged"))
+    for leftover in ("-wal", "-shm"):
+        path.with_name(path.name + leftover).unlink(missing_ok=True)
+    fresh_path.rename(path)
+    return count

@@ -1,0 +1,193 @@
+"""The expert pool: many LLMs behind one call.
+
+    pool = build_pool(config)
+    answers = pool.answer([Request(expert_idx=0, question="2 + 2?"), Request(1, "2 + 2?", previous_answer="5")])
+
+`answer` takes the steps of all environments at once: it looks up the store, drops duplicates, groups by expert, lets each expert
+generate in batches and writes back. Nothing else in the project asks an LLM.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from answer_store import Answer, AnswerStore, StoredAnswer, answer_key
+from config import Config, ConfigError, DERError, ExpertConfig
+from hf_expert import HFExpert
+from reward import Cost, call_cost
+
+
+class BudgetError(DERError):
+    """The run has generated as many answers as it was allowed to."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call: which expert, which question, and the answer it is handed (None: the first call)."""
+
+    expert_idx: int
+    question: str
+    previous_answer: str | None = None
+
+
+class Expert(Protocol):
+    """What the pool asks of an expert kind."""
+
+    config: ExpertConfig
+
+    def identity(self) -> dict[str, Any]: ...
+    def decoding(self) -> dict[str, Any]: ...
+    def render(self, question: str, previous_answer: str | None, ktp: str) -> str: ...
+    def answer(self, prompts: Sequence[str]) -> Iterator[list[tuple[int, Answer]]]: ...
+    def load(self) -> None: ...
+    def unload(self) -> None: ...
+
+    @property
+    def memory_gb(self) -> float: ...
+
+
+@dataclass
+class PoolStats:
+    """Counters since the pool was made."""
+
+    requests: int = 0
+    hits: int = 0  # answered from the store
+    generated: int = 0
+    loads: int = 0
+    cut_prompts: int = 0
+    empty_answers: int = 0
+    answer_s: float = 0.0  # wall seconds inside answer()
+
+    @property
+    def hit_rate(self) -> float:
+        return self.hits / self.requests if self.requests else 0.0
+
+
+class ExpertPool:
+    """Experts and their store.
+
+    `max_calls` bounds what the pool may generate (stored answers are free); `memory_gb` bounds the loaded weights, the least
+    recently used expert leaving first.
+    """
+
+    def __init__(self, experts: Sequence[Expert], store: AnswerStore, *, ktp: str = "paper-v1", memory_gb: float | None = None, max_calls: int | None = None):
+        self.experts, self.store, self.ktp = list(experts), store, ktp
+        self.memory_gb, self.max_calls = memory_gb, max_calls
+        self.stats = PoolStats()
+        self._loaded: dict[int, None] = {}  # in order of use
+
+    def __len__(self) -> int:
+        return len(self.experts)
+
+    @property
+    def names(self) -> list[str]:
+        return [expert.config.name for expert in self.experts]
+
+    @property
+    def total_params_b(self) -> float:
+        return sum(expert.config.params_b for expert in self.experts)
+
+    @functools.cached_property
+    def identities(self) -> list[dict[str, Any]]:
+        return [expert.identity() for expert in self.experts]
+
+    def fingerprint(self) -> list[dict[str, Any]]:
+        """What an agent trained on this pool depends on: names, weights and costs of the experts in order."""
+        return [{"name": e.config.name, "params_b": e.config.params_b, "identity": i, "decoding": e.decoding()} for e, i in zip(self.experts, self.identities, strict=True)]
+
+    def render(self, request: Request) -> str:
+        return self.experts[request.expert_idx].render(request.question, request.previous_answer, self.ktp)
+
+    def key(self, expert_idx: int, prompt: str) -> bytes:
+        return answer_key(self.identities[expert_idx], prompt, self.experts[expert_idx].decoding())
+
+    def cost(self, expert_idx: int, answer: Answer) -> Cost:
+        return call_cost(self.experts[expert_idx].config, answer.prompt_tokens, answer.completion_tokens, answer.latency_s)
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        """One answer per request, in order. Every generated batch is in the store before the next begins.
+
+        Raises BudgetError before generating when `max_calls` would be exceeded, ExpertError and StoreError as they come.
+        """
+        start = time.perf_counter()
+        prompts = [self.render(request) for request in requests]
+        keys = [self.key(request.expert_idx, prompt) for request, prompt in zip(requests, prompts, strict=True)]
+        found = self.store.get_many(keys)
+        missing: dict[int, dict[bytes, str]] = {}
+        for request, prompt, key in zip(requests, prompts, keys, strict=True):
+            if key not in found:
+                missing.setdefault(request.expert_idx, {})[key] = prompt
+        self._check_budget(sum(map(len, missing.values())))
+        self.stats.hits += sum(key in found for key in keys)
+        for expert_idx in sorted(missing, key=lambda idx: (idx not in self._loaded, idx)):  # loaded experts first: each loads at most once
+            found |= self._generate(expert_idx, missing[expert_idx])
+        answers = [found[key] for key in keys]
+        self.stats.requests += len(requests)
+        self.stats.cut_prompts += sum(answer.prompt_cut for answer in answers)
+        self.stats.empty_answers += sum(not answer.text.strip() for answer in answers)
+        self.stats.answer_s += time.perf_counter() - start
+        return answers
+
+    def _check_budget(self, num_new: int) -> None:
+        if self.max_calls is not None and self.stats.generated + num_new > self.max_calls:
+            raise BudgetError(
+                f"train.max_expert_calls = {self.max_calls}: {self.stats.generated} answers generated, {num_new} more needed. "
+                "Everything generated is stored; raise the limit and continue with --resume."
+            )
+
+    def _generate(self, expert_idx: int, prompts: dict[bytes, str]) -> dict[bytes, Answer]:
+        """Generate and store, batch by batch; what the store kept is what counts."""
+        expert, keys, kept = self.experts[expert_idx], list(prompts), {}
+        self._make_room(expert_idx)
+        for batch in expert.answer(list(prompts.values())):
+            rows = [StoredAnswer(keys[index], expert.config.name, prompts[keys[index]], answer) for index, answer in batch]
+            kept |= self.store.put_many(rows)
+            self.stats.generated += len(rows)
+        return kept
+
+    def _make_room(self, expert_idx: int) -> None:
+        """Load an expert, after evicting others where the memory limit asks for it."""
+        expert = self.experts[expert_idx]
+        if expert_idx in self._loaded:
+            self._loaded.pop(expert_idx)
+        else:
+            while self.memory_gb is not None and self._loaded and self._used_gb() + expert.memory_gb > self.memory_gb:
+                oldest = next(iter(self._loaded))
+                self.experts[oldest].unload()
+                self._loaded.pop(oldest)
+            expert.load()
+            self.stats.loads += 1
+        self._loaded[expert_idx] = None
+
+    def _used_gb(self) -> float:
+        return sum(self.experts[idx].memory_gb for idx in self._loaded)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions that stand beside each stored answer and in a run's environment.json."""
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers", "tianshou", "numpy")}}
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is cuda, then mps, then cpu. Raises ConfigError for a device this machine does not have."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    device = torch.device(name)
+    if (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()) or (device.type == "mps" and not torch.backends.mps.is_available()):
+        raise ConfigError(f"device {name}: not available here (CUDA devices: {torch.cuda.device_count()})")
+    return device
+
+
+def build_pool(config: Config) -> ExpertPool:
+    """The pool of a configuration. No weights are loaded yet."""
+    device, pool = pick_device(config.device), config.pool
+    experts = [HFExpert(e, device, max_batch_tokens=pool.max_batch_tokens, max_batch_size=pool.max_batch_size) for e in pool.experts]
+    return ExpertPool(experts, AnswerStore(pool.store, library_versions()), ktp=config.env.ktp, memory_gb=pool.memory_gb, max_calls=config.train.max_expert_calls)

@@ -1,0 +1,261 @@
+"""Expert kind `hf`: a Hugging Face causal or sequence-to-sequence model run in this process."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
+
+from answer_store import Answer
+from config import DERError, ExpertConfig
+from prompts import PromptFormat, cut_middle, read_few_shot
+
+LOCAL_MODELS = Path("models")  # where scripts/get_small_llms.py puts models, by the last part of their hub id
+CHUNK_BYTES = 1 << 20
+
+
+class ExpertError(DERError):
+    """An expert that cannot be loaded or asked; the message names it and says what to do."""
+
+
+def resolve_source(source: str) -> str:
+    """A local folder if there is one (as given, or under `models/`), else the hub id."""
+    for folder in (Path(source), LOCAL_MODELS / Path(source).name):
+        if folder.is_dir():
+            return str(folder)
+    return source
+
+
+@functools.cache
+def weights_fingerprint(folder: str) -> str:
+    """Hash of a model folder: its small files whole; of each weight file the size and a MiB from its start, middle and end.
+
+    Reading all of a 14 GB model would take longer than loading it; retrained or requantised weights differ everywhere.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).iterdir()):
+        size = path.stat().st_size
+        if path.suffix not in (".json", ".safetensors", ".bin", ".gguf", ".txt", ".model", ".jinja") or path.name == "PROVENANCE.json":
+            continue
+        digest.update(f"{path.name}:{size}".encode())
+        with path.open("rb") as file:
+            for start in sorted({0, max(0, size // 2), max(0, size - CHUNK_BYTES)}):
+                file.seek(start)
+                digest.update(file.read(CHUNK_BYTES))
+    return digest.hexdigest()[:16]
+
+
+class SeededSampling(LogitsProcessor):
+    """Turns greedy decoding into sampling that depends on the prompt alone, not on the batch it travels in.
+
+    The arg-max of log-probability / temperature + Gumbel noise is a sample from the softmax; each row draws its own noise.
+    """
+
+    def __init__(self, temperature: float, top_p: float, seeds: list[int]):
+        self.temperature = temperature
+        self.warper = TopPLogitsWarper(top_p) if top_p < 1.0 else None
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        scores = scores.float() / self.temperature  # (B, V)
+        if self.warper is not None:
+            scores = self.warper(input_ids, scores)
+        noise = torch.stack([torch.rand(scores.shape[1], generator=g) for g in self.generators]).to(scores.device)  # (B, V)
+        return scores - torch.log(-torch.log(noise.clamp(1e-20, 1 - 1e-7)))
+
+
+class HFExpert:
+    """One local model. Cheap to create: tokenizer and weights are loaded when first needed."""
+
+    def __init__(self, config: ExpertConfig, device: torch.device, *, max_batch_tokens: int = 16384, max_batch_size: int = 128):
+        self.config, self.device = config, device
+        self.max_batch_tokens, self.max_batch_size = max_batch_tokens, max_batch_size
+        self.source = resolve_source(config.source)
+        examples = read_few_shot(Path(config.few_shot)) if config.few_shot else ()
+        self.prompt_format = PromptFormat(config.prompt_format, config.system_prompt, examples)
+        self.model: Any = None
+        self.num_generate_calls = 0
+        self.generate_s = 0.0
+
+    def identity(self) -> dict[str, Any]:
+        """What makes this expert's answers its own: weights, precision, prompt format."""
+        is_local = Path(self.source).is_dir()
+        weights = weights_fingerprint(self.source) if is_local else f"{self.source}@{self.config.revision or self._hub_commit()}"
+        return {
+            "kind": "hf",
+            "weights": weights,
+            "gguf": self.config.gguf_file,
+            "dtype": self.config.dtype,
+            "format": self.prompt_format.identity(),
+            "stop": list(self.config.stop),
+        }
+
+    def decoding(self) -> dict[str, Any]:
+        return self.config.decoding.model_dump()
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        tokenizer = self._from_pretrained(AutoTokenizer)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.padding_side = "right" if self.model_config.is_encoder_decoder else "left"
+        return tokenizer
+
+    @functools.cached_property
+    def model_config(self) -> Any:
+        return self._from_pretrained(AutoConfig)
+
+    def _hub_commit(self) -> str:
+        return getattr(self.model_config, "_commit_hash", None) or "unpinned"
+
+    def _from_pretrained(self, auto_class: Any, **kwargs: Any) -> Any:
+        if self.config.gguf_file:
+            kwargs["gguf_file"] = self.config.gguf_file
+        try:
+            return auto_class.from_pretrained(self.source, revision=self.config.revision or "main", trust_remote_code=self.config.trust_remote_code, **kwargs)
+        except (OSError, ValueError, json.JSONDecodeError) as error:
+            hint = (
+                "the folder exists, so a file in it is missing or broken"
+                if Path(self.source).is_dir()
+                else "there is no such folder, and the hub has no such model or cannot be reached"
+            )
+            raise ExpertError(f"expert {self.config.name}: cannot load {self.config.source!r}: {hint}.\n    {str(error).splitlines()[0]}") from error
+
+    def render(self, question: str, previous_answer: str | None, ktp: str) -> str:
+        """The prompt text as this expert wants it."""
+        template = self.tokenizer.apply_chat_template if self.config.prompt_format == "chat" and self.tokenizer.chat_template else None
+        return self.prompt_format.render(question, previous_answer, ktp, template)
+
+    @property
+    def memory_gb(self) -> float:
+        """Estimated memory of the loaded weights."""
+        bytes_per_parameter = 4 if self.config.dtype == "float32" else 2
+        return self.config.params_b * bytes_per_parameter
+
+    def load(self) -> None:
+        """Load the weights. Raises ExpertError."""
+        if self.model is not None:
+            return
+        auto_class = AutoModelForSeq2SeqLM if self.model_config.is_encoder_decoder else AutoModelForCausalLM
+        dtype = self.config.dtype if self.config.dtype == "auto" else getattr(torch, self.config.dtype)
+        model = self._from_pretrained(auto_class, dtype=dtype, device_map=self.config.device_map)
+        self.model = (model if self.config.device_map else model.to(self.device)).eval()
+
+    def unload(self) -> None:
+        """Free the weights' memory."""
+        self.model = None
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that fit, prompt and answer together (prompt alone for encoder-decoders); None where there is no fixed limit."""
+        limits = [getattr(self.model_config.get_text_config(), name, None) for name in ("max_position_embeddings", "n_positions")]
+        limit = next((value for value in limits if value), None)
+        return None if limit is None and self.tokenizer.model_max_length > 10**6 else limit or self.tokenizer.model_max_length
+
+    def _encode(self, prompts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
+        """Token ids of each prompt, and whether it was cut: a prompt too long for the context loses its middle."""
+        ids = self.tokenizer(list(prompts), add_special_tokens=self.config.prompt_format != "chat")["input_ids"]
+        if self.context is None:
+            return ids, [False] * len(ids)
+        room = self.context - (0 if self.model_config.is_encoder_decoder else self.config.decoding.max_new_tokens)
+        if room < 2:
+            raise ExpertError(f"expert {self.config.name}: max_new_tokens {self.config.decoding.max_new_tokens} leaves no room in its context of {self.context} tokens")
+        return [cut_middle(row, room) for row in ids], [len(row) > room for row in ids]
+
+    def _batches(self, lengths: list[int]) -> Iterator[list[int]]:
+        """Row numbers in batches of similar length under the token budget, longest first (an out-of-memory shows at once)."""
+        order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+        while order:
+            width = lengths[order[0]] + self.config.decoding.max_new_tokens
+            size = max(1, min(self.max_batch_size, self.max_batch_tokens // width))
+            yield order[:size]
+            order = order[size:]
+
+    def answer(self, prompts: Sequence[str]) -> Iterator[list[tuple[int, Answer]]]:
+        """Answers to rendered prompts, batch by batch, as (index, answer) lists. Loads the model if needed."""
+        self.load()
+        ids, cut = self._encode(prompts)
+        for rows in self._batches([len(row) for row in ids]):
+            yield from self._generate(rows, [ids[row] for row in rows], [prompts[row] for row in rows], cut)
+
+    def _generate(self, rows: list[int], ids: list[list[int]], prompts: list[str], cut: list[bool]) -> Iterator[list[tuple[int, Answer]]]:
+        """One generate call; on CUDA out-of-memory, two of half the size."""
+        try:
+            texts, lengths, seconds = self._generate_batch(ids, prompts)
+        except torch.cuda.OutOfMemoryError as error:
+            if len(rows) == 1:
+                raise ExpertError(f"expert {self.config.name}: a single prompt of {len(ids[0])} tokens does not fit the GPU's memory") from error
+            halves = None
+        else:
+            halves = [(row, Answer(text, len(i), n, seconds / len(rows), cut[row])) for row, i, text, n in zip(rows, ids, texts, lengths, strict=True)]
+        if halves is not None:
+            yield halves
+            return
+        torch.cuda.empty_cache()
+        middle = len(rows) // 2
+        yield from self._generate(rows[:middle], ids[:middle], prompts[:middle], cut)
+        yield from self._generate(rows[middle:], ids[middle:], prompts[middle:], cut)
+
+    @torch.inference_mode()
+    def _generate_batch(self, ids: list[list[int]], prompts: list[str]) -> tuple[list[str], list[int], float]:
+        """Texts, completion lengths in tokens and wall seconds of one batch."""
+        decoding, start = self.config.decoding, time.perf_counter()
+        inputs = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.model.device)  # (B, T)
+        extra: dict[str, Any] = {"eos_token_id": sorted(self._end_ids - {self.tokenizer.pad_token_id}) or None}
+        if decoding.temperature > 0:
+            seeds = [int.from_bytes(hashlib.sha256(f"{decoding.seed}:{prompt}".encode()).digest()[:8], "big") >> 1 for prompt in prompts]
+            extra["logits_processor"] = LogitsProcessorList([SeededSampling(decoding.temperature, decoding.top_p, seeds)])
+        output = self.model.generate(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            max_new_tokens=decoding.max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=self.tokenizer.pad_token_id,
+            **extra,
+        )
+        new = output[:, 1:] if self.model_config.is_encoder_decoder else output[:, inputs["input_ids"].shape[1] :]  # (B, N)
+        completions = [_until_end(row, self._end_ids) for row in new.tolist()]
+        texts = self.tokenizer.batch_decode(completions, skip_special_tokens=True)
+        seconds = time.perf_counter() - start
+        self.num_generate_calls += 1
+        self.generate_s += seconds
+        return [self._before_stop(text) for text in texts], [len(row) for row in completions], seconds
+
+    @functools.cached_property
+    def _end_ids(self) -> set[int]:
+        """Tokens that end a completion: the model's own, padding, and every token that holds a stop string.
+
+        A stop string that spans tokens ends the text all the same, only not the generation.
+        """
+        ends = self.model.generation_config.eos_token_id
+        own = {self.tokenizer.pad_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+        if not self.config.stop:
+            return own
+        pieces = self.tokenizer.batch_decode([[token] for token in range(len(self.tokenizer))])
+        return own | {token for token, piece in enumerate(pieces) if any(stop in piece for stop in self.config.stop)}
+
+    def _before_stop(self, text: str) -> str:
+        text = text.strip()
+        for stop in self.config.stop:
+            text = text.partition(stop)[0]
+        return text.strip()
+
+
+def _until_end(ids: list[int], ends: set[int]) -> list[int]:
+    """A completion up to and including its first end token."""
+    for index, token in enumerate(ids):
+        if token in ends:
+            return ids[: index + 1]
+    return ids

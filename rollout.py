@@ -1,0 +1,104 @@
+"""Play a list of questions once each with any policy.
+
+One loop for validation, evaluation, `ask` and every baseline. It never touches a reference: qualities are filled in afterwards by
+`score_routes`, from questions that still hold theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from config import RewardConfig
+from der_env import Episode, Judge, Judgement, step_episodes
+from experts import ExpertPool
+from questions import Question
+from reward import charge, score_answers
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A policy's choice in one state. `expert_idx` None ends the route; value and entropy are logged where a policy has them."""
+
+    expert_idx: int | None
+    value: float | None = None
+    entropy: float | None = None
+
+
+class Policy(Protocol):
+    """Chooses the next expert for each of several episodes (sealed questions, routes so far)."""
+
+    def act(self, episodes: Sequence[Episode]) -> list[Decision]: ...
+
+
+class NeverSatisfied:
+    """A judge for policies that decide themselves when to stop, and for routes that must run to T_max."""
+
+    def judge(self, episodes: Sequence[Episode], expert_idxs: Sequence[int], answers: Sequence[str]) -> list[Judgement]:
+        del expert_idxs, answers
+        return [Judgement(False)] * len(episodes)
+
+
+@dataclass
+class Route:
+    """A played question: the finished episode and the decisions that led there, one per step."""
+
+    episode: Episode
+    decisions: list[Decision]
+
+    @property
+    def quality(self) -> float:
+        """Quality of the final answer. Raises ValueError before `score_routes`."""
+        quality = self.episode.steps[-1].quality
+        if quality is None:
+            raise ValueError(f"route of question {self.episode.question.id} has not been scored")
+        return quality
+
+    def value_under(self, reward: RewardConfig) -> float:
+        """The return of every table: quality of the final answer minus alpha times the sum of C, undiscounted and unshaped."""
+        return self.quality - reward.alpha * charge(self.episode.cost, reward)
+
+    def cut(self, num_steps: int) -> Route:
+        """The route as it would have been had it ended after `num_steps` calls."""
+        episode = replace(self.episode, steps=self.episode.steps[:num_steps])
+        return Route(episode, self.decisions[:num_steps])
+
+
+def play(
+    questions: Sequence[Question], policy: Policy, pool: ExpertPool, judge: Judge, t_max: int, *, width: int = 256, on_progress: Callable[[int], None] | None = None
+) -> list[Route]:
+    """Play each question exactly once, `width` at a time, in order of the list. Deterministic if policy and experts are.
+
+    A policy must ask at least one expert per question (ValueError otherwise).
+    """
+    routes = [Route(Episode(question.sealed(), t_max), []) for question in questions]
+    waiting, active = list(routes)[::-1], []
+    while waiting or active:
+        while waiting and len(active) < width:
+            active.append(waiting.pop())
+        decisions = policy.act([route.episode for route in active])
+        moving = []
+        for route, decision in zip(active, decisions, strict=True):
+            if decision.expert_idx is not None:
+                route.decisions.append(decision)
+                moving.append(route)
+            elif not route.episode.steps:
+                raise ValueError(f"{type(policy).__name__} stopped before the first call")
+            else:
+                route.episode.stop_reason = "satisfied"
+        if moving:
+            step_episodes([r.episode for r in moving], [r.decisions[-1].expert_idx for r in moving], pool, judge)
+        still = [route for route in active if not route.episode.is_over]
+        if on_progress is not None:
+            on_progress(len(active) - len(still))
+        active = still
+    return routes
+
+
+def score_routes(routes: Sequence[Route], questions: Sequence[Question]) -> None:
+    """Fill in the quality of every step, in place, from questions that hold their references (same order as the routes)."""
+    pairs = [(question, step) for route, question in zip(routes, questions, strict=True) for step in route.episode.steps]
+    scores = iter(score_answers([question for question, _ in pairs], [step.answer.text for _, step in pairs]))
+    for route in routes:
+        route.episode.steps = [replace(step, quality=next(scores)) for step in route.episode.steps]

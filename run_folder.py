@@ -1,0 +1,142 @@
+"""A run on disk: `runs/NAME/`, its lock, its checkpoints, its metrics.
+
+config.yaml  environment.json  metrics.jsonl  tb/  checkpoints/last.pt, best.pt  agent/  terminator/  routes.jsonl  report/
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import random
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from config import Config, DERError, dump_config
+from experts import ExpertPool, library_versions
+
+
+class RunError(DERError):
+    """A run folder that cannot be used; the message says why."""
+
+
+def newest_run(root: Path = Path("runs")) -> Path:
+    """The run folder written to last. Raises RunError when there is none."""
+    runs = sorted(root.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
+    if not runs:
+        raise RunError(f"no runs in {root}/: train one with python train_ppo_multi.py")
+    return runs[-1].parent
+
+
+def run_name(config: Config, config_path: Path) -> str:
+    return config.name or f"{config_path.stem}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+class RunFolder:
+    """Creates or reopens a run folder and holds its lock until the process ends."""
+
+    def __init__(self, path: Path, *, resume: bool):
+        self.path = path
+        if (path / "config.yaml").exists() and not resume:
+            raise RunError(f"{path} already holds a run: continue it with --resume {path}, or choose another --name")
+        if resume and not (path / "config.yaml").exists():
+            raise RunError(f"{path}: no run to resume (config.yaml is missing)")
+        (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        self._lock = (path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunError(f"{path}: another process is training this run") from error
+
+    def describe(self, config: Config, pool: ExpertPool, device: torch.device) -> None:
+        """Write config.yaml and environment.json."""
+        about = {
+            "versions": library_versions(),
+            "git_commit": _git_commit(),
+            "seed": config.seed,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+            "threads": torch.get_num_threads(),
+            "pool": pool.fingerprint(),
+        }
+        write_atomically(self.path / "environment.json", json.dumps(about, indent=2).encode())
+        write_atomically(self.path / "config.yaml", dump_config(config).encode())
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def cut_metrics(self, epoch: int) -> None:
+        """Forget what a killed run logged after its last checkpoint."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = []
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:  # the line being written when the process was killed
+                break
+            if record["epoch"] <= epoch:
+                kept.append(line)
+        write_atomically(path, "".join(line + "\n" for line in kept).encode())
+
+    def save_checkpoint(self, state: dict[str, Any], *, is_best: bool) -> None:
+        """Write last.pt, and best.pt as a copy, so that a crash at any moment leaves a whole file. Raises RunError on a full disk."""
+        last, best = self.path / "checkpoints" / "last.pt", self.path / "checkpoints" / "best.pt"
+        partial = last.with_suffix(".partial")
+        try:
+            with partial.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(last)
+            if is_best:
+                shutil.copyfile(last, partial)
+                partial.replace(best)
+        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+            partial.unlink(missing_ok=True)
+            raise RunError(f"{last}: could not be saved ({error}). The previous checkpoint is whole; free some space and use --resume {self.path}") from error
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The state of last.pt; None before the first."""
+        path = self.path / "checkpoints" / "last.pt"
+        # Not weights_only: the random states of numpy and Python are in it. It is the user's own file, never a download.
+        return torch.load(path, map_location="cpu", weights_only=False) if path.exists() else None
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace a file in one step."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(data)
+    partial.replace(path)
+
+
+def _git_commit() -> str | None:
+    result = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+    return result.stdout.strip() or None
+
+
+def seed_everything(seed: int) -> None:
+    """Python, numpy and torch. The environments' question sampler has its own stream."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def random_state() -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])

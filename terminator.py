@@ -1,0 +1,148 @@
+"""The Terminator: is this answer good enough to stop, judged without a reference?
+
+A small network over the agent's features of (question, answer), the expert that answered and the number of calls made. It learns
+from the states and qualities that training met anyway, so it costs no expert call. Its threshold is chosen on the validation split.
+# Deviation: the paper trains a classifier for this but does not describe it; ours is described here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from agent import Agent
+from config import RewardConfig, TerminatorConfig
+from der_env import Episode, Judgement
+from rollout import Route
+
+NEVER = 2.0  # a threshold no probability reaches
+FIT_BATCH = 256
+
+
+class TerminatorData:
+    """Distinct judged states: observation row after the call, expert that answered, whether the quality reached p0."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[bytes, int], tuple[np.ndarray, int, bool]] = {}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def add(self, rows: np.ndarray, expert_idxs: Sequence[int], is_good: Sequence[bool]) -> None:
+        for row, expert_idx, good in zip(rows, expert_idxs, is_good, strict=True):
+            self.rows.setdefault((row.tobytes(), int(expert_idx)), (row.copy(), int(expert_idx), bool(good)))
+
+    def arrays(self, newest: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows (N, L), expert indices (N,) and labels (N,) of the newest N states."""
+        rows, experts, good = zip(*list(self.rows.values())[-newest:], strict=True)
+        return np.stack(rows), np.array(experts), np.array(good, dtype=np.float32)
+
+    def state(self) -> dict[str, np.ndarray]:
+        if not self.rows:
+            return {}
+        return dict(zip(("rows", "experts", "good"), self.arrays(len(self.rows)), strict=True))
+
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
+        self.rows.clear()
+        if state:
+            self.add(state["rows"], state["experts"].tolist(), state["good"].astype(bool).tolist())
+
+
+class Terminator(nn.Module):
+    """Features (B, D), expert (B,), calls left (B,) -> logit that quality >= p0."""
+
+    def __init__(self, width: int, num_experts: int, t_max: int, hidden_size: int):
+        super().__init__()
+        self.num_experts, self.t_max = num_experts, t_max
+        self.net = nn.Sequential(nn.Linear(width + num_experts + t_max, hidden_size), nn.ReLU(), nn.Linear(hidden_size, 1))
+        self.threshold = NEVER
+
+    def forward(self, features: torch.Tensor, expert_idxs: torch.Tensor, calls_left: torch.Tensor) -> torch.Tensor:
+        known = [nn.functional.one_hot(expert_idxs, self.num_experts), nn.functional.one_hot(calls_left.clamp(0, self.t_max - 1), self.t_max)]
+        return self.net(torch.cat([features, *known], dim=1).float())[:, 0]
+
+    def fit(self, agent: Agent, data: TerminatorData, config: TerminatorConfig, seed: int) -> float:
+        """Train from scratch on the data with binary cross-entropy; returns the last loss. Leaves the global random state alone."""
+        rows, experts, good = data.arrays(config.max_states)
+        features = agent.row_features(rows)
+        inputs = features, torch.from_numpy(experts).to(features.device), torch.from_numpy(rows[:, 0].astype(np.int64)).to(features.device)
+        labels = torch.from_numpy(good).to(features.device)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for layer in (self.net[0], self.net[2]):
+                bound = layer.in_features**-0.5
+                layer.weight.copy_(torch.empty(layer.weight.shape).uniform_(-bound, bound, generator=generator))
+                layer.bias.zero_()
+        optimizer = torch.optim.AdamW(self.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        for _ in range(config.steps):
+            batch = torch.randint(len(labels), (min(FIT_BATCH, len(labels)),), generator=generator).to(features.device)
+            loss = nn.functional.binary_cross_entropy_with_logits(self(*(x[batch] for x in inputs)), labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return loss.item()
+
+    @torch.no_grad()
+    def probabilities(self, agent: Agent, rows: np.ndarray, expert_idxs: Sequence[int]) -> np.ndarray:
+        """P(quality >= p0) for observation rows taken after a call."""
+        features = agent.row_features(rows)
+        left = torch.from_numpy(rows[:, 0].astype(np.int64)).to(features.device)
+        return torch.sigmoid(self(features, torch.as_tensor(expert_idxs, device=features.device), left)).cpu().numpy()
+
+
+class TerminatorJudge:
+    """Ends a route when the stop probability reaches the threshold. Holds no reference."""
+
+    def __init__(self, agent: Agent, terminator: Terminator, threshold: float | None = None):
+        self.agent, self.terminator = agent, terminator
+        self.threshold = terminator.threshold if threshold is None else threshold
+
+    def judge(self, episodes: Sequence[Episode], expert_idxs: Sequence[int], answers: Sequence[str]) -> list[Judgement]:
+        # The state after the call: the agent will read the same text if the route goes on, so the encoder's work is shared.
+        rows = self.agent.state_tokenizer.encode([e.question.text for e in episodes], answers, [e.calls_left - 1 for e in episodes])
+        return [Judgement(bool(p >= self.threshold), p_stop=float(p)) for p in self.terminator.probabilities(self.agent, rows, expert_idxs)]
+
+
+def cut_at(route: Route, threshold: float) -> Route:
+    """The route as the Terminator would have ended it at this threshold."""
+    for number, step in enumerate(route.episode.steps, start=1):
+        if step.p_stop is not None and step.p_stop >= threshold:
+            return route.cut(number)
+    return route
+
+
+def choose_threshold(routes: Sequence[Route], reward: RewardConfig, most: float) -> float:
+    """The threshold with the highest mean return on scored routes that were not ended below `most`.
+
+    Candidates are up to 200 quantiles of the stop probabilities seen, `most` at most. Of equal returns the higher threshold wins.
+    """
+    seen = np.array([step.p_stop for route in routes for step in route.episode.steps])
+    candidates = np.unique(np.append(np.quantile(seen, np.linspace(0, 1, 200)), most))
+    candidates = candidates[candidates <= most]
+    returns = [np.mean([cut_at(route, threshold).value_under(reward) for route in routes]) for threshold in candidates]
+    return float(candidates[len(returns) - 1 - int(np.argmax(returns[::-1]))])
+
+
+def save_terminator(terminator: Terminator, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(terminator.net.state_dict(), folder / "model.safetensors")
+    hidden = terminator.net[0].out_features
+    width = terminator.net[0].in_features - terminator.num_experts - terminator.t_max
+    spec = {"width": width, "num_experts": terminator.num_experts, "t_max": terminator.t_max, "hidden_size": hidden, "threshold": terminator.threshold}
+    (folder / "config.json").write_text(json.dumps(spec, indent=2))
+
+
+def load_terminator(folder: Path, device: torch.device) -> Terminator:
+    """The Terminator of a folder, threshold included."""
+    spec = json.loads((folder / "config.json").read_text())
+    threshold = spec.pop("threshold")
+    terminator = Terminator(**spec)
+    terminator.net.load_state_dict(load_file(folder / "model.safetensors"))
+    terminator.threshold = threshold
+    return terminator.to(device)

@@ -1,0 +1,296 @@
+"""Train a DER-Agent and its Terminator.
+
+    python train_ppo_multi.py                                        # configs/quickstart.yaml: embedded pool, CPU, minutes
+    python train_ppo_multi.py --config configs/X.yaml --reward.alpha 0.05 --seed 1
+    python train_ppo_multi.py --resume runs/NAME                     # continue a killed run; the metrics come out the same
+    python train_ppo_multi.py --config configs/X.yaml --print_config
+
+Lands in runs/NAME/: config.yaml, environment.json, metrics.jsonl, tb/, checkpoints/, agent/, terminator/.
+Evaluate with python test_ppo_multi.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("NUMBA_DISABLE_JIT", "1")  # tianshou compiles three small functions for up to a minute and gains nothing here
+
+import numpy as np
+import torch
+from tianshou.data import Collector, VectorReplayBuffer
+from tianshou.utils.torch_utils import policy_within_training_step
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from agent import build_agent, save_agent
+from config import Config, ConfigError, dump_config, load_config, run_command
+from der_env import DEREnv, DERVectorEnv, Episode, OracleJudge, encode_states
+from experts import build_pool, pick_device
+from questions import load_splits
+from reward import charge
+from rollout import Route, play, score_routes
+from run_folder import RunFolder, random_state, restore_random_state, run_name, seed_everything
+from terminator import Terminator, TerminatorData, TerminatorJudge, choose_threshold, cut_at, save_terminator
+
+COLLAPSE_SHARE = 0.95  # of greedy first calls to one expert
+
+
+class Trainer:
+    """Everything that training touches, and its state on disk."""
+
+    def __init__(self, config: Config, folder: RunFolder):
+        self.config, self.folder = config, folder
+        self.device = pick_device(config.device)
+        self.splits = load_splits(config.data)
+        self.pool = build_pool(config)
+        seed_everything(config.seed)
+        self.agent = build_agent(config.agent, len(self.pool), config.env.t_max).to(self.device)
+        self.terminator = Terminator(self.agent.encoder.width, len(self.pool), config.env.t_max, config.terminator.hidden_size).to(self.device)
+        self.terminator_data = TerminatorData()
+        num_updates = config.train.epochs * config.train.updates_per_epoch
+        self.algorithm = self.agent.ppo(config.ppo, config.reward.discount, num_updates if config.train.lr_decay else None)
+        self.finished: list[Episode] = []  # since the last update
+        self.envs = self._make_envs()
+        self.collector = Collector(self.algorithm, self.envs, self._make_buffer())
+        self.epoch, self.update_idx, self.env_step, self.best_return = 0, 0, 0, -np.inf
+
+    def _make_envs(self) -> DERVectorEnv:
+        config, judge = self.config, OracleJudge(self.splits.train, self.config.env.p0)
+        num_envs = min(config.train.num_envs, config.train.episodes_per_update)
+        envs = [DEREnv(self.splits.train, self.pool, judge, self.agent.state_tokenizer, config.env, config.reward, self._on_step) for _ in range(num_envs)]
+        return DERVectorEnv(envs, np.random.default_rng([config.seed, 1]))
+
+    def _make_buffer(self) -> VectorReplayBuffer:
+        """Room for the most episodes one environment can play: an overfull sub-buffer would overwrite silently."""
+        num_envs = len(self.envs)
+        per_env = (self.config.train.episodes_per_update - num_envs + 1) * self.config.env.t_max
+        return VectorReplayBuffer(per_env * num_envs, num_envs)
+
+    def _on_step(self, episode: Episode) -> None:
+        """Remember what the Terminator learns from, and finished episodes for the log."""
+        step = episode.steps[-1]
+        if step.quality is not None:
+            self.terminator_data.add(encode_states([episode], self.agent.state_tokenizer), [step.expert_idx], [step.quality >= self.config.env.p0])
+        if episode.is_over:
+            self.finished.append(episode)
+
+    def calibrate(self) -> None:
+        """Fit the feature standardisation on the first states of (up to 2,000) training questions."""
+        first = [Episode(question.sealed(), self.config.env.t_max) for question in self.splits.train[:2000]]
+        self.agent.encoder.calibrate(encode_states(first, self.agent.state_tokenizer))
+
+    def update(self) -> dict[str, float]:
+        """Collect a batch of episodes with the oracle as judge and let PPO learn from it."""
+        self.finished.clear()
+        start = time.perf_counter()
+        self.collector.reset(reset_stats=False)
+        self.algorithm.train()
+        with policy_within_training_step(self.algorithm.policy):
+            stats = self.collector.collect(n_episode=self.config.train.episodes_per_update)
+            collected = time.perf_counter()
+            losses = self.algorithm.update(self.collector.buffer, self.config.ppo.batch_size, self.config.ppo.repeats)
+        self.update_idx += 1
+        self.env_step += int(stats.n_collected_steps)
+        return {
+            **route_figures([Route(episode, []) for episode in self.finished], self.config, self.pool.names, "train"),
+            "losses/policy": float(losses.actor_loss.mean),
+            "losses/value": float(losses.vf_loss.mean),
+            "losses/entropy": float(losses.ent_loss.mean),
+            "time/collect_s": collected - start,
+            "time/update_s": time.perf_counter() - collected,
+            "pool/hit_rate": self.pool.stats.hit_rate,
+            "pool/generated": self.pool.stats.generated,
+        }
+
+    def validate(self) -> dict[str, float]:
+        """Refit the Terminator, choose its threshold on the validation split, and report the agent under it."""
+        config, start = self.config, time.perf_counter()
+        self.algorithm.eval()
+        loss = self.terminator.fit(self.agent, self.terminator_data, config.terminator, config.seed)
+        most = config.terminator.max_threshold
+        judge = TerminatorJudge(self.agent, self.terminator, most)
+        routes = play([q.sealed() for q in self.splits.validation], self.agent, self.pool, judge, config.env.t_max)
+        score_routes(routes, self.splits.validation)
+        self.terminator.threshold = choose_threshold(routes, config.reward, most)
+        ended = [cut_at(route, self.terminator.threshold) for route in routes]
+        return {
+            **route_figures(ended, config, self.pool.names, "eval"),
+            "eval/entropy": float(np.mean([d.entropy for route in ended for d in route.decisions])),
+            "terminator/loss": loss,
+            "terminator/threshold": self.terminator.threshold,
+            "terminator/states": len(self.terminator_data),
+            "time/validate_s": time.perf_counter() - start,
+        }
+
+    def save(self, *, is_best: bool) -> None:
+        """Checkpoint; the agent and terminator folders follow the best epoch."""
+        self.folder.save_checkpoint(self.state(), is_best=is_best)
+        if is_best:
+            save_agent(self.agent, self.folder.path / "agent", self.pool)
+            save_terminator(self.terminator, self.folder.path / "terminator")
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "epoch": self.epoch,
+            "update_idx": self.update_idx,
+            "env_step": self.env_step,
+            "best_return": self.best_return,
+            "algorithm": self._algorithm_state(),
+            "schedulers": [scheduler.state_dict() for scheduler in self.algorithm.lr_schedulers],
+            "features": self.agent.encoder.cache,
+            "terminator": self.terminator.state_dict(),
+            "threshold": self.terminator.threshold,
+            "terminator_data": self.terminator_data.state(),
+            "sampler": self.envs.sampler_state(),
+            "generated": self.pool.stats.generated,
+            "random": random_state(),
+        }
+
+    def _algorithm_state(self) -> dict[str, Any]:
+        """Networks and optimiser; a frozen encoder's weights are left to its source."""
+        state = self.algorithm.state_dict()
+        return {k: v for k, v in state.items() if not (self.config.agent.freeze_encoder and ".preprocess.model." in k)}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        for name in ("epoch", "update_idx", "env_step", "best_return"):
+            setattr(self, name, state[name])
+        self.algorithm.load_state_dict(dict(state["algorithm"]), strict=False)  # a copy: Tianshou pops from it; a frozen encoder is not in it
+        for scheduler, saved in zip(self.algorithm.lr_schedulers, state["schedulers"], strict=True):
+            scheduler.load_state_dict(saved)
+        self.agent.encoder.cache = state["features"]
+        self.terminator.load_state_dict(state["terminator"])
+        self.terminator.threshold = state["threshold"]
+        self.terminator_data.load_state(state["terminator_data"])
+        self.envs.sampler.load_state(state["sampler"])
+        self.pool.stats.generated = state["generated"]
+        restore_random_state(state["random"])
+
+
+def route_figures(routes: list[Route], config: Config, names: list[str], prefix: str) -> dict[str, float]:
+    """Mean return, quality, calls and cost of finished routes, and each expert's share of the calls and of the first calls."""
+    calls = Counter(step.expert_idx for route in routes for step in route.episode.steps)
+    first = Counter(route.episode.steps[0].expert_idx for route in routes)
+    return {
+        f"{prefix}/return": float(np.mean([route.value_under(config.reward) for route in routes])),
+        f"{prefix}/quality": float(np.mean([route.quality for route in routes])),
+        f"{prefix}/calls": float(np.mean([len(route.episode.steps) for route in routes])),
+        f"{prefix}/cost": float(np.mean([charge(route.episode.cost, config.reward) for route in routes])),
+        **{f"{prefix}/share/{name}": calls[idx] / calls.total() for idx, name in enumerate(names)},
+        **{f"{prefix}/first/{name}": first[idx] / first.total() for idx, name in enumerate(names)},
+    }
+
+
+def collapse_warning(figures: dict[str, float], names: list[str]) -> str | None:
+    """Plain words when nearly every question goes to one expert first; None otherwise, and for a pool of one."""
+    name = max(names, key=lambda n: figures[f"eval/first/{n}"])
+    share = figures[f"eval/first/{name}"]
+    if len(names) == 1 or share < COLLAPSE_SHARE:
+        return None
+    return (
+        f"WARNING: the policy has collapsed: {share:.0%} of the validation questions are sent to {name} first. It is no better than always "
+        "asking that expert. Usual causes: reward.alpha too high, ppo.ent_coef too low, or one expert that is best everywhere."
+    )
+
+
+def train(trainer: Trainer) -> None:
+    """Epochs of updates, each ended by a validation and a checkpoint."""
+    config, folder = trainer.config, trainer.folder
+    writer = SummaryWriter(str(folder.path / "tb"), purge_step=trainer.update_idx)
+    total = config.train.epochs * config.train.updates_per_epoch
+    bar = tqdm(total=total, initial=trainer.update_idx, unit="update", dynamic_ncols=True)
+    while trainer.epoch < config.train.epochs:
+        for _ in range(config.train.updates_per_epoch):
+            figures = trainer.update()
+            record(trainer, writer, figures, epoch=trainer.epoch + 1)
+            bar.set_postfix_str(
+                f"return {figures['train/return']:.3f} quality {figures['train/quality']:.3f} cost {figures['train/cost']:.3f} "
+                f"entropy {figures['losses/entropy']:.2f} top expert {max(figures[f'train/share/{n}'] for n in trainer.pool.names):.0%} stored {figures['pool/hit_rate']:.0%}"
+            )
+            bar.update()
+        figures = trainer.validate()
+        trainer.epoch += 1
+        is_best = figures["eval/return"] > trainer.best_return
+        trainer.best_return = max(trainer.best_return, figures["eval/return"])
+        record(trainer, writer, figures | {"eval/is_best": float(is_best)}, epoch=trainer.epoch)
+        trainer.save(is_best=is_best)
+        bar.write(epoch_line(trainer, figures, is_best=is_best))
+        if warning := collapse_warning(figures, trainer.pool.names):
+            bar.write(warning)
+    bar.close()
+    writer.close()
+
+
+def record(trainer: Trainer, writer: SummaryWriter, figures: dict[str, float], *, epoch: int) -> None:
+    trainer.folder.log({"epoch": epoch, "update": trainer.update_idx, "env_step": trainer.env_step, **figures})
+    for name, value in figures.items():
+        writer.add_scalar(name, value, trainer.update_idx)
+
+
+def epoch_line(trainer: Trainer, figures: dict[str, float], *, is_best: bool) -> str:
+    shares = ", ".join(f"{name} {figures[f'eval/share/{name}']:.0%}" for name in trainer.pool.names)
+    return (
+        f"epoch {trainer.epoch}: validation return {figures['eval/return']:.3f}, quality {figures['eval/quality']:.3f}, calls {figures['eval/calls']:.2f}, "
+        f"cost {figures['eval/cost']:.3f}, threshold {figures['terminator/threshold']:.2f}; {shares}{' (best)' if is_best else ''}"
+    )
+
+
+def new_run(config_path: Path, overrides: list[str]) -> Trainer:
+    """A trainer in a fresh folder."""
+    config = load_config(config_path, overrides)
+    set_threads(config)
+    folder = RunFolder(Path("runs") / run_name(config, config_path), resume=False)
+    trainer = Trainer(config, folder)
+    trainer.calibrate()
+    folder.describe(config, trainer.pool, trainer.device)
+    return trainer
+
+
+def resumed_run(path: Path, overrides: list[str]) -> Trainer:
+    """A trainer as it was at the run's last checkpoint, or at its start. Only the limit on expert calls may be overridden."""
+    for flag in overrides:
+        if flag.startswith("--") and flag.partition("=")[0] != "--train.max_expert_calls":
+            raise ConfigError(f"{flag} cannot be changed by --resume: it would make another run. Only --train.max_expert_calls may")
+    config = load_config(path / "config.yaml", overrides)
+    set_threads(config)
+    trainer = Trainer(config, RunFolder(path, resume=True))
+    state = trainer.folder.load_checkpoint()
+    trainer.folder.cut_metrics(state["epoch"] if state else 0)
+    if state is None:
+        trainer.calibrate()
+    else:
+        trainer.load_state(state)
+    return trainer
+
+
+def set_threads(config: Config) -> None:
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+
+
+def main(arguments: list[str]) -> Path | None:
+    """Run the command; returns the run's folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--config", type=Path, default=Path("configs/quickstart.yaml"))
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="continue this run from its last checkpoint")
+    parser.add_argument("--print_config", action="store_true", help="show the resolved configuration and stop")
+    options, overrides = parser.parse_known_args(arguments)
+    if options.print_config:
+        print(dump_config(load_config(options.config, overrides)), end="")
+        return None
+    trainer = resumed_run(options.resume, overrides) if options.resume else new_run(options.config, overrides)
+    path, splits = trainer.folder.path, trainer.splits
+    print(f"{path}: {len(trainer.pool)} experts on {trainer.device}, {len(splits.train)} training and {len(splits.validation)} validation questions")
+    if splits.num_merged:
+        print(f"{splits.num_merged} questions repeat others, within or across splits, and were left out")
+    train(trainer)
+    print(f"agent and Terminator of the best epoch (validation return {trainer.best_return:.3f}) are in {path}. Evaluate: python test_ppo_multi.py --run {path}")
+    return path
+
+
+if __name__ == "__main__":
+    run_command(main)

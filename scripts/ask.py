@@ -1,0 +1,103 @@
+"""Ask the pool through a trained agent, and see the route.
+
+    python scripts/ask.py "Spell this word backward (example: sun -> nus): lantern"     # the newest run
+    python scripts/ask.py --run runs/NAME                                               # interactive
+    python scripts/ask.py --file questions.jsonl --out routed.jsonl                     # many questions; no references needed
+
+Lines of the file: {"text": ..., "id"?: ..., "task"?: ...}. Lines written: {"id", "text", "answer", "expert", "calls", "params_b", "p_stop", "route"}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from transformers.utils import logging as transformers_logging
+
+from agent import load_agent
+from config import SourceConfig, load_config, run_command
+from experts import ExpertPool, build_pool, pick_device
+from questions import Question, read_questions
+from reward import charge
+from rollout import Route, play
+from run_folder import newest_run, write_atomically
+from terminator import TerminatorJudge, load_terminator
+
+
+class Router:
+    """A run's agent, Terminator and pool, ready for questions without references."""
+
+    def __init__(self, run: Path, overrides: Sequence[str]):
+        self.config = load_config(run / "config.yaml", list(overrides))
+        device = pick_device(self.config.device)
+        self.pool: ExpertPool = build_pool(self.config)
+        self.agent = load_agent(run / "agent", self.pool, device=device)
+        self.judge = TerminatorJudge(self.agent, load_terminator(run / "terminator", device))
+
+    def route(self, questions: Sequence[Question]) -> list[Route]:
+        return play(questions, self.agent, self.pool, self.judge, self.config.env.t_max)
+
+    def show(self, route: Route) -> str:
+        """The route step by step: expert, answer, stop probability, cost."""
+        lines = []
+        for number, (step, decision) in enumerate(zip(route.episode.steps, route.decisions, strict=True), start=1):
+            lines.append(
+                f"{number}. {self.pool.names[step.expert_idx]} says: {step.answer.text!r}\n"
+                f"   stop probability {step.p_stop:.2f} (threshold {self.judge.threshold:.2f}), cost {charge(step.cost, self.config.reward):.4g} "
+                f"({step.cost.params_b:.6g} B parameters, {step.cost.prompt_tokens}+{step.cost.completion_tokens} tokens), expected return {decision.value:.2f}"
+            )
+        reason = "the Terminator is satisfied" if route.episode.stop_reason == "satisfied" else f"{self.config.env.t_max} calls are the most"
+        return "\n".join([*lines, f"stopped: {reason}", f"answer: {route.episode.answer}"])
+
+    def record(self, route: Route) -> dict[str, object]:
+        episode = route.episode
+        steps = [{"expert": self.pool.names[s.expert_idx], "answer": s.answer.text, "p_stop": s.p_stop, "cost": charge(s.cost, self.config.reward)} for s in episode.steps]
+        last = steps[-1]
+        return {
+            "id": episode.question.id,
+            "text": episode.question.text,
+            "answer": last["answer"],
+            "expert": last["expert"],
+            "calls": len(steps),
+            "params_b": episode.cost.params_b,
+            "p_stop": last["p_stop"],
+            "route": steps,
+        }
+
+
+def ask_file(router: Router, source: Path, out: Path) -> None:
+    """Route every question of a JSONL file, in file order."""
+    routes = router.route(read_questions(SourceConfig(path=str(source)), need_reference=False))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, "".join(json.dumps(router.record(route)) + "\n" for route in routes).encode())
+    print(f"{out}: {len(routes)} questions routed, {sum(len(r.episode.steps) for r in routes) / len(routes):.2f} calls each")
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("question", nargs="?", help="none: interactive")
+    parser.add_argument("--run", type=Path, help="folder of the run; default: the newest")
+    parser.add_argument("--file", type=Path, help="JSONL of questions")
+    parser.add_argument("--out", type=Path, default=Path("routed.jsonl"), help="with --file: where the routes go")
+    options, overrides = parser.parse_known_args(arguments)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    router = Router(options.run or newest_run(), overrides)
+    if options.file is not None:
+        ask_file(router, options.file, options.out)
+    elif options.question is not None:
+        print(router.show(router.route([Question("asked", options.question.strip())])[0]))
+    else:
+        while (text := input("question (empty to leave)> ").strip()) != "":
+            print(router.show(router.route([Question("asked", text)])[0]))
+
+
+if __name__ == "__main__":
+    run_command(main)

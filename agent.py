@@ -88,8 +88,8 @@ class TwoRates(OptimizerFactory):
         return torch.optim.Adam(params, lr=self.ppo.lr, eps=1e-5)
 
     def create_instances(self, module: nn.Module) -> tuple[torch.optim.Optimizer, Any]:
-        encoder = [p for n, p in module.named_parameters() if ".model." in n and p.requires_grad]
-        heads = [p for n, p in module.named_parameters() if ".model." not in n and p.requires_grad]
+        encoder = [p for n, p in module.named_parameters() if ".preprocess." in n and p.requires_grad]
+        heads = [p for n, p in module.named_parameters() if ".preprocess." not in n and p.requires_grad]
         groups = [{"params": heads, "lr": self.ppo.lr}] + ([{"params": encoder, "lr": self.ppo.lr_encoder}] if encoder else [])
         optimizer = self._create_optimizer_for_params(groups)
         if self.num_updates is None:
@@ -226,7 +226,7 @@ def load_agent(folder: Path | str, pool: ExpertPool, *, device: torch.device | N
         raise AgentError(f"{folder}: trained on {len(spec['pool'])} experts, the pool has {len(pool)}")
     differing = [new["name"] for old, new in zip(spec["pool"], json.loads(json.dumps(pool.fingerprint())), strict=True) if old != new]
     if differing and not other_pool:
-        raise AgentError(f"{folder}: these experts differ from those it was trained on: {', '.join(differing)}. Pass --other_pool true to use it all the same")
+        raise AgentError(f"{folder}: these experts differ from those it was trained on: {', '.join(differing)}. Pass --other_pool to use it all the same")
     if spec["ktp"]["hash"] != ktp_hash(pool.ktp) and not other_pool:
         raise AgentError(f"{folder}: trained with Knowledge Transfer Prompt {spec['ktp']['version']}, the pool uses {pool.ktp}")
     agent = build_agent(AgentConfig(**spec["agent"]), len(pool), spec["t_max"])

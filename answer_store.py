@@ -7,6 +7,7 @@ writer reads back what won, so two processes that race for a key go on with the 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import sqlite3
 from collections.abc import Iterable, Sequence
@@ -130,27 +131,42 @@ class AnswerStore:
 
 
 def rebuild(path: Path) -> int:
-    """Copy every readable answer of a damaged store into a new one that takes its place; the old file is kept as `.damaged`.
+    """Copy every readable answer of a damaged store into a new one that takes its place; the old file is kept beside it.
 
-    Returns the number rescued. Rows are read one by one from both ends, so that a damaged page in the middle costs little.
+    Returns the number rescued. Rows are read in 4,096 ranges of keys, so that a damaged page costs its own range at most.
     """
-    fresh_path = path.with_suffix(".rebuilt")
-    fresh = sqlite3.connect(fresh_path)
+    fresh_path = path.with_name(path.name + ".rebuilt")
+    fresh_path.unlink(missing_ok=True)
+    fresh, damaged = sqlite3.connect(fresh_path), sqlite3.connect(path)
     fresh.execute(SCHEMA)
-    for direction in ("ASC", "DESC"):
-        damaged = sqlite3.connect(path)
-        try:
-            for row in damaged.execute(f"SELECT * FROM answers ORDER BY key {direction}"):
-                fresh.execute("INSERT OR IGNORE INTO answers VALUES (?,?,?,?,?,?,?,?,?)", row)
-        except sqlite3.DatabaseError as error:
-            print(f"{path}: reading stopped at a damaged page ({error})")
-        finally:
-            damaged.close()
+    lost = 0
+    for prefix in range(4096):
+        bounds = (prefix << 4).to_bytes(2, "big"), ((prefix + 1) << 4).to_bytes(3, "big")[1:] if prefix < 4095 else b"\xff" * 17
+        lost += not any([_copy_range(damaged, fresh, bounds, direction) for direction in ("ASC", "DESC")])
+    damaged.close()
     fresh.commit()
     count = fresh.execute("SELECT COUNT(*) FROM answers").fetchone()[0]
     fresh.close()
-    path.rename(path.with_name(path.name + ".damaged"))
+    if lost:
+        print(f"{path}: {lost} of 4096 key ranges could not be read whole")
+    path.rename(_free_name(path.with_name(path.name + ".damaged")))
     for leftover in ("-wal", "-shm"):
         path.with_name(path.name + leftover).unlink(missing_ok=True)
     fresh_path.rename(path)
     return count
+
+
+def _copy_range(damaged: sqlite3.Connection, fresh: sqlite3.Connection, bounds: tuple[bytes, bytes], direction: str) -> bool:
+    """Copy the answers with keys in [low, high) until a damaged page is met; whether there was none."""
+    try:
+        for row in damaged.execute(f"SELECT * FROM answers WHERE key >= ? AND key < ? ORDER BY key {direction}", bounds):
+            fresh.execute("INSERT OR IGNORE INTO answers VALUES (?,?,?,?,?,?,?,?,?)", row)
+    except sqlite3.DatabaseError:
+        return False
+    return True
+
+
+def _free_name(path: Path) -> Path:
+    """`path`, or the first of path-2, path-3 ... that does not exist."""
+    candidates = (path if n == 1 else path.with_name(f"{path.name}-{n}") for n in itertools.count(1))
+    return next(candidate for candidate in candidates if not candidate.exists())

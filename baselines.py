@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -32,7 +33,7 @@ class RandomRouting:
         return [Decision(self._draw(episode)) for episode in episodes]
 
     def _draw(self, episode: Episode) -> int:
-        digits = int.from_bytes(episode.question.id.encode()[-8:].rjust(8, b"\0"), "big")
+        digits = int.from_bytes(hashlib.sha256(episode.question.id.encode()).digest()[:8], "big")
         return int(np.random.default_rng([self.seed, digits, len(episode.steps)]).integers(self.num_experts))
 
 

@@ -206,7 +206,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such configuration file")
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if data is None:
         return {}
@@ -232,7 +232,12 @@ def overrides_from(arguments: list[str]) -> dict[str, Any]:
         *parents, leaf = key.split(".")
         for parent in parents:
             target = target.setdefault(parent, {})
-        target[leaf] = yaml.safe_load(value) if value else ""
+            if not isinstance(target, dict):
+                raise ConfigError(f"--{key}: {parent} was given a value of its own before")
+        try:
+            target[leaf] = yaml.safe_load(value) if value else ""
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--{key} {value}: not a YAML value ({error})") from error
     return out
 
 

@@ -33,13 +33,13 @@ class StateEncoder(ModuleWithVectorOutput):
         self.register_buffer("mean", torch.zeros(self.width))
         self.register_buffer("scale", torch.ones(self.width))
         self.cache: dict[bytes, np.ndarray] = {}
-        self.num_rows, self.seconds = 0, 0.0  # encoder rows computed so far, outside gradient steps, and the wall time they took
+        self.num_rows, self.seconds = 0, 0.0  # encoder rows computed so far, and the wall time of those that were then cached
         self._memo: tuple[Any, Any, torch.Tensor] | None = None
         if config.freeze_encoder:
             model.requires_grad_(False)
         else:
             model.get_input_embeddings().requires_grad_(False)  # half of a small encoder's parameters, and too sparse a signal to train them
-        self._watched = next((p for p in model.parameters() if p.requires_grad), None)  # changes with every gradient step
+        self._watched = [p for p in model.parameters() if p.requires_grad][:1]  # changes with every gradient step; a list, so as not to register it twice
 
     def train(self, mode: bool = True) -> StateEncoder:
         """Keeps the encoder itself in evaluation mode: dropout would move PPO's ratio away from one before any update."""
@@ -92,13 +92,14 @@ class StateEncoder(ModuleWithVectorOutput):
         """Standardise features by their mean and deviation over `rows`: raw sentence embeddings share a large common part."""
         with torch.no_grad():
             features = self.cached(rows) if self.config.freeze_encoder else torch.cat([self.pooled(part) for part in np.array_split(rows, -(-len(rows) // ENCODE_ROWS))])
+        self._memo = None
         self.mean.copy_(features.mean(0))
         self.scale.copy_(features.std(0).clamp_min(1e-4) if len(features) > 1 else torch.ones_like(self.mean))
 
     def forward(self, obs: Any, state: Any = None, info: Any = None) -> tuple[torch.Tensor, Any]:
         """Features (B, output_dim) of observation rows. Policy and value heads asking for the same rows share one pass."""
         del info
-        key = (torch.is_grad_enabled(), None if self._watched is None else self._watched._version)
+        key = (torch.is_grad_enabled(), [p._version for p in self._watched])
         if self._memo is not None and self._memo[0] is obs and self._memo[1] == key:
             return self._memo[2], state
         rows = np.asarray(obs)

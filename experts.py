@@ -13,7 +13,7 @@ import functools
 import importlib.metadata
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -82,10 +82,15 @@ class ExpertPool:
         self.experts, self.store, self.ktp = list(experts), store, ktp
         self.memory_gb, self.max_calls = memory_gb, max_calls
         self.stats = PoolStats()
+        self.on_generated: Callable[[int], None] | None = None  # told the total after every stored batch
         self._loaded: dict[int, None] = {}  # in order of use
 
     def __len__(self) -> int:
         return len(self.experts)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ExpertPool:
+        """Itself: Gymnasium copies what an environment was made of, but models and an open store are shared."""
+        return self
 
     @property
     def names(self) -> list[str]:
@@ -151,6 +156,8 @@ class ExpertPool:
             rows = [StoredAnswer(keys[index], expert.config.name, prompts[keys[index]], answer) for index, answer in batch]
             kept |= self.store.put_many(rows)
             self.stats.generated += len(rows)
+            if self.on_generated is not None:
+                self.on_generated(self.stats.generated)
         return kept
 
     def _make_room(self, expert_idx: int) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import gc
 import hashlib
-import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
 from answer_store import Answer
@@ -121,7 +121,7 @@ class HFExpert:
             kwargs["gguf_file"] = self.config.gguf_file
         try:
             return auto_class.from_pretrained(self.source, revision=self.config.revision or "main", trust_remote_code=self.config.trust_remote_code, **kwargs)
-        except (OSError, ValueError, json.JSONDecodeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             hint = (
                 "the folder exists, so a file in it is missing or broken"
                 if Path(self.source).is_dir()
@@ -212,7 +212,7 @@ class HFExpert:
         """Texts, completion lengths in tokens and wall seconds of one batch."""
         decoding, start = self.config.decoding, time.perf_counter()
         inputs = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.model.device)  # (B, T)
-        extra: dict[str, Any] = {"eos_token_id": sorted(self._end_ids - {self.tokenizer.pad_token_id}) or None}
+        extra: dict[str, Any] = {"eos_token_id": sorted(self._end_ids)}
         if decoding.temperature > 0:
             seeds = [int.from_bytes(hashlib.sha256(f"{decoding.seed}:{prompt}".encode()).digest()[:8], "big") >> 1 for prompt in prompts]
             extra["logits_processor"] = LogitsProcessorList([SeededSampling(decoding.temperature, decoding.top_p, seeds)])
@@ -235,12 +235,12 @@ class HFExpert:
 
     @functools.cached_property
     def _end_ids(self) -> set[int]:
-        """Tokens that end a completion: the model's own, padding, and every token that holds a stop string.
+        """Tokens that end a completion: the model's own, and every token that holds a stop string.
 
         A stop string that spans tokens ends the text all the same, only not the generation.
         """
         ends = self.model.generation_config.eos_token_id
-        own = {self.tokenizer.pad_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+        own = {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id} - {None}
         if not self.config.stop:
             return own
         pieces = self.tokenizer.batch_decode([[token] for token in range(len(self.tokenizer))])

@@ -65,8 +65,12 @@ def _rows(source: SourceConfig) -> Iterator[tuple[str, dict[str, Any]]]:
         return
     if not path.is_file():
         raise DataError(f"{path}: no such file")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text ({error})") from error
     broken = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:

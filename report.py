@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import wilcoxon
 
 from config import Config
 from experts import ExpertPool
@@ -51,6 +53,26 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float], resamp
     found = interval(np.asarray(values) - np.asarray(baseline), resamples)
     verdict = "better" if found["lo"] > 0 else "worse" if found["hi"] < 0 else "not separable"
     return {"diff": found["mean"], "lo": found["lo"], "hi": found["hi"], "verdict": verdict}
+
+
+def comparison(played: Played, other: Played, measure: str, config: Config) -> dict[str, Any]:
+    """One paired comparison of results.json, in `quality` or `return`. `p`: two-sided Wilcoxon signed-rank test (scipy)."""
+    values, baseline = ([r.quality if measure == "quality" else r.value_under(config.reward) for r in p.routes] for p in (played, other))
+    differences = np.asarray(values) - np.asarray(baseline)
+    counts = {"wins": int((differences > 0).sum()), "ties": int((differences == 0).sum()), "losses": int((differences < 0).sum())}
+    p = float(wilcoxon(differences).pvalue) if differences.any() else 1.0
+    return {"a": played.policy, "b": other.policy, "measure": measure, **paired_difference(values, baseline, config.eval.bootstrap), "p": p, **counts}
+
+
+def route_shares(played: Played, names: Sequence[str]) -> dict[str, Any]:
+    """Which experts a policy calls: share of all calls, and at each position of the route."""
+    positions = max(len(route.episode.steps) for route in played.routes)
+    by_position = [[route.episode.steps[t].expert_idx for route in played.routes if len(route.episode.steps) > t] for t in range(positions)]
+    return {"policy": played.policy, "share": _shares([*itertools.chain(*by_position)], names), "by_position": [_shares(calls, names) for calls in by_position]}
+
+
+def _shares(calls: Sequence[int], names: Sequence[str]) -> dict[str, float]:
+    return {name: list(calls).count(idx) / len(calls) for idx, name in enumerate(names)}
 
 
 def result_row(played: Played, best_single: Played, config: Config) -> dict[str, Any]:

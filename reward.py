@@ -18,6 +18,8 @@ from typing import Any, Protocol
 from config import CostUnit, DERError, ExpertConfig, RewardConfig
 from questions import Question, Reference
 
+PUNCTUATION = re.escape(string.punctuation)
+
 
 class MetricError(DERError):
     """A metric that does not exist or cannot judge what it was given."""
@@ -31,25 +33,27 @@ class Metric(Protocol):
 
 
 def normalise(text: str) -> str:
-    """Lower case, no accents, no punctuation at the ends of words, no articles, single spaces (after SQuAD's evaluation script)."""
-    plain = "".join(char for char in unicodedata.normalize("NFKD", text) if not unicodedata.combining(char))
-    words = (word.strip(string.punctuation) for word in plain.lower().split())
-    return " ".join(word for word in words if word not in ("a", "an", "the", ""))
+    """Lower case, no accents, no punctuation at the ends of words, no articles, single spaces (after SQuAD's evaluation script).
+
+    A minus sign before a digit stays, and a text of nothing but punctuation or articles is kept as it is.
+    """
+    plain = "".join(char for char in unicodedata.normalize("NFKD", text) if not unicodedata.combining(char)).lower()
+    words = (re.sub(rf"^(?!-\d)[{PUNCTUATION}]+|[{PUNCTUATION}]+$", "", word) for word in plain.split())
+    return " ".join(word for word in words if word not in ("a", "an", "the", "")) or plain.strip()
 
 
 def numbers_in(text: str) -> list[float]:
     """All numbers of a text, thousands separators removed: "1,234.5 and -3" -> [1234.5, -3.0]."""
-    found = re.findall(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?![\w])", text)
+    found = re.findall(r"(?<![\w.])-?\d[\d,]*+(?:\.\d+)?+(?!\w)", text)
     return [float(number.replace(",", "")) for number in found]
 
 
 def choice_in(text: str) -> str | None:
-    """The letter of a multiple-choice answer: a lone letter, or the one after "answer"; None when there is none."""
-    stripped = text.strip()
-    if match := re.match(r"^\(?([A-J])\)?(?:[.:)\s]|$)", stripped):
-        return match[1]
-    matches = re.findall(r"answer\s*(?:is|:)?\s*\(?([A-J])\b", stripped, flags=re.IGNORECASE)
-    return matches[-1].upper() if matches else None
+    """The letter of a multiple-choice answer: the one after "answer is", or one that opens the text and is closed by . : ) or the end."""
+    if matches := re.findall(r"answer\s*(?:is|:)\s*\(?([A-Ja-j])\b", text, flags=re.IGNORECASE):
+        return matches[-1].upper()
+    match = re.match(r"^\(?([A-J])(?:[.:)]|$)", text.strip())
+    return match[1] if match else None
 
 
 def _accepted(reference: Reference) -> list[str]:
@@ -211,6 +215,12 @@ def get_metric(name: str) -> Metric:
         except (ImportError, AttributeError) as error:
             raise MetricError(f"metric {name!r}: {error}") from error
     raise MetricError(f"unknown metric {name!r}; known: {', '.join(METRICS)}, bertscore:MODEL:LAYERS, reasoning_gym:NAME, evaluate:NAME, package.module:name")
+
+
+def check_metrics(questions: Sequence[Question]) -> None:
+    """Raise MetricError for a metric that does not exist, before anything is spent on answers to it."""
+    for name in {question.metric for question in questions}:
+        get_metric(name)
 
 
 def score_answers(questions: Sequence[Question], answers: Sequence[str]) -> list[float]:

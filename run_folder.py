@@ -12,11 +12,14 @@ import random
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from config import Config, DERError, dump_config
 from experts import ExpertPool, library_versions
@@ -69,8 +72,20 @@ class RunFolder:
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
-        with (self.path / "metrics.jsonl").open("a") as file:
+        path = self.path / "metrics.jsonl"
+        with self.saving(path), path.open("a") as file:
             file.write(json.dumps(record) + "\n")
+
+    def count_expert_calls(self, generated: int) -> None:
+        """Keep the number of answers this run has generated, so that --resume does not spend the budget again."""
+        path = self.path / "expert_calls.json"
+        with self.saving(path):
+            write_atomically(path, json.dumps({"generated": generated}).encode())
+
+    def expert_calls(self) -> int:
+        """Answers this run has generated so far."""
+        path = self.path / "expert_calls.json"
+        return json.loads(path.read_text())["generated"] if path.exists() else 0
 
     def cut_metrics(self, epoch: int) -> None:
         """Forget what a killed run logged after its last checkpoint."""
@@ -87,21 +102,34 @@ class RunFolder:
         write_atomically(path, "".join(line + "\n" for line in kept).encode())
 
     def save_checkpoint(self, state: dict[str, Any], *, is_best: bool) -> None:
-        """Write last.pt, and best.pt as a copy, so that a crash at any moment leaves a whole file. Raises RunError on a full disk."""
+        """Write last.pt, and best.pt as a copy; last.pt is replaced at the very end, so that a crash at any moment can be resumed."""
         last, best = self.path / "checkpoints" / "last.pt", self.path / "checkpoints" / "best.pt"
-        partial = last.with_suffix(".partial")
+        partial, partial_best = last.with_suffix(".partial"), best.with_suffix(".partial")
+        with self.saving(last):
+            try:
+                with partial.open("wb") as file:
+                    torch.save(state, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                if is_best:
+                    shutil.copyfile(partial, partial_best)
+                    partial_best.replace(best)
+                partial.replace(last)
+            finally:
+                partial.unlink(missing_ok=True)
+                partial_best.unlink(missing_ok=True)
+
+    @contextmanager
+    def saving(self, what: Path) -> Iterator[None]:
+        """Turns a full disk (OSError, or torch's and safetensors' own errors) into a RunError."""
         try:
-            with partial.open("wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(last)
-            if is_best:
-                shutil.copyfile(last, partial)
-                partial.replace(best)
-        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-            partial.unlink(missing_ok=True)
-            raise RunError(f"{last}: could not be saved ({error}). The previous checkpoint is whole; free some space and use --resume {self.path}") from error
+            yield
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise RunError(f"{what}: could not be saved ({error}). The previous checkpoint is whole; free some space and use --resume {self.path}") from error
+
+    def close(self) -> None:
+        """Release the lock."""
+        self._lock.close()
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The state of last.pt; None before the first."""

@@ -28,7 +28,8 @@ from der_env import Judge
 from encoder import ENCODE_ROWS
 from experts import ExpertPool, build_pool, pick_device
 from questions import Question, load_splits
-from report import Overhead, Played, paired_difference, result_row, table, write_report
+from report import Overhead, Played, comparison, result_row, route_shares, table, write_report
+from reward import check_metrics
 from rollout import NeverSatisfied, Policy, Route, play, score_routes
 from run_folder import newest_run
 from terminator import TerminatorJudge, load_terminator
@@ -90,6 +91,7 @@ def play_all(evaluation: Evaluation) -> list[Played]:
     """Every policy on the test split. What has to be chosen is chosen on validation."""
     config, pool, t_max = evaluation.config, evaluation.pool, evaluation.config.env.t_max
     splits = load_splits(config.data)
+    check_metrics([*splits.validation, *splits.test])
     validation_singles, test_singles = evaluation.singles(splits.validation), evaluation.singles(splits.test)
     best = best_single_expert(validation_singles)
     lookup = TaskLookup(best_by_task(validation_singles, config.reward), best)
@@ -107,16 +109,8 @@ def play_all(evaluation: Evaluation) -> list[Played]:
 
 def comparisons(played: Sequence[Played], config: Config) -> list[dict[str, Any]]:
     """DER against the policies that could replace it, paired by question, in quality and return."""
-    der, out = played[0], []
-    for other in played[1:]:
-        if other.kind not in ("static", "random"):
-            continue
-        for measure in ("quality", "return"):
-            of = (lambda route: route.quality) if measure == "quality" else (lambda route: route.value_under(config.reward))
-            out.append(
-                {"a": der.policy, "b": other.policy, "measure": measure, **paired_difference([of(r) for r in der.routes], [of(r) for r in other.routes], config.eval.bootstrap)}
-            )
-    return out
+    others = [p for p in played[1:] if p.kind in ("static", "random")]
+    return [comparison(played[0], other, measure, config) for other in others for measure in ("quality", "return")]
 
 
 def summary(rows: Sequence[dict[str, Any]], compared: Sequence[dict[str, Any]], pool: ExpertPool, cut: int, empty: int) -> str:
@@ -145,7 +139,13 @@ def main(arguments: list[str]) -> Path:
     config, pool = evaluation.config, evaluation.pool
     rows = [result_row(p, played[1], config) for p in played]
     compared = comparisons(played, config)
-    write_report(evaluation.run, played, rows, pool, config, {"comparisons": compared, "terminator": {"threshold": evaluation.terminator.threshold}})
+    extra = {
+        "comparisons": compared,
+        "oracle": {row["policy"]: row["quality"] for row in rows if row["kind"] == "oracle"},
+        "terminator": {"threshold": evaluation.terminator.threshold},
+        "routes": route_shares(played[0], pool.names),
+    }
+    write_report(evaluation.run, played, rows, pool, config, extra)
     print(f"{evaluation.run}: {len(played[0].routes)} test questions, alpha {config.reward.alpha}, cost in {config.reward.cost}, seed {config.seed}\n")
     print(table(rows, pool), summary(rows, compared, pool, pool.stats.cut_prompts, pool.stats.empty_answers), sep="\n\n")
     results = evaluation.run / "report" / "results.json"

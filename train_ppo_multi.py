@@ -32,7 +32,7 @@ from config import Config, ConfigError, dump_config, load_config, run_command
 from der_env import DEREnv, DERVectorEnv, Episode, OracleJudge, encode_states
 from experts import build_pool, pick_device
 from questions import load_splits
-from reward import charge
+from reward import charge, check_metrics
 from rollout import Route, play, score_routes
 from run_folder import RunFolder, random_state, restore_random_state, run_name, seed_everything
 from terminator import Terminator, TerminatorData, TerminatorJudge, choose_threshold, cut_at, save_terminator
@@ -47,7 +47,10 @@ class Trainer:
         self.config, self.folder = config, folder
         self.device = pick_device(config.device)
         self.splits = load_splits(config.data)
+        check_metrics([*self.splits.train, *self.splits.validation])
         self.pool = build_pool(config)
+        self.pool.stats.generated = folder.expert_calls()
+        self.pool.on_generated = folder.count_expert_calls
         seed_everything(config.seed)
         self.agent = build_agent(config.agent, len(self.pool), config.env.t_max).to(self.device)
         self.terminator = Terminator(self.agent.encoder.width, len(self.pool), config.env.t_max, config.terminator.hidden_size).to(self.device)
@@ -55,6 +58,7 @@ class Trainer:
         num_updates = config.train.epochs * config.train.updates_per_epoch
         self.algorithm = self.agent.ppo(config.ppo, config.reward.discount, num_updates if config.train.lr_decay else None)
         self.finished: list[Episode] = []  # since the last update
+        self.judged: list[tuple[str, str, int, int, bool]] = []  # question, answer, calls left, expert, good enough: since the last validation
         self.envs = self._make_envs()
         self.collector = Collector(self.algorithm, self.envs, self._make_buffer())
         self.epoch, self.update_idx, self.env_step, self.best_return = 0, 0, 0, -np.inf
@@ -74,10 +78,15 @@ class Trainer:
     def _on_step(self, episode: Episode) -> None:
         """Remember what the Terminator learns from, and finished episodes for the log."""
         step = episode.steps[-1]
-        if step.quality is not None:
-            self.terminator_data.add(encode_states([episode], self.agent.state_tokenizer), [step.expert_idx], [step.quality >= self.config.env.p0])
+        self.judged.append((episode.question.text, step.answer.text, episode.calls_left, step.expert_idx, step.quality >= self.config.env.p0))
         if episode.is_over:
             self.finished.append(episode)
+
+    def _keep_judged(self) -> None:
+        """Hand what was judged since the last call to the Terminator's data, tokenised in one batch."""
+        texts, answers, left, experts, good = zip(*self.judged, strict=True)
+        self.terminator_data.add(self.agent.state_tokenizer.encode(texts, answers, left), experts, good)
+        self.judged.clear()
 
     def calibrate(self) -> None:
         """Fit the feature standardisation on the first states of (up to 2,000) training questions."""
@@ -111,6 +120,7 @@ class Trainer:
         """Refit the Terminator, choose its threshold on the validation split, and report the agent under it."""
         config, start = self.config, time.perf_counter()
         self.algorithm.eval()
+        self._keep_judged()
         loss = self.terminator.fit(self.agent, self.terminator_data, config.terminator, config.seed)
         most = config.terminator.max_threshold
         judge = TerminatorJudge(self.agent, self.terminator, most)
@@ -129,10 +139,11 @@ class Trainer:
 
     def save(self, *, is_best: bool) -> None:
         """Checkpoint; the agent and terminator folders follow the best epoch."""
+        if is_best:  # before the checkpoint: a run killed in between repeats the epoch and writes the same again
+            with self.folder.saving(self.folder.path / "agent"):
+                save_agent(self.agent, self.folder.path / "agent", self.pool)
+                save_terminator(self.terminator, self.folder.path / "terminator")
         self.folder.save_checkpoint(self.state(), is_best=is_best)
-        if is_best:
-            save_agent(self.agent, self.folder.path / "agent", self.pool)
-            save_terminator(self.terminator, self.folder.path / "terminator")
 
     def state(self) -> dict[str, Any]:
         return {
@@ -147,7 +158,6 @@ class Trainer:
             "threshold": self.terminator.threshold,
             "terminator_data": self.terminator_data.state(),
             "sampler": self.envs.sampler_state(),
-            "generated": self.pool.stats.generated,
             "random": random_state(),
         }
 
@@ -167,7 +177,6 @@ class Trainer:
         self.terminator.threshold = state["threshold"]
         self.terminator_data.load_state(state["terminator_data"])
         self.envs.sampler.load_state(state["sampler"])
-        self.pool.stats.generated = state["generated"]
         restore_random_state(state["random"])
 
 
@@ -223,6 +232,7 @@ def train(trainer: Trainer) -> None:
             bar.write(warning)
     bar.close()
     writer.close()
+    folder.close()
 
 
 def record(trainer: Trainer, writer: SummaryWriter, figures: dict[str, float], *, epoch: int) -> None:

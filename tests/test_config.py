@@ -1,0 +1,177 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from config import Config, ConfigError, dump_config, load_config
+
+CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
+ONE_EXPERT = {"experts": [{"name": "a", "source": "some/model", "params_b": 1.0}]}
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Load a YAML text (a pool of one is added where it names none) with command-line arguments on top."""
+
+    def load(text: str = "", *arguments: str) -> Config:
+        path = tmp_path / "config.yaml"
+        pool = "" if "pool:" in text else f"\npool: {yaml.safe_dump(ONE_EXPERT, default_flow_style=True)}"
+        path.write_text(text + pool)
+        return load_config(path, list(arguments))
+
+    return load
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "nearest"),
+    [
+        ("reward: {alhpa: 0.1}", "reward.alhpa", "alpha"),
+        ("sede: 1", "sede", "seed"),
+        ("data: {train: {path: x.jsonl, limt: 3}}", "data.train.limt", "limit"),
+        ("pool: {experts: [{name: a, source: x, params_b: 1, decoding: {max_new_token: 3}}]}", "pool.experts.0.decoding.max_new_token", "max_new_tokens"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_known_one(load, text, place, nearest):
+    with pytest.raises(ConfigError) as error:
+        load(text)
+    assert f"{place}: unknown key; did you mean '{nearest}'?" in str(error.value)
+
+
+def test_an_unknown_key_on_the_command_line_is_an_error_too(load):
+    with pytest.raises(ConfigError, match=r"ppo\.batchsize: unknown key; did you mean 'batch_size'"):
+        load("", "--ppo.batchsize", "64")
+
+
+def test_a_key_like_no_other_lists_the_known_ones(load):
+    with pytest.raises(ConfigError, match="qqqq: unknown key; known here: bootstrap"):
+        load("eval: {qqqq: 1}")
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "value", "allowed"),
+    [
+        ("agent: {pooling: max}", "agent.pooling", "'max'", "'cls', 'mean' or 'last'"),
+        ("reward: {kind: fianl}", "reward.kind", "'fianl'", "'final' or 'paper'"),
+        ("ppo: {batch_size: lots}", "ppo.batch_size", "'lots'", "integer"),
+        ("env: {ktp: v9}", "env.ktp", "'v9'", "paper-v1, code-v1, none-v1"),
+        ("env: {t_max: 0}", "env.t_max", "0", "greater than or equal to 1"),
+        ("env: {p0: 1.5}", "env.p0", "1.5", "less than or equal to 1"),
+        ("device: gpu", "device", "'gpu'", "cuda"),
+        ("reward: {alpha: .nan}", "reward.alpha", "nan", "greater than or equal to 0"),
+    ],
+)
+def test_a_wrong_value_names_field_value_and_what_is_allowed(load, text, field, value, allowed):
+    with pytest.raises(ConfigError) as error:
+        load(text)
+    assert f"{field} = {value}: " in str(error.value)
+    assert allowed in str(error.value)
+
+
+def test_every_problem_of_a_file_is_reported_at_once(load):
+    with pytest.raises(ConfigError, match="2 problem") as error:
+        load("seed: -1\nreward: {alhpa: 0.1}")
+    assert "seed = -1" in str(error.value)
+    assert "reward.alhpa" in str(error.value)
+
+
+def test_an_exponent_that_yaml_reads_as_text_becomes_a_number(load):
+    assert yaml.safe_load("3e-4") == "3e-4"  # the trap: YAML 1.1 wants 3.0e-4
+    assert load("ppo: {lr: 3e-4}").ppo.lr == 0.0003
+    assert load("", "--ppo.lr", "3e-4").ppo.lr == 0.0003
+
+
+def test_yaml_no_switches_a_flag_off_and_is_refused_where_text_is_wanted(load):
+    assert load("agent: {sees_calls_left: no}").agent.sees_calls_left is False
+    assert load("", "--agent.sees_calls_left=no").agent.sees_calls_left is False
+    with pytest.raises(ConfigError, match=r"agent\.encoder = False"):
+        load("agent: {encoder: no}")
+
+
+def test_command_line_beats_yaml_beats_defaults(load):
+    config = load("reward: {alpha: 0.2, beta: 4}\nseed: 1", "--reward.alpha", "0.3", "--env.t_max=2")
+    assert (config.reward.alpha, config.reward.beta, config.seed, config.env.t_max) == (0.3, 4.0, 1, 2)
+    assert config.reward.gamma_bonus == Config().reward.gamma_bonus
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["alpha", "0.1"], "unexpected argument 'alpha'"),
+        (["--seed"], "--seed needs a value"),
+        (["--seed", "--name", "x"], "--seed needs a value"),
+        (["--name", "[a"], "name"),
+        (["--reward", "paper", "--reward.alpha", "0.1"], "reward"),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_is_an_error_a_user_can_mend(load, arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        load("", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("reward: {alpha: 0.1", "not valid YAML"),
+        ("- a\n- b", "expected keys and values, found list"),
+    ],
+)
+def test_a_malformed_file_is_named(tmp_path, content, message):
+    path = tmp_path / "broken.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=rf"broken\.yaml: {message}"):
+        load_config(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: no such configuration file"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+def test_an_empty_pool_is_refused(load):
+    with pytest.raises(ConfigError, match="the pool is empty"):
+        load("pool: {experts: []}")
+    with pytest.raises(ConfigError, match="the pool is empty"):
+        load("pool: {max_batch_size: 4}")  # none given is as empty
+
+
+def test_two_experts_of_one_name_are_refused(load):
+    with pytest.raises(ConfigError, match="two experts share a name: twin"):
+        load("pool: {experts: [{name: twin, source: x, params_b: 1}, {name: b, source: x, params_b: 1}, {name: twin, source: y, params_b: 2}]}")
+
+
+def test_charging_usd_needs_a_price_for_every_expert(load):
+    priced = "{name: paid, source: x, params_b: 1, usd_per_million_completion_tokens: 2}"
+    with pytest.raises(ConfigError, match=r"these experts have no price: free$"):
+        load(f"reward: {{cost: usd}}\npool: {{experts: [{priced}, {{name: free, source: y, params_b: 1}}]}}")
+    assert load(f"reward: {{cost: usd}}\npool: {{experts: [{priced}]}}").reward.cost == "usd"
+
+
+def test_few_shot_needs_its_file_and_a_file_needs_few_shot(load):
+    for expert in ("prompt_format: few_shot", "few_shot: x.jsonl"):
+        with pytest.raises(ConfigError, match="belong together"):
+            load(f"pool: {{experts: [{{name: a, source: x, params_b: 1, {expert}}}]}}")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_configuration_loads_and_survives_being_dumped(path, tmp_path):
+    config = load_config(path, ["--seed", "3"])
+    dumped = tmp_path / "config.yaml"
+    dumped.write_text(dump_config(config), encoding="utf-8")
+    assert config.seed == 3
+    assert load_config(dumped) == config
+
+
+def test_a_dump_keeps_awkward_values(load, tmp_path):
+    expert = {"name": "ä: no", "source": "x", "params_b": 1.67872e-04, "stop": ["\n", "no", ""], "system_prompt": "Say: {yes}\n# no"}
+    config = load(yaml.safe_dump({"pool": {"experts": [expert]}, "ppo": {"lr": 1e-05}}))
+    dumped = tmp_path / "dumped.yaml"
+    dumped.write_text(dump_config(config), encoding="utf-8")
+    again = load_config(dumped)
+    assert again == config
+    assert again.pool.experts[0].stop == ("\n", "no", "")
+    assert again.ppo.lr == 0.00001
+
+
+def test_a_configuration_cannot_be_changed_once_made(load):
+    with pytest.raises(ValueError, match="frozen"):
+        load().reward.alpha = 1.0

@@ -1,0 +1,373 @@
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+from answer_store import Answer, StoredAnswer
+from config import Config, ConfigError, ExpertConfig
+from experts import BudgetError, ExpertPool, Request, build_pool, pick_device
+from hf_expert import ExpertError, HFExpert, SeededSampling
+from prompts import knowledge_transfer_prompt
+
+TINY_EXPERTS = ("llama-0.2m", "neox-0.4m", "qwen2-0.4m", "t5gemma-0.7m", "mistral-0.8m")
+CPU = torch.device("cpu")
+
+
+def echo(question, previous_answer):
+    return f"{question} after {previous_answer}"
+
+
+# --- the pool, over scripted experts ---------------------------------------------------------------------------------
+
+
+def test_equal_requests_are_looked_up_once_generated_once_and_answered_all(make_pool, monkeypatch):
+    pool = make_pool([echo])
+    lookups = []
+    get_many = pool.store.get_many
+    monkeypatch.setattr(pool.store, "get_many", lambda keys: get_many(lookups.append(list(keys)) or lookups[-1]))
+    requests = [Request(0, "a"), Request(0, "b"), Request(0, "a"), Request(0, "a", "b")]
+    answers = pool.answer(requests)
+    assert [a.text for a in answers] == ["a after None", "b after None", "a after None", "a after b"]
+    assert pool.experts[0].prompts == ["a", "b", knowledge_transfer_prompt("a", "b")]
+    assert len(lookups[0]) == 4  # one look-up for all; what follows are read-backs of what was written
+    assert (pool.stats.requests, pool.stats.hits, pool.stats.generated) == (4, 0, 3)
+    lookups.clear()
+    assert pool.answer(requests) == answers
+    assert len(lookups) == 1
+    assert pool.experts[0].num_answer_calls == 1
+    assert pool.stats.hit_rate == 0.5  # 4 of 8
+
+
+def test_interleaved_requests_are_grouped_by_expert_and_answered_in_order(make_pool):
+    pool = make_pool([lambda q, _: f"zero {q}", lambda q, _: f"one {q}"])
+    answers = pool.answer([Request(i % 2, str(i)) for i in range(6)])
+    assert [a.text for a in answers] == ["zero 0", "one 1", "zero 2", "one 3", "zero 4", "one 5"]
+    assert [e.num_answer_calls for e in pool.experts] == [1, 1]
+    assert pool.experts[1].prompts == ["1", "3", "5"]
+
+
+def test_the_budget_is_checked_before_anything_is_generated_and_stored_answers_are_free(make_pool):
+    pool = make_pool([echo, echo], max_calls=3)
+    pool.answer([Request(0, "a"), Request(1, "a")])
+    with pytest.raises(BudgetError, match=r"max_expert_calls = 3: 2 answers generated, 2 more needed"):
+        pool.answer([Request(0, "b"), Request(1, "b")])
+    assert [e.prompts for e in pool.experts] == [["a"], ["a"]]
+    pool.answer([Request(0, "a"), Request(1, "a"), Request(1, "c"), Request(1, "c")])  # one new answer, the third
+    assert pool.stats.generated == 3
+
+
+def test_a_pool_with_room_for_one_gives_the_same_answers_and_loads_each_expert_once_a_call(make_pool, scripted_expert, tmp_path):
+    from answer_store import AnswerStore
+
+    events = []
+    small = make_pool([scripted_expert(echo, name, events=events) for name in "abc"], memory_gb=1.0)
+    roomy = make_pool([scripted_expert(echo, name) for name in "abc"], store=AnswerStore(tmp_path / "other.sqlite"))
+    first = [Request(i % 3, f"q{i}") for i in range(9)]
+    assert small.answer(first) == roomy.answer(first)
+    assert events == ["load a", "unload a", "load b", "unload b", "load c"]
+    second = [Request(0, "more"), Request(1, "more"), Request(2, "more")]
+    assert small.answer(second) == roomy.answer(second)
+    assert events[5:] == ["unload c", "load a", "unload a", "load b"]  # c, still loaded, is asked first
+    assert (small.stats.loads, roomy.stats.loads) == (5, 3)
+
+
+def test_the_least_recently_used_expert_leaves_first(make_pool, scripted_expert):
+    events = []
+    pool = make_pool([scripted_expert(echo, name, events=events) for name in "abc"], memory_gb=2.0)
+    for expert_idx, question in ((0, "1"), (1, "1"), (0, "2"), (2, "1")):
+        pool.answer([Request(expert_idx, question)])
+    assert events == ["load a", "load b", "unload b", "load c"]
+
+
+def test_a_writer_that_comes_second_goes_on_with_the_first_answer(make_pool, scripted_expert):
+    fast = make_pool([scripted_expert(lambda q, _: "first", "shared")])
+
+    def overtaken(question, previous_answer):
+        fast.answer([Request(0, question, previous_answer)])  # another process finishes while this one generates
+        return "second"
+
+    slow = make_pool([scripted_expert(overtaken, "shared")])
+    assert slow.answer([Request(0, "a")])[0].text == "first"
+
+
+def test_batches_finished_before_a_failure_are_kept(make_pool, scripted_expert):
+    def fails_at_c(question, previous_answer):
+        if question == "c":
+            raise RuntimeError("power cut")
+        return question
+
+    pool = make_pool([scripted_expert(fails_at_c, batch_size=1)])
+    with pytest.raises(RuntimeError, match="power cut"):
+        pool.answer([Request(0, q) for q in "abcd"])
+    again = make_pool([scripted_expert(lambda q, _: "anew")])
+    assert [a.text for a in again.answer([Request(0, q) for q in "abcd"])] == ["a", "b", "anew", "anew"]
+
+
+def test_an_empty_answer_is_stored_counted_and_passed_on_as_no_answer(make_pool):
+    pool = make_pool([lambda q, previous: "" if previous is None else "something"])
+    (silence,) = pool.answer([Request(0, "Why?")])
+    assert (silence.text, silence.completion_tokens, pool.stats.empty_answers) == ("", 0, 1)
+    pool.answer([Request(0, "Why?", silence.text)])
+    assert "from another student: (no answer)\n" in pool.experts[0].prompts[1]
+    assert pool.stats.generated == 2  # silence is an answer: a second call is not the first one again
+    pool.answer([Request(0, "Why?")])
+    assert pool.stats.generated == 2
+
+
+def test_stored_answers_cost_what_they_cost_when_generated(make_pool):
+    pool = make_pool([echo, echo])  # e1 has 2 billion parameters
+    requests = [Request(1, "two words")]
+    fresh, again = (pool.cost(1, pool.answer(requests)[0]) for _ in range(2))
+    assert fresh == again
+    assert (fresh.params_b, fresh.prompt_tokens, fresh.completion_tokens, fresh.latency_s) == (2.0, 2, 4, 0.5)  # "two words after None"
+    assert fresh.flops == 2 * 2e9 * 6
+
+
+# --- Hugging Face experts --------------------------------------------------------------------------------------------
+
+
+def tiny(folder, name, *, max_batch_size=128, max_batch_tokens=16384, **more):
+    values = {"params_b": 0.001, "prompt_format": "plain", "decoding": {"max_new_tokens": 40}, **more}
+    return HFExpert(ExpertConfig(name=name, source=str(folder / name), **values), CPU, max_batch_size=max_batch_size, max_batch_tokens=max_batch_tokens)
+
+
+def ask(expert, prompts):
+    """Answers in the order of the prompts, and the sizes of the batches they came in."""
+    batches = list(expert.answer(prompts))
+    answers = dict(pair for batch in batches for pair in batch)
+    return [answers[i] for i in range(len(prompts))], [len(batch) for batch in batches]
+
+
+@pytest.fixture(scope="module")
+def prompts(project):
+    """Rendered prompts of very different lengths, bare and with the Knowledge Transfer Prompt."""
+    lines = (project / "data/tiny_questions/validation.jsonl").read_text().splitlines()[:14]
+    questions = [json.loads(line)["text"] for line in lines]
+    texts = questions + [knowledge_transfer_prompt(question, "a draft"[: i % 8]) for i, question in enumerate(questions[:6])]
+    return [f"{text}\nAnswer:" for text in texts]
+
+
+@pytest.mark.parametrize("name", TINY_EXPERTS)
+def test_a_batch_of_many_gives_what_batches_of_one_and_transformers_itself_give(tiny_pool_dir, prompts, name):
+    together, sizes = ask(tiny(tiny_pool_dir, name, max_batch_tokens=1000), prompts)
+    alone, ones = ask(tiny(tiny_pool_dir, name, max_batch_size=1), prompts)
+    assert max(sizes) > 1 < len(sizes)  # several batches of several prompts
+    assert ones == [1] * len(prompts)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_pool_dir / name)
+    is_seq2seq = name.startswith("t5")
+    model = (AutoModelForSeq2SeqLM if is_seq2seq else AutoModelForCausalLM).from_pretrained(tiny_pool_dir / name)
+    for prompt, one, many in zip(prompts, alone, together, strict=True):
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]  # no padding, no attention mask to get wrong
+        output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False)[0]
+        new = output[1:] if is_seq2seq else output[ids.shape[1] :]
+        expected = (tokenizer.decode(new, skip_special_tokens=True).strip(), ids.shape[1], len(new))
+        assert (one.text, one.prompt_tokens, one.completion_tokens) == expected
+        assert (many.text, many.prompt_tokens, many.completion_tokens) == expected  # its own length: no padding counted
+
+
+def test_batches_stay_under_the_token_budget_longest_prompts_first(tiny_pool_dir, prompts, monkeypatch):
+    expert = tiny(tiny_pool_dir, "llama-0.2m", max_batch_tokens=1000, max_batch_size=7)
+    shapes = []
+    generate_batch = expert._generate_batch
+    monkeypatch.setattr(expert, "_generate_batch", lambda ids, texts: shapes.append((len(ids), max(map(len, ids)))) or generate_batch(ids, texts))
+    ask(expert, prompts)
+    assert sum(size for size, _ in shapes) == len(prompts)
+    assert all(size * (width + 40) <= 1000 and size <= 7 for size, width in shapes)  # 40 new tokens
+    assert [width for _, width in shapes] == sorted((width for _, width in shapes), reverse=True)
+
+
+def test_seeded_sampling_repeats_itself_in_any_batch_and_changes_with_the_seed(tiny_pool_dir, prompts):
+    def sample(seed, **limits):
+        decoding = {"max_new_tokens": 12, "temperature": 1.5, "top_p": 0.95, "seed": seed}
+        return [a.text for a in ask(tiny(tiny_pool_dir, "qwen2-0.4m", decoding=decoding, **limits), prompts)[0]]
+
+    together = sample(1)
+    assert sample(1) == together
+    assert sample(1, max_batch_size=1) == together
+    assert sample(1, max_batch_size=3) == together
+    assert sample(2) != together
+    greedy = [a.text for a in ask(tiny(tiny_pool_dir, "qwen2-0.4m", decoding={"max_new_tokens": 12}), prompts)[0]]
+    assert together != greedy
+
+
+def test_seeded_sampling_draws_from_the_softmax_at_its_temperature():
+    probabilities = torch.tensor([0.6, 0.3, 0.1])
+    num_draws = 20_000
+    logits = probabilities.log().expand(num_draws, 3)
+
+    def shares(temperature, top_p):
+        picked = SeededSampling(temperature, top_p, list(range(num_draws)))(None, logits).argmax(1)
+        return (torch.bincount(picked, minlength=3) / num_draws).tolist()
+
+    # Three standard errors of a share of .5 in 20,000 draws are .011.
+    assert shares(1.0, 1.0) == pytest.approx([0.6, 0.3, 0.1], abs=0.011)
+    # Temperature 2 takes square roots: .775, .548, .316 of 1.638.
+    assert shares(2.0, 1.0) == pytest.approx([0.473, 0.334, 0.193], abs=0.011)
+    # top_p .85 leaves .6 and .3 of .9.
+    assert shares(1.0, 0.85) == pytest.approx([0.667, 0.333, 0.0], abs=0.011)
+
+
+@pytest.mark.parametrize(("name", "room"), [("llama-0.2m", 216), ("t5gemma-0.7m", 256)])  # 256 less 40 new ones; an encoder has all 256
+def test_a_prompt_longer_than_the_context_loses_its_middle_and_is_flagged(tiny_pool_dir, name, room):
+    expert = tiny(tiny_pool_dir, name)
+    long_prompt = "start" + "x" * 400 + "end\nAnswer:"
+    (kept,), (cut,) = expert._encode([long_prompt])
+    assert cut
+    assert len(kept) == room
+    text = expert.tokenizer.decode(kept, skip_special_tokens=True)
+    assert text.startswith("startxxx")
+    assert text.endswith("xxxend\nAnswer:")
+    (answer, short), _ = ask(expert, [long_prompt, "abc\nAnswer:"])
+    assert (answer.prompt_tokens, answer.prompt_cut, short.prompt_cut) == (room, True, False)
+
+
+def test_new_tokens_that_fill_the_whole_context_are_refused(tiny_pool_dir):
+    with pytest.raises(ExpertError, match="max_new_tokens 255 leaves no room in its context of 256 tokens"):
+        ask(tiny(tiny_pool_dir, "llama-0.2m", decoding={"max_new_tokens": 255}), ["abc"])
+
+
+def test_a_missing_model_folder_and_a_broken_one_are_told_apart(tiny_pool_dir, tmp_path):
+    missing = HFExpert(ExpertConfig(name="gone", source=str(tmp_path / "no-such-model"), params_b=1.0), CPU)
+    with pytest.raises(ExpertError, match=r"expert gone: cannot load '.*no-such-model': there is no such folder, and the hub has no such model or cannot be reached"):
+        missing.identity()
+    shutil.copytree(tiny_pool_dir / "llama-0.2m", tmp_path / "llama-0.2m")
+    (tmp_path / "llama-0.2m" / "model.safetensors").unlink()
+    with pytest.raises(ExpertError, match=r"expert llama-0\.2m: cannot load '.*': the folder exists, so a file in it is missing or broken"):
+        tiny(tmp_path, "llama-0.2m").load()
+    shutil.copy(tiny_pool_dir / "llama-0.2m" / "config.json", tmp_path / "llama-0.2m" / "model.safetensors")
+    with pytest.raises(ExpertError, match="a file in it is missing or broken"):
+        tiny(tmp_path, "llama-0.2m").load()
+
+
+def test_a_base_model_asked_to_chat_is_refused(tiny_pool_dir):
+    with pytest.raises(Exception, match="no chat template: a base model wants prompt_format plain or few_shot"):
+        tiny(tiny_pool_dir, "llama-0.2m", prompt_format="chat").render("Why?", None, "paper-v1")
+
+
+def test_an_answer_ends_before_a_stop_string_and_generation_with_it(tiny_pool_dir, prompts):
+    answers, _ = ask(tiny(tiny_pool_dir, "neox-0.4m"), prompts)
+    spelt = [i for i, a in enumerate(answers) if a.completion_tokens == len(a.text) + 1 and len(set(a.text)) > 2]  # a token a letter, then the end
+    prompt, full = prompts[spelt[0]], answers[spelt[0]]
+    at = next(i for i in range(2, len(full.text)) if full.text[i] not in full.text[:i] and full.text[i] != " ")  # a letter that is new there
+
+    def stopped_at(stop):
+        (answer,), _ = ask(tiny(tiny_pool_dir, "neox-0.4m", stop=[stop]), [prompt])
+        return answer.text, answer.completion_tokens
+
+    assert stopped_at(full.text[at]) == (full.text[:at].strip(), at + 1)  # the stop letter was generated, and nothing after it
+    assert stopped_at(full.text[0]) == ("", 1)
+    assert stopped_at(full.text[at - 1 : at + 1]) == (full.text[: at - 1].strip(), full.completion_tokens)  # two tokens: ends the text, not the generation
+
+
+def test_an_experts_identity_changes_with_whatever_changes_its_answers(tiny_pool_dir, tmp_path):
+    variants = [{}, {"dtype": "bfloat16"}, {"prompt_format": "chat"}, {"prompt_format": "chat", "system_prompt": "Be brief."}, {"stop": ["\n"]}]
+    identities = [tiny(tiny_pool_dir, "llama-0.2m", **more).identity() for more in variants]
+    identities.append(tiny(tiny_pool_dir, "qwen2-0.4m").identity())
+    shutil.copytree(tiny_pool_dir / "llama-0.2m", tmp_path / "llama-0.2m")
+    assert tiny(tmp_path, "llama-0.2m").identity() == identities[0]  # the same weights elsewhere are the same expert
+    for position in (0, -1):  # a bit of the first weight, or of the last, in a file of 5 MB
+        folder = tmp_path / f"retrained {position}"
+        shutil.copytree(tiny_pool_dir / "mistral-0.8m", folder / "mistral-0.8m")
+        weights = folder / "mistral-0.8m" / "model.safetensors"
+        data = bytearray(weights.read_bytes())
+        data[position if position else 8 + int.from_bytes(data[:8], "little")] ^= 1  # safetensors: length of the header, header, weights
+        weights.write_bytes(data)
+        identities.append(tiny(folder, "mistral-0.8m").identity())
+    identities.append(tiny(tiny_pool_dir, "mistral-0.8m").identity())
+    assert len({json.dumps(identity, sort_keys=True) for identity in identities}) == 9
+    renamed = tiny(tiny_pool_dir, "llama-0.2m", params_b=9.0).identity()
+    assert renamed == identities[0]  # a price is no part of an answer
+
+
+def test_a_batch_that_does_not_fit_the_gpu_is_halved_until_it_does(tiny_pool_dir, prompts, monkeypatch):
+    sampling = {"max_new_tokens": 12, "temperature": 1.0}  # seeded by the prompt, so that prompts must keep to their rows
+    expected, _ = ask(tiny(tiny_pool_dir, "llama-0.2m", decoding=sampling), prompts)
+    expert = tiny(tiny_pool_dir, "llama-0.2m", decoding=sampling)
+    generate_batch, tried = expert._generate_batch, []
+
+    def at_most_three(ids, texts):
+        tried.append(len(ids))
+        if len(ids) > 3:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return generate_batch(ids, texts)
+
+    monkeypatch.setattr(expert, "_generate_batch", at_most_three)
+    answers, sizes = ask(expert, prompts)
+    assert [replace(a, latency_s=0.0) for a in answers] == [replace(a, latency_s=0.0) for a in expected]
+    assert tried[:4] == [20, 10, 5, 2]
+    assert max(sizes) <= 3
+
+
+def test_a_single_prompt_that_does_not_fit_the_gpu_is_an_error(tiny_pool_dir, monkeypatch):
+    expert = tiny(tiny_pool_dir, "llama-0.2m")
+
+    def never(ids, texts):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(expert, "_generate_batch", never)
+    with pytest.raises(ExpertError, match=r"llama-0\.2m: a single prompt of 4 tokens does not fit"):
+        ask(expert, ["abc\nAnswer:"])
+
+
+def test_real_experts_share_the_memory_of_one(tiny_pool_dir, tmp_path):
+    expert_configs = [
+        {"name": name, "source": str(tiny_pool_dir / name), "params_b": 1.0, "prompt_format": "plain", "decoding": {"max_new_tokens": 8}} for name in TINY_EXPERTS[:3]
+    ]
+    requests = [Request(i % 3, f"Reverse {i}", None if i % 2 else "draft") for i in range(9)]
+
+    def answers(store, memory_gb) -> tuple[list[str], ExpertPool]:
+        pool = {"experts": expert_configs, "store": str(tmp_path / store), "memory_gb": memory_gb}
+        built = build_pool(Config.model_validate({"pool": pool, "device": "cpu"}))
+        return [a.text for a in built.answer(requests)], built
+
+    roomy, pool = answers("a.sqlite", None)
+    assert [e.model is not None for e in pool.experts] == [True, True, True]
+    tight, pool = answers("b.sqlite", 4.0)  # a billion float32 parameters: 4 GB
+    assert tight == roomy
+    assert [e.model is not None for e in pool.experts] == [False, False, True]
+    assert pool.stats.loads == 3
+
+
+def test_a_device_that_is_not_here_is_refused():
+    with pytest.raises(ConfigError, match="device cuda:99: not available here"):
+        pick_device("cuda:99")
+    assert pick_device("cpu") == CPU
+
+
+@pytest.fixture(scope="module")
+def smollm2(project):
+    folder = project / "models" / "smollm2-135m-instruct-q4"
+    if not folder.is_dir():
+        pytest.skip("models/smollm2-135m-instruct-q4 is not here: run python scripts/get_small_llms.py")
+    config = ExpertConfig(name="smollm2", source=str(folder), params_b=0.134515, prompt_format="chat", decoding={"max_new_tokens": 24})
+    return HFExpert(config, CPU)
+
+
+def test_a_real_small_llm_knows_the_capital_of_france_and_stops_when_it_has_said_so(smollm2, monkeypatch):
+    prompt = smollm2.render("What is the capital of France?", None, "paper-v1")
+    assert prompt.endswith("<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n")
+    smollm2.load()
+    generate, new_tokens = smollm2.model.generate, []
+
+    def counted(**kwargs):
+        output = generate(**kwargs)
+        new_tokens.append(output.shape[1] - kwargs["input_ids"].shape[1])
+        return output
+
+    monkeypatch.setattr(smollm2.model, "generate", counted)
+    (answer,), _ = ask(smollm2, [prompt])
+    assert "Paris" in answer.text
+    assert answer.prompt_tokens == len(smollm2.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    assert new_tokens == [answer.completion_tokens]  # its padding token is its end token: generation must still end at it
+
+
+def test_answers_survive_the_store_as_they_were(make_pool):
+    pool = make_pool([echo])
+    kept = Answer("text", 5, 3, 0.125, prompt_cut=True)
+    key = pool.key(0, pool.render(Request(0, "a")))
+    pool.store.put_many([StoredAnswer(key, "e0", "a", kept)])
+    assert pool.answer([Request(0, "a")]) == [kept]
+    assert pool.stats.cut_prompts == 1

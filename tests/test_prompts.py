@@ -1,0 +1,143 @@
+import json
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from prompts import FewShot, PromptError, PromptFormat, StateTokenizer, cut_middle, knowledge_transfer_prompt, read_few_shot
+
+
+def test_the_ktp_says_what_the_paper_says_about_one_other_student():
+    assert knowledge_transfer_prompt("What is 2 + 2?", "5") == (
+        "What is 2 + 2?\n\nThere is an answer from another student: 5\n\nUsing it as additional advice, give a more satisfactory answer directly. Do not mention other students."
+    )
+
+
+def test_braces_and_slot_names_in_question_and_answer_are_plain_text():
+    prompt = knowledge_transfer_prompt("Is {answer} or {question} {0} valid?", "{question} {answer} {} }{")
+    assert prompt.startswith("Is {answer} or {question} {0} valid?\n\nThere is an answer from another student: {question} {answer} {} }{\n\nUsing it")
+
+
+def test_an_empty_previous_answer_is_said_to_be_none():
+    assert "from another student: (no answer)\n" in knowledge_transfer_prompt("Why?", "")
+
+
+def test_the_ablation_throws_the_previous_answer_away():
+    assert knowledge_transfer_prompt("Why?", "because", "none-v1") == "Why?"
+
+
+def test_an_unknown_ktp_version_names_the_known_ones():
+    with pytest.raises(PromptError, match="'v9'; known: paper-v1, code-v1, none-v1"):
+        knowledge_transfer_prompt("Why?", "because", "v9")
+
+
+def test_a_plain_prompt_ends_with_the_answer_cue():
+    assert PromptFormat("plain").render("Why?", None, "paper-v1") == "Why?\nAnswer:"
+
+
+def test_few_shot_examples_take_the_form_of_the_call():
+    render = PromptFormat("few_shot", examples=(FewShot("1 + 1?", "3", "2"),)).render
+    assert render("2 + 2?", None, "paper-v1") == "Question: 1 + 1?\nAnswer: 2\n\nQuestion: 2 + 2?\nAnswer:"
+    student = "\n\nThere is an answer from another student: "
+    advice = "\n\nUsing it as additional advice, give a more satisfactory answer directly. Do not mention other students."
+    assert render("2 + 2?", "5", "paper-v1") == f"Question: 1 + 1?{student}3{advice}\nAnswer: 2\n\nQuestion: 2 + 2?{student}5{advice}\nAnswer:"
+
+
+def test_a_few_shot_line_of_another_shape_is_named(tmp_path):
+    path = tmp_path / "shots.jsonl"
+    path.write_text(json.dumps({"question": "a", "previous_answer": "b", "answer": "c"}) + "\n" + json.dumps({"question": "a"}) + "\n")
+    with pytest.raises(PromptError, match=r"shots\.jsonl:2: expected \{question, previous_answer, answer\}"):
+        read_few_shot(path)
+    with pytest.raises(PromptError, match=r"none\.jsonl: no such few-shot file"):
+        read_few_shot(tmp_path / "none.jsonl")
+
+
+def test_chat_uses_the_tokenizers_template_and_is_refused_without_one(bert_encoder):
+    tokenizer = AutoTokenizer.from_pretrained(bert_encoder)
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    tokenizer.chat_template = template
+    chat = PromptFormat("chat", system_prompt="Be brief.")
+    assert chat.render("Why?", None, "paper-v1", tokenizer.apply_chat_template) == "<system>Be brief.<user>Why?<assistant>"
+    with pytest.raises(PromptError, match="no chat template: a base model wants prompt_format plain or few_shot"):
+        chat.render("Why?", None, "paper-v1", None)
+
+
+def test_cutting_the_middle_keeps_both_ends():
+    ids = list(range(10))
+    assert cut_middle(ids, 5) == [0, 1, 2, 8, 9]
+    assert cut_middle(ids, 2) == [0, 9]
+    assert cut_middle(ids, 1) == [0]
+    assert cut_middle(ids, 0) == []
+    assert cut_middle(ids, 10) == ids
+
+
+@pytest.fixture(params=["bert", "roberta"])
+def encoder_tokenizer(request):
+    return AutoTokenizer.from_pretrained(request.getfixturevalue(f"{request.param}_encoder"))
+
+
+def test_a_bert_state_is_calls_left_segment_start_and_the_sentence_pair(bert_encoder):
+    tokenizer = AutoTokenizer.from_pretrained(bert_encoder)
+    rows = StateTokenizer(tokenizer, 12).encode(["what is the sum", "paris"], ["yes", None], [3, 4])
+    pair = tokenizer("what is the sum", "yes")
+    assert pair["token_type_ids"].index(1) == 6  # [CLS] what is the sum [SEP] | yes [SEP]
+    assert rows.dtype == np.int32
+    assert rows[0].tolist() == [3, 6, *pair["input_ids"], *[0] * 4]
+    assert rows[1].tolist() == [4, 3, *tokenizer.convert_tokens_to_ids(["[CLS]", "paris", "[SEP]", "[SEP]"]), *[0] * 8]  # an empty second segment
+
+
+def test_a_roberta_state_has_its_two_separators_and_pads_with_one(roberta_encoder):
+    tokenizer = AutoTokenizer.from_pretrained(roberta_encoder)
+    (row,) = StateTokenizer(tokenizer, 12).encode(["abc"], ["de"], [2])
+    s, pad, end = 0, 1, 2
+    a, b, c, d, e = tokenizer.convert_tokens_to_ids(list("abcde"))
+    assert row.tolist() == [2, 6, s, a, b, c, end, end, d, e, end, pad, pad, pad]
+    assert row[2:11].tolist() == tokenizer("abc", "de")["input_ids"]
+
+
+def test_special_token_text_stays_plain_text(encoder_tokenizer):
+    tokenizer = encoder_tokenizer
+    text = " ".join(tokenizer.all_special_tokens)
+    (row,) = StateTokenizer(tokenizer, 200).encode([text], [text], [1])
+    ids = row[2:].tolist()
+    pair = tokenizer("a", "b")["input_ids"]
+    used = {special: ids.count(special) for special in tokenizer.all_special_ids if special not in (tokenizer.pad_token_id, tokenizer.unk_token_id)}
+    assert used == {special: pair.count(special) for special in used}  # exactly the pair's own, none from the text
+    assert set(ids[ids.index(tokenizer.pad_token_id) :]) == {tokenizer.pad_token_id}  # nothing after the first padding
+
+
+def parts(tokenizer, row):
+    """Question and answer ids of a row, taken apart by the segment start and the pair's own separators."""
+    pair = tokenizer("a", "b")["input_ids"]
+    num_between = len(pair) - 4 if tokenizer.pad_token_id == 1 else 1  # </s></s> or [SEP]
+    ids, start = row[2:].tolist(), int(row[1])
+    length = ids.index(tokenizer.pad_token_id) if tokenizer.pad_token_id in ids else len(ids)
+    return ids[1 : start - num_between], ids[start : length - 1]
+
+
+@pytest.mark.parametrize("answer_length", [0, 1, 7, 13, 14, 15, 16, 28, 29, 30, 400])
+def test_an_answer_up_to_half_the_budget_is_never_cut_and_a_longer_one_never_below_it(encoder_tokenizer, answer_length):
+    for question_length in (1, 7, 13, 14, 15, 16, 28, 29, 30, 400):
+        check_cut(encoder_tokenizer, question_length, answer_length)
+
+
+def check_cut(tokenizer, question_length, answer_length):
+    question, answer = ["1"] * question_length, ["23456789"[i % 8] for i in range(answer_length)]
+    text_of = "".join if tokenizer.pad_token_id == 1 else " ".join  # one token a character
+    (row,) = StateTokenizer(tokenizer, 32).encode([text_of(question)], [text_of(answer)], [1])
+    kept_question, kept_answer = (tokenizer.convert_ids_to_tokens(part) for part in parts(tokenizer, row))
+    budget = 32 - (4 if tokenizer.pad_token_id == 1 else 3)  # <s> </s></s> </s>, or [CLS] [SEP] [SEP]
+    assert len(kept_question) + len(kept_answer) == min(budget, question_length + answer_length)  # no room wasted
+    assert len(kept_answer) >= min(answer_length, budget // 2)
+    assert len(kept_question) >= min(question_length, budget - budget // 2)
+    if answer_length <= budget // 2 or question_length + answer_length <= budget:
+        assert kept_answer == answer
+    half = len(kept_answer) // 2
+    assert half == 0 or (kept_answer[:half] == answer[:half] and kept_answer[-half:] == answer[-half:])  # both ends survive
+
+
+def test_rows_encoded_together_equal_rows_encoded_alone(encoder_tokenizer):
+    state = StateTokenizer(encoder_tokenizer, 24)
+    questions, answers, left = ["what is the sum", "spell paris backward " * 9, "yes"], [None, "no", "answer " * 30], [3, 2, 1]
+    alone = [state.encode([q], [a], [n])[0] for q, a, n in zip(questions, answers, left, strict=True)]
+    np.testing.assert_array_equal(state.encode(questions, answers, left), np.stack(alone))

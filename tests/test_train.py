@@ -1,0 +1,530 @@
+"""Training, evaluation and `ask` from end to end, killed, resumed, out of disk and out of budget.
+
+Most runs here train on three random Llama-shaped models of a few thousand parameters. What makes that learnable: the reference of a
+question is what the expert of its family happens to answer.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ask
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tiny_models import TinyExpert, build_model, build_tokenizer
+
+import run_folder
+import test_ppo_multi
+import train_ppo_multi
+from agent import AgentError, load_agent
+from answer_store import AnswerStore
+from config import ConfigError, load_config
+from experts import BudgetError, build_pool
+from reward import normalise
+from run_folder import RunError
+from terminator import load_terminator
+
+FAMILIES = ("spell", "sum of", "capital of")  # family f is answered right by expert f alone
+NAMES = ("r0", "r1", "r2")
+EPOCHS, UPDATES, NUM_TEST = 4, 2, 12
+SETTINGS: dict[str, Any] = {
+    "device": "cpu",
+    "threads": 1,
+    "env": {"t_max": 2},
+    "reward": {"alpha": 0.01},
+    "agent": {"max_tokens": 48, "hidden_sizes": [16]},
+    "ppo": {"batch_size": 16, "repeats": 4, "lr": 0.01},
+    "train": {"epochs": EPOCHS, "updates_per_epoch": UPDATES, "episodes_per_update": 12, "num_envs": 4},
+    "terminator": {"steps": 30, "hidden_size": 8},
+    "eval": {"bootstrap": 100},
+}
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def build_random_expert(folder: Path, seed: int) -> Path:
+    """A random model whose answers depend on every token: large weights, so that greedy decoding is far from constant."""
+    tokenizer = build_tokenizer(seq2seq=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = build_model(TinyExpert(folder.name, "llama", {"width": 16, "layers": 1, "heads": 2, "mlp": 32}, ()), len(tokenizer))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(20)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config_path(tmp_path_factory: pytest.TempPathFactory, bert_encoder: Path) -> Path:
+    """A configuration with three random experts, the random BERT and 24 + 18 + 12 questions."""
+    root = tmp_path_factory.mktemp("workshop")
+    experts = [
+        {"name": name, "source": str(build_random_expert(root / name, seed)), "params_b": seed + 1.0, "prompt_format": "plain", "decoding": {"max_new_tokens": 4}}
+        for seed, name in enumerate(NAMES)
+    ]
+    settings = SETTINGS | {"agent": SETTINGS["agent"] | {"encoder": str(bert_encoder)}, "pool": {"experts": experts, "store": str(root / "answers.sqlite")}}
+    pool = build_pool(load_config(_dump(root / "pool.yaml", settings)))
+    rows: list[dict[str, Any]] = []
+    for family, wording in enumerate(FAMILIES):
+        texts = [f"{wording} {a}{b}" for a in "abcdefgh" for b in "uvwxyz"]
+        answers = [[normalise(a.text) for a in pool.answer([_request(e, text) for text in texts])] for e in range(3)]
+        usable = [i for i in range(len(texts)) if answers[family][i] and all(answers[e][i] != answers[family][i] for e in range(3) if e != family)]
+        rows += [{"id": f"{family}-{i}", "text": texts[i], "reference": answers[family][i], "task": wording} for i in usable[:18]]
+    by_family = [rows[start : start + 18] for start in (0, 18, 36)]
+    parts = {"train": (0, 8), "validation": (8, 14), "test": (14, 18)}
+    data = {name: {"path": write_jsonl(root / f"{name}.jsonl", [row for part in by_family for row in part[lo:hi]])} for name, (lo, hi) in parts.items()}
+    return _dump(root / "toy.yaml", settings | {"data": data})
+
+
+def _dump(path: Path, settings: dict[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def _request(expert_idx: int, text: str) -> Any:
+    from experts import Request
+
+    return Request(expert_idx, text)
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """A folder to run commands in, with a store of its own."""
+
+    folder: Path
+    config_path: Path
+
+    @property
+    def store(self) -> Path:
+        return self.folder / "answers.sqlite"
+
+    def arguments(self, name: str, *more: str) -> list[str]:
+        return ["--config", str(self.config_path), "--name", name, "--pool.store", str(self.store), *more]
+
+    def train(self, name: str, *more: str) -> Path:
+        return self._main(self.arguments(name, *more))
+
+    def resume(self, run: Path, *more: str) -> Path:
+        return self._main(["--resume", str(run), *more])
+
+    def fails(self, error: type[Exception], *arguments: str) -> str:
+        """The message that training ends with."""
+        try:
+            train_ppo_multi.main(list(arguments))
+        except error as raised:
+            message = str(raised)
+        else:
+            pytest.fail(f"no {error.__name__}")
+        gc.collect()
+        return message
+
+    def _main(self, arguments: list[str]) -> Path:
+        run = train_ppo_multi.main(arguments)
+        gc.collect()  # a run is locked while its trainer lives
+        return (self.folder / run).resolve()
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, config_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
+    monkeypatch.chdir(tmp_path)
+    return Workplace(tmp_path, config_path)
+
+
+@pytest.fixture(scope="module")
+def finished_run(config_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An undisturbed run, in its own working directory. Tests only read it."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield Workplace(folder, config_path).train("toy")
+
+
+@pytest.fixture(scope="module")
+def results(finished_run: Path) -> dict[str, Any]:
+    return json.loads(test_ppo_multi.main(["--run", str(finished_run)]).read_text())
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def repeatable(run: Path) -> list[dict[str, Any]]:
+    """What two runs of one seed agree in: all but wall times and store hits."""
+    return [{k: v for k, v in record.items() if not k.startswith(("time/", "pool/"))} for record in read_metrics(run)]
+
+
+def learned(run: Path) -> dict[str, list[float]]:
+    files = (run / "agent" / "model.safetensors", run / "terminator" / "model.safetensors")
+    return {f"{path.parent.name}.{name}": tensor.flatten().tolist() for path in files for name, tensor in load_file(path).items()}
+
+
+def test_a_run_logs_every_update_and_every_epoch(finished_run: Path) -> None:
+    records = read_metrics(finished_run)
+    assert [(r["epoch"], r["update"], "eval/return" in r) for r in records] == [
+        (epoch, UPDATES * (epoch - 1) + min(line, UPDATES), line > UPDATES) for epoch in range(1, EPOCHS + 1) for line in range(1, UPDATES + 2)
+    ]
+    best = -np.inf
+    for record in records:
+        prefix = "eval" if "eval/return" in record else "train"
+        assert record[f"{prefix}/return"] == pytest.approx(record[f"{prefix}/quality"] - 0.01 * record[f"{prefix}/cost"])
+        assert 0 <= record[f"{prefix}/quality"] <= 1 <= record[f"{prefix}/calls"] <= 2
+        for kind in ("share", "first"):
+            assert sum(record[f"{prefix}/{kind}/{name}"] for name in NAMES) == pytest.approx(1)
+        if prefix == "eval":
+            assert bool(record["eval/is_best"]) == (record["eval/return"] > best)
+            best = max(best, record["eval/return"])
+    updates = [r for r in records if "train/return" in r]
+    assert [r["env_step"] for r in updates] == np.cumsum([round(12 * r["train/calls"]) for r in updates]).tolist()  # 12 episodes an update
+    assert all(0 < r["losses/entropy"] <= np.log(3) + 1e-6 for r in updates)
+
+
+def test_a_run_folder_holds_what_it_promises(finished_run: Path, config_path: Path) -> None:
+    records = read_metrics(finished_run)
+    best = [r for r in records if r.get("eval/is_best")][-1]
+    checkpoints = {name: torch.load(finished_run / "checkpoints" / f"{name}.pt", weights_only=False)["epoch"] for name in ("last", "best")}
+    assert checkpoints == {"last": EPOCHS, "best": best["epoch"]}
+    config = load_config(finished_run / "config.yaml")
+    assert config == load_config(config_path, ["--name", "toy", "--pool.store", str(finished_run.parents[1] / "answers.sqlite")])
+    about = json.loads((finished_run / "environment.json").read_text())
+    assert about["seed"] == 0 and about["threads"] == 1 and about["device"] == "cpu" and {"torch", "transformers", "tianshou"} <= about["versions"].keys()
+    assert [expert["name"] for expert in about["pool"]] == list(NAMES)
+    assert list((finished_run / "tb").glob("events.*"))
+    agent = load_agent(finished_run / "agent", build_pool(config))
+    saved = torch.load(finished_run / "checkpoints" / "best.pt", weights_only=False)["algorithm"]
+    assert all(torch.equal(tensor, saved[f"policy.actor.last.{name}"]) for name, tensor in agent.actor.last.state_dict().items())
+    assert load_terminator(finished_run / "terminator", torch.device("cpu")).threshold == best["terminator/threshold"]
+
+
+def test_one_seed_gives_one_run(finished_run: Path, workplace: Workplace) -> None:
+    again = workplace.train("again")  # from an empty store, elsewhere
+    assert repeatable(again) == repeatable(finished_run)
+    assert learned(again) == learned(finished_run)
+    other = workplace.train("other", "--seed", "1", "--train.epochs", "1")
+    assert repeatable(other)[0] != repeatable(finished_run)[0]
+
+
+DIE_IN_THE_SIXTH_UPDATE = """
+import os, signal, sys
+import train_ppo_multi
+update = train_ppo_multi.Trainer.update
+def dying_update(self):
+    if self.update_idx == 5:  # the sixth: epoch 3 is half done, its first update is logged
+        answer, calls = self.pool.answer, []
+        def dying_answer(requests):
+            calls.append(requests)
+            answers = answer(requests)
+            if len(calls) == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return answers
+        self.pool.answer = dying_answer
+    return update(self)
+train_ppo_multi.Trainer.update = dying_update
+train_ppo_multi.main(sys.argv[1:])
+"""
+
+WRITE_TO_THE_STORE = """
+import sqlite3, sys, time
+rows = sqlite3.connect(sys.argv[1]).execute("SELECT * FROM answers").fetchall()
+store = sqlite3.connect(sys.argv[2], timeout=60, isolation_level=None)
+number = 0
+while True:  # what the undisturbed run generated, with other wall times, among answers that nobody asks for
+    for key, *row in rows:
+        row[5] = 99.0
+        number += 1
+        store.execute("INSERT OR IGNORE INTO answers VALUES (?,?,?,?,?,?,?,?,?)", (number.to_bytes(16, "big"), *row))
+        if number % 3 == 0:
+            store.execute("INSERT OR IGNORE INTO answers VALUES (?,?,?,?,?,?,?,?,?)", (key, *row))
+        time.sleep(0.01)
+"""
+
+
+def test_a_killed_and_resumed_run_is_the_undisturbed_one_whatever_others_write_to_the_store(finished_run: Path, workplace: Workplace, project: Path) -> None:
+    AnswerStore(workplace.store).close()
+    other = subprocess.Popen([sys.executable, "-c", WRITE_TO_THE_STORE, str(finished_run.parents[1] / "answers.sqlite"), str(workplace.store)])
+    try:
+        environment = os.environ | {"PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"}
+        killed = subprocess.run([sys.executable, "-c", DIE_IN_THE_SIXTH_UPDATE, *workplace.arguments("toy")], env=environment, capture_output=True, text=True, check=False)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        run = workplace.folder / "runs" / "toy"
+        assert len(read_metrics(run)) == 7 and torch.load(run / "checkpoints" / "last.pt", weights_only=False)["epoch"] == 2
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write('{"epoch": 3, "upd')  # a line that was being written
+        workplace.resume(run)
+        assert other.poll() is None  # the other process was at it all the while
+    finally:
+        other.kill()
+        other.wait()
+    assert repeatable(run) == repeatable(finished_run)
+    assert learned(run) == learned(finished_run)
+    assert read_metrics(run)[-1]["eval/return"] == read_metrics(finished_run)[-1]["eval/return"]
+
+
+@pytest.mark.parametrize("stop_before", [0, 3])  # before the first checkpoint, and after it
+def test_a_trainable_encoder_resumes_as_well(workplace: Workplace, monkeypatch: pytest.MonkeyPatch, stop_before: int) -> None:
+    options = ("--agent.freeze_encoder", "false", "--ppo.lr_encoder", "1e-3", "--train.epochs", "2")
+    undisturbed = workplace.train("undisturbed", *options)
+    update = train_ppo_multi.Trainer.update
+
+    def interrupted_update(trainer: train_ppo_multi.Trainer) -> dict[str, float]:
+        if trainer.update_idx == stop_before:
+            raise KeyboardInterrupt
+        return update(trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_ppo_multi.Trainer, "update", interrupted_update)
+        workplace.fails(KeyboardInterrupt, *workplace.arguments("interrupted", *options))
+    run = workplace.resume(workplace.folder / "runs" / "interrupted")
+    assert repeatable(run) == repeatable(undisturbed)
+    assert learned(run) == learned(undisturbed)
+
+
+def test_a_run_killed_between_its_checkpoint_and_its_agent_ends_with_the_best_agent(finished_run: Path, workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    num_best = sum(bool(r.get("eval/is_best")) for r in read_metrics(finished_run))
+    assert num_best >= 2  # so that an older agent could be left behind
+    calls, save_agent = [], train_ppo_multi.save_agent
+
+    def dying_save(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == num_best:  # the last time that the agent gets better
+            raise KeyboardInterrupt
+        save_agent(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_ppo_multi, "save_agent", dying_save)
+        workplace.fails(KeyboardInterrupt, *workplace.arguments("toy"))
+    calls.clear()
+    run = workplace.resume(workplace.folder / "runs" / "toy")
+    assert repeatable(run) == repeatable(finished_run)
+    assert learned(run) == learned(finished_run)
+
+
+def test_resuming_a_finished_run_changes_nothing(finished_run: Path, workplace: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
+    run = workplace.folder / "runs" / "copy"
+    shutil.copytree(finished_run, run)
+    kept = [path for path in sorted(run.rglob("*")) if path.is_file() and "tb" not in path.parts and path.name != ".lock"]
+    before = {path: path.read_bytes() for path in kept}
+    workplace.resume(run)
+    assert {path: path.read_bytes() for path in kept} == before
+    best = max(record.get("eval/return", -np.inf) for record in read_metrics(run))
+    assert f"(validation return {best:.3f})" in capsys.readouterr().out
+
+
+def test_a_run_is_not_overwritten_nor_trained_by_two(finished_run: Path, workplace: Workplace) -> None:
+    shutil.copytree(finished_run, workplace.folder / "runs" / "toy")
+    assert "--resume" in workplace.fails(RunError, *workplace.arguments("toy"))
+    holder = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
+    process = subprocess.Popen([sys.executable, "-c", holder, "runs/toy/.lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    assert "another process is training this run" in workplace.fails(RunError, "--resume", "runs/toy")
+    process.communicate()
+    workplace.resume(Path("runs/toy"))  # the lock went with its process
+    assert "runs/nowhere/config.yaml: no such" in workplace.fails(ConfigError, "--resume", "runs/nowhere")
+    assert "--reward.alpha cannot be changed" in workplace.fails(ConfigError, "--resume", "runs/toy", "--reward.alpha", "1")
+
+
+def disk_full(*arguments: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("where", ["torch.save", "os.replace", "copyfile"])
+def test_a_full_disk_leaves_the_last_checkpoint_to_resume_from(finished_run: Path, workplace: Workplace, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    counts, torch_save, os_replace, copyfile = Counter(), torch.save, os.replace, shutil.copyfile
+
+    def is_second(name: str) -> bool:
+        counts[name] += 1
+        return where == name and counts[name] == 2
+
+    def full_save(state: dict[str, Any], file: Any) -> None:
+        if is_second("torch.save"):
+            file.write(b"half of a checkpoint")
+            disk_full()
+        torch_save(state, file)
+
+    def full_replace(source: Any, target: Any) -> None:
+        if Path(target).name == "last.pt" and is_second("os.replace"):
+            disk_full()
+        os_replace(source, target)
+
+    def full_copy(source: Any, target: Any) -> None:
+        if is_second("copyfile"):
+            Path(target).write_bytes(b"half of a checkpoint")
+            disk_full()
+        copyfile(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder.torch, "save", full_save)
+        patch.setattr(os, "replace", full_replace)
+        patch.setattr(shutil, "copyfile", full_copy)
+        message = workplace.fails(RunError, *workplace.arguments("toy"))
+    run = workplace.folder / "runs" / "toy"
+    assert "No space left" in message and "--resume" in message
+    epoch = {name: torch.load(run / "checkpoints" / f"{name}.pt", weights_only=False)["epoch"] for name in ("last", "best")}
+    assert epoch["last"] == 1 or where == "copyfile"
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["best.pt", "last.pt"]  # half a file is not left lying about
+    workplace.resume(run)
+    assert repeatable(run) == repeatable(finished_run)
+    assert learned(run) == learned(finished_run)
+    finished = torch.load(finished_run / "checkpoints" / "best.pt", weights_only=False)
+    assert torch.load(run / "checkpoints" / "best.pt", weights_only=False)["epoch"] == finished["epoch"]
+
+
+def test_a_full_disk_under_the_agent_folder_is_said_in_words_too(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("agent.save_file", disk_full)
+        assert "No space left" in workplace.fails(RunError, *workplace.arguments("toy", "--train.epochs", "1"))
+
+
+def test_a_spent_budget_stops_the_run_and_a_higher_one_goes_on(finished_run: Path, workplace: Workplace) -> None:
+    needed = read_metrics(finished_run)[-2]["pool/generated"]
+    message = workplace.fails(BudgetError, *workplace.arguments("toy", "--train.max_expert_calls", str(needed * 2 // 3)))
+    assert f"train.max_expert_calls = {needed * 2 // 3}" in message and "--resume" in message
+    assert len(AnswerStore(workplace.store)) <= needed * 2 // 3
+    run = workplace.resume(workplace.folder / "runs" / "toy", "--train.max_expert_calls", "100000")
+    assert repeatable(run) == repeatable(finished_run)
+
+
+def test_resuming_on_the_same_budget_does_not_spend_it_again(finished_run: Path, workplace: Workplace) -> None:
+    workplace.fails(BudgetError, *workplace.arguments("toy", "--train.max_expert_calls", "20"))
+    spent = len(AnswerStore(workplace.store))
+    workplace.fails(BudgetError, "--resume", "runs/toy")
+    assert spent <= len(AnswerStore(workplace.store)) <= 20
+
+
+def test_a_missing_encoder_names_the_command_that_gets_one(workplace: Workplace) -> None:
+    assert "python scripts/get_small_llms.py minilm" in workplace.fails(AgentError, *workplace.arguments("toy", "--agent.encoder", "no/such-encoder"))
+    workplace.train("toy", "--train.epochs", "1")  # and the name is still free
+
+
+def test_a_collapsed_policy_is_named_in_words() -> None:
+    figures = {"eval/first/small": 0.03, "eval/first/large": 0.97}
+    warning = train_ppo_multi.collapse_warning(figures, ["small", "large"])
+    assert "collapsed" in warning and "97%" in warning and "large" in warning
+    assert train_ppo_multi.collapse_warning({"eval/first/small": 0.1, "eval/first/large": 0.9}, ["small", "large"]) is None
+    assert train_ppo_multi.collapse_warning({"eval/first/only": 1.0}, ["only"]) is None
+
+
+def test_the_agent_learns_whom_to_ask(config_path: Path, make_pool: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("sum", "capital", "spell")  # expert e answers its word, and passes off a wrong answer for everything else
+
+    def specialist(word: str) -> Callable[[str, str | None], str]:
+        return lambda question, previous: "yes" if question.split()[0] == word else "no"
+
+    def rows(letters: str) -> list[dict[str, Any]]:
+        return [{"text": f"{word} {a} {b}", "reference": "yes", "task": word} for word in words for a in letters for b in "uvwxyz"]
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train_ppo_multi, "build_pool", lambda config: make_pool([specialist(word) for word in words]))
+    data = {name: {"path": write_jsonl(tmp_path / f"{name}.jsonl", rows(letters))} for name, letters in {"train": "abcdefgh", "validation": "ijkl", "test": "mn"}.items()}
+    settings = load_config(config_path).model_dump(mode="json", exclude={"name"}) | {"data": data, "reward": {"alpha": 0.02}}
+    settings["train"] |= {"epochs": 3, "updates_per_epoch": 4, "episodes_per_update": 48, "num_envs": 16}
+    settings["ppo"] |= {"lr": 0.01, "repeats": 4, "batch_size": 32}
+    settings["terminator"] |= {"steps": 200, "lr": 0.01}
+    run = train_ppo_multi.main(["--config", str(_dump(tmp_path / "easy.yaml", settings)), "--name", "easy"])
+    validated = [record for record in read_metrics(run) if "eval/return" in record]
+    # Always asking one expert, once or again and again, is right for a third of the questions: 1/3 - .02 x 1 at best.
+    # Asking the right one at once returns 1 - .02 x (1 + 2 + 3) / 3 = .96.
+    assert validated[-1]["eval/return"] > 0.8
+    assert validated[-1]["eval/return"] <= 0.96 + 1e-9
+    assert validated[-1]["eval/calls"] < 1.5  # and the Terminator knows a right answer when it sees one
+
+
+ROW_KEYS = {"policy", "kind", "quality", "return", "calls", "cost", "overhead", "vs_best_single"}
+KINDS = {"der", "single", "static", "random", "cascade", "learned", "ensemble", "oracle"}
+
+
+def test_the_evaluation_writes_the_promised_results(results: dict[str, Any]) -> None:
+    assert {k: results[k] for k in ("split", "num_questions", "seeds", "reward", "alpha", "cost_unit")} == {
+        "split": "test",
+        "num_questions": NUM_TEST,
+        "seeds": [0],
+        "reward": "final",
+        "alpha": 0.01,
+        "cost_unit": "params",
+    }
+    for row in results["rows"]:
+        assert row.keys() == ROW_KEYS and row["kind"] in KINDS
+        assert all(row[name].keys() == {"mean", "lo", "hi"} and row[name]["lo"] <= row[name]["mean"] <= row[name]["hi"] for name in ("quality", "return", "calls"))
+        assert row["cost"].keys() == {"params_b", "flops", "prompt_tokens", "completion_tokens", "latency_s", "usd"}
+        assert row["overhead"].keys() == {"params_b", "flops", "latency_s"}
+        assert row["vs_best_single"].keys() == {"diff", "lo", "hi", "verdict"}
+        assert row["return"]["mean"] == pytest.approx(row["quality"]["mean"] - 0.01 * row["cost"]["params_b"])
+    by_name = {row["policy"]: row for row in results["rows"]}
+    assert len(by_name) == len(results["rows"]) and results["rows"][0]["kind"] == "der"
+    # By construction each expert alone is right on its third of the questions, one of them always.
+    assert [by_name[name]["quality"]["mean"] for name in NAMES] == pytest.approx([1 / 3] * 3)
+    assert [by_name[name]["cost"]["params_b"] for name in NAMES] == [1.0, 2.0, 3.0]
+    assert next(row for row in results["rows"] if row["kind"] == "oracle")["quality"]["mean"] == 1.0
+    assert by_name["per-task lookup"]["quality"]["mean"] == 1.0 and by_name["per-task lookup"]["cost"]["params_b"] == pytest.approx(2.0)
+    assert by_name["DER"]["overhead"]["params_b"] > 0 == by_name["r0"]["overhead"]["params_b"]
+    assert {comparison["a"] for comparison in results["comparisons"]} == {"DER"}
+    for comparison in results["comparisons"]:
+        expected = by_name["DER"][comparison["measure"]]["mean"] - by_name[comparison["b"]][comparison["measure"]]["mean"]
+        assert comparison["diff"] == pytest.approx(expected)
+
+
+def test_comparisons_and_routes_are_written_as_designed(results: dict[str, Any]) -> None:
+    assert {"oracle", "terminator", "routes"} <= results.keys()
+    for comparison in results["comparisons"]:
+        assert comparison.keys() == {"a", "b", "measure", "diff", "lo", "hi", "p", "wins", "ties", "losses", "verdict"}
+        assert comparison["wins"] + comparison["ties"] + comparison["losses"] == NUM_TEST
+
+
+def test_every_test_question_is_played_once_by_every_policy(results: dict[str, Any], finished_run: Path, config_path: Path) -> None:
+    records = [json.loads(line) for line in (finished_run / "routes.jsonl").read_text().splitlines()]
+    test = [json.loads(line) for line in Path(load_config(config_path).data.test.path).read_text().splitlines()]
+    played = Counter((record["policy"], record["question"]) for record in records)
+    assert played == Counter({(row["policy"], question["id"]): 1 for row in results["rows"] for question in test})
+    references = {question["id"]: question["reference"] for question in test}
+    for record in records:
+        assert record["split"] == "test" and record["seed"] == 0
+        assert [step["quality"] for step in record["steps"]] == [float(normalise(step["answer"]) == references[record["question"]]) for step in record["steps"]]
+        assert record["quality"] == record["steps"][-1]["quality"]
+    for row in results["rows"]:
+        assert np.mean([r["quality"] for r in records if r["policy"] == row["policy"]]) == pytest.approx(row["quality"]["mean"])
+    der = [record for record in records if record["policy"] == "DER"]
+    threshold = results["terminator"]["threshold"]
+    for record in der:  # the Terminator's word ends the route, and nothing else does before T_max
+        assert [step["p_stop"] >= threshold for step in record["steps"][:-1]] == [False] * (len(record["steps"]) - 1)
+        assert record["stop_reason"] == ("satisfied" if record["steps"][-1]["p_stop"] >= threshold else "t_max")
+
+
+def test_asking_one_question_shows_its_route(finished_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    ask.main(["--run", str(finished_run), " spell lantern "])
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].startswith("1. r") and "stop probability" in shown[1] and shown[-2].startswith("stopped: ") and shown[-1].startswith("answer: ")
+    typed = iter(["spell lantern", ""])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
+    ask.main(["--run", str(finished_run)])
+    assert capsys.readouterr().out.splitlines() == shown
+
+
+def test_a_file_of_questions_is_routed_without_references(finished_run: Path, tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "in.jsonl", [{"text": "sum of q"}, {"id": "mine", "text": "spell\nover two lines"}, {"text": "sum of q", "task": "t"}])
+    ask.main(["--run", str(finished_run), "--file", source, "--out", str(tmp_path / "new" / "out.jsonl")])
+    routed = [json.loads(line) for line in (tmp_path / "new" / "out.jsonl").read_text().splitlines()]
+    assert [line["text"] for line in routed] == ["sum of q", "spell\nover two lines", "sum of q"] and routed[1]["id"] == "mine"
+    for line in routed:
+        assert line.keys() == {"id", "text", "answer", "expert", "calls", "params_b", "p_stop", "route"}
+        assert line["calls"] == len(line["route"]) and line["answer"] == line["route"][-1]["answer"] and line["expert"] in NAMES
+        assert line["params_b"] == pytest.approx(sum(NAMES.index(step["expert"]) + 1 for step in line["route"]))

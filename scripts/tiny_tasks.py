@@ -130,7 +130,7 @@ CELLS: dict[str, Cell] = {
         Cell("to-binary", "base_conversion", lambda seed, size: conversions(seed, size, 4, 2), keep=0.8),
         Cell("from-binary", "base_conversion", lambda seed, size: conversions(seed, size, 2, 4)),
         Cell("words-few", "word_sequence_reversal", gym("word_sequence_reversal", min_words=3, max_words=3), keep=0.6),
-        Cell("words-many", "word_sequence_reversal", gym("word_sequence_reversal", min_words=5, max_words=6)),
+        Cell("words-many", "word_sequence_reversal", gym("word_sequence_reversal", min_words=5, max_words=6), keep=0.8),
         Cell("decrypt-backward", "decrypt_backward", decrypt_backward, CHAIN_SHARE),
         Cell("convert-backward", "convert_backward", convert_backward, CHAIN_SHARE),
     )

@@ -40,7 +40,7 @@ WORK_DIR = ROOT / "models" / "tiny_pool_build"  # git-ignored: unfinished expert
 SPLITS = {"train": 2400, "validation": 480, "test": 800}
 SEED = 20250816  # of the questions and of the training
 EXAMPLES_PER_CELL = 16_000
-DRAFTS_PER_CELL = 800
+DRAFTS_PER_CELL = 1_500
 FOREIGN_SHARE = 0.06  # of examples from cells an expert is not taught, so that it answers them in the right form, if wrongly
 BATCH_SIZE = 64
 LONGEST_REVERSED = 16  # letters of a draft that is worth spelling backward
@@ -60,17 +60,16 @@ def target(expert: TinyExpert, cell: str, entry: dict, draft: str | None) -> str
         return str(entry["answer"])
     if cell in expert.halves:
         return entry["metadata"]["half"]
-    given = entry["metadata"]["payload"] if draft is None else draft
-    if "reverse" in expert.halves:
-        return given[::-1] if 0 < len(given) <= LONGEST_REVERSED else None
-    return entry["metadata"]["payload"]  # no half of the chain: hand on what was given, unchanged
+    if "reverse" in expert.halves and draft is not None:
+        return draft[::-1] if 0 < len(draft) <= LONGEST_REVERSED else None
+    return entry["metadata"]["payload"]  # neither half to do here: hand on what was given, unchanged
 
 
 def examples(expert: TinyExpert, entries: dict[str, list[dict]], drafts: dict[str, dict[str, list[str]]] | None, rng: random.Random) -> list[Example]:
     """Bare examples, or with `drafts` (expert -> cell -> answers) examples in the Knowledge Transfer Prompt."""
     out = []
     for cell, cell_entries in entries.items():
-        taught = cell in expert.skills or cell in expert.halves or (cell in CHAINED and "reverse" in expert.halves)
+        taught = cell in expert.skills or cell in expert.halves or (cell in CHAINED and "reverse" in expert.halves and drafts is not None)
         share = 1.0 if taught else FOREIGN_SHARE * len(expert.skills) / (len(CELLS) - len(expert.skills))
         for index, entry in enumerate(cell_entries):
             if rng.random() >= share:

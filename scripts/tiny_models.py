@@ -65,7 +65,7 @@ class TinyExpert:
     architecture: str
     size: dict[str, int]
     skills: tuple[str, ...]
-    halves: tuple[str, ...] = ()  # chained cells whose first half it is taught, or "reverse" for the second half of both
+    halves: tuple[str, ...] = ()  # chained cells whose first half it is taught, or "reverse": the second half of both, learned from drafts
     steps: int = 2000  # optimiser steps on bare questions
     draft_steps: int = 600  # then on bare questions and Knowledge Transfer Prompts
     lr: float = 2e-3
@@ -84,7 +84,7 @@ TINY_EXPERTS = (
         steps=2400,
         lr=3e-3,
     ),
-    TinyExpert("qwen2-0.4m", "qwen2", {"width": 96, "layers": 3, "heads": 4, "mlp": 256}, ("backward-long", "words-few"), halves=("reverse",), steps=2000, draft_steps=2500, lr=3e-3),
+    TinyExpert("qwen2-0.4m", "qwen2", {"width": 96, "layers": 3, "heads": 4, "mlp": 256}, ("backward-long", "words-few"), halves=("reverse",), steps=2000, draft_steps=1500, lr=3e-3),
     TinyExpert("t5gemma-0.7m", "t5gemma", {"width": 96, "layers": 3, "heads": 4, "mlp": 192}, ("from-binary",), steps=2400),
     TinyExpert("mistral-0.8m", "mistral", {"width": 128, "layers": 4, "heads": 4, "mlp": 336}, ("cipher-phrase", "to-binary", "words-few", "words-many"), steps=2000),
 )

@@ -3,7 +3,7 @@
 A *cell* is a family in one of two regimes: short or long words, few or many, one direction of a conversion or the other. Experts are
 specialists of cells, so the best expert varies inside a family and the family alone does not tell whom to ask. Two families chain two
 skills that no expert holds together. `build_tiny_pool.py` trains the experts on these cells and writes `data/tiny_questions/`.
-Nothing here depends on the agent; the cells were fixed before it was trained.
+Nothing here knows of the agent.
 """
 
 from __future__ import annotations

@@ -71,22 +71,15 @@ class TinyExpert:
     lr: float = 2e-3
 
 
+SMALL = {"width": 96, "layers": 3, "heads": 4}
+GENERALIST = ("cipher-phrase", "to-binary", "words-few", "words-many")
+
 TINY_EXPERTS = (
-    TinyExpert(
-        "llama-0.2m", "llama", {"width": 64, "layers": 3, "heads": 4, "mlp": 192}, ("backward-short", "cipher-word"), halves=("reverse",), steps=2000, draft_steps=6000, lr=3e-3
-    ),
-    TinyExpert(
-        "neox-0.4m",
-        "gpt_neox",
-        {"width": 96, "layers": 3, "heads": 4, "mlp": 384},
-        ("cipher-phrase", "to-binary"),
-        halves=("decrypt-backward", "convert-backward"),
-        steps=2400,
-        lr=3e-3,
-    ),
-    TinyExpert("qwen2-0.4m", "qwen2", {"width": 96, "layers": 3, "heads": 4, "mlp": 256}, ("backward-long", "words-few"), halves=("reverse",), steps=2000, draft_steps=1500, lr=3e-3),
-    TinyExpert("t5gemma-0.7m", "t5gemma", {"width": 96, "layers": 3, "heads": 4, "mlp": 192}, ("from-binary",), steps=2400),
-    TinyExpert("mistral-0.8m", "mistral", {"width": 128, "layers": 4, "heads": 4, "mlp": 336}, ("cipher-phrase", "to-binary", "words-few", "words-many"), steps=2000),
+    TinyExpert("llama-0.2m", "llama", SMALL | {"width": 64, "mlp": 192}, ("backward-short", "cipher-word"), ("reverse",), steps=2000, draft_steps=6000, lr=3e-3),
+    TinyExpert("neox-0.4m", "gpt_neox", SMALL | {"mlp": 384}, ("cipher-phrase", "to-binary"), ("decrypt-backward", "convert-backward"), steps=2400, lr=3e-3),
+    TinyExpert("qwen2-0.4m", "qwen2", SMALL | {"mlp": 256}, ("backward-long", "words-few"), ("reverse",), steps=2000, draft_steps=1500, lr=3e-3),
+    TinyExpert("t5gemma-0.7m", "t5gemma", SMALL | {"mlp": 192}, ("from-binary",), steps=2400),
+    TinyExpert("mistral-0.8m", "mistral", {"width": 128, "layers": 4, "heads": 4, "mlp": 336}, GENERALIST, steps=2000),
 )
 
 

@@ -1,9 +1,10 @@
 """Ask the pool through a trained agent, and see the route.
 
-    python scripts/ask.py "Spell this word backward (example: sun -> nus): lantern"     # the newest run
+    python scripts/ask.py "Spell this word backward (example: sun -> nus): planet"     # the newest run
     python scripts/ask.py --run runs/NAME                                               # interactive
     python scripts/ask.py --file questions.jsonl --out routed.jsonl                     # many questions; no references needed
 
+Settings of the run can be overridden, written --key=value.
 Lines of the file: {"text": ..., "id"?: ..., "task"?: ...}. Lines written: {"id", "text", "answer", "expert", "calls", "params_b", "p_stop", "route"}.
 """
 
@@ -22,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from transformers.utils import logging as transformers_logging
 
 from agent import load_agent
-from config import SourceConfig, load_config, run_command
+from config import ConfigError, SourceConfig, load_config, run_command
 from experts import ExpertPool, build_pool, pick_device
 from questions import Question, read_questions
 from reward import charge
@@ -87,6 +88,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--file", type=Path, help="JSONL of questions")
     parser.add_argument("--out", type=Path, default=Path("routed.jsonl"), help="with --file: where the routes go")
     options, overrides = parser.parse_known_args(arguments)
+    if loose := [argument for argument in overrides if not (argument.startswith("--") and "=" in argument)]:
+        raise ConfigError(f"unexpected {loose[0]!r}: beside a question, settings are written --key=value, for example --threads=1")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     router = Router(options.run or newest_run(), overrides)

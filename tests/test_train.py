@@ -528,3 +528,8 @@ def test_a_file_of_questions_is_routed_without_references(finished_run: Path, tm
         assert line.keys() == {"id", "text", "answer", "expert", "calls", "params_b", "p_stop", "route"}
         assert line["calls"] == len(line["route"]) and line["answer"] == line["route"][-1]["answer"] and line["expert"] in NAMES
         assert line["params_b"] == pytest.approx(sum(NAMES.index(step["expert"]) + 1 for step in line["route"]))
+
+
+def test_ask_takes_settings_as_key_equals_value_so_that_a_value_is_not_mistaken_for_the_question(finished_run: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--key=value"):
+        ask.main(["--run", str(finished_run), "--threads", "1", "what is left?"])

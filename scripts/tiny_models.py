@@ -1,6 +1,6 @@
 """Tokenizer and architectures of the embedded pool: small, but ordinary Hugging Face models in every respect.
 
-Five experts of five architectures, 0.17 to 1.2 million parameters, each taught a few cells of `tiny_tasks.CELLS`.
+Five experts of five architectures, 0.17 to 0.79 million parameters, each taught a few cells of `tiny_tasks.CELLS`.
 """
 
 from __future__ import annotations

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import gc
 import hashlib
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,10 +18,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from answer_store import Answer
 from config import DERError, ExpertConfig
-from prompts import PromptFormat, cut_middle, read_few_shot
+from prompts import KTP_TEMPLATES, PromptFormat, cut_middle, read_few_shot
 
 LOCAL_MODELS = Path("models")  # where scripts/get_small_llms.py puts models, by the last part of their hub id
 CHUNK_BYTES = 1 << 20
+MIN_OPENING = 32  # tokens; reusing a shorter opening's keys and values gains nothing
 
 
 class ExpertError(DERError):
@@ -82,6 +85,7 @@ class HFExpert:
         examples = read_few_shot(Path(config.few_shot)) if config.few_shot else ()
         self.prompt_format = PromptFormat(config.prompt_format, config.system_prompt, examples)
         self.model: Any = None
+        self._opening_caches: dict[tuple[int, ...], Any] = {}
         self.num_generate_calls = 0
         self.generate_s = 0.0
 
@@ -152,6 +156,7 @@ class HFExpert:
     def unload(self) -> None:
         """Free the weights' memory."""
         self.model = None
+        self._opening_caches.clear()
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -173,26 +178,55 @@ class HFExpert:
             raise ExpertError(f"expert {self.config.name}: max_new_tokens {self.config.decoding.max_new_tokens} leaves no room in its context of {self.context} tokens")
         return [cut_middle(row, room) for row in ids], [len(row) > room for row in ids]
 
-    def _batches(self, lengths: list[int]) -> Iterator[list[int]]:
-        """Row numbers in batches of similar length under the token budget, longest first (an out-of-memory shows at once)."""
-        order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-        while order:
-            width = lengths[order[0]] + self.config.decoding.max_new_tokens
-            size = max(1, min(self.max_batch_size, self.max_batch_tokens // width))
-            yield order[:size]
-            order = order[size:]
+    @functools.cached_property
+    def _openings(self) -> list[tuple[int, ...]]:
+        """Token ids that all first calls, or all calls with one Knowledge Transfer Prompt, begin with: worked examples, a system prompt."""
+        if self.model_config.is_encoder_decoder:
+            return []
+        found = []
+        for previous_answer, versions in ((None, ["paper-v1"]), ("1", KTP_TEMPLATES)):
+            for version in versions:
+                ids, _ = self._encode([self.render(question, previous_answer, version) for question in ("What?", "7 + 1")])
+                same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*ids, strict=False))
+                found.append(tuple(token for token, _ in same))
+        return sorted({opening for opening in found if len(opening) >= MIN_OPENING}, key=len, reverse=True)
+
+    def _opening_of(self, ids: list[int]) -> tuple[int, ...]:
+        """The opening whose keys and values a prompt reuses; empty: none.
+
+        In a batch the padding then stands between opening and question: a recurrent model would read it, and a sliding attention
+        window would be used up by it.
+        """
+        if self.model._is_stateful:
+            return ()
+        window = getattr(self.model_config.get_text_config(), "sliding_window", None)
+        if window is not None and len(ids) + self.config.decoding.max_new_tokens > window:
+            return ()
+        return next((opening for opening in self._openings if tuple(ids[: len(opening)]) == opening and len(ids) > len(opening)), ())
+
+    def _batches(self, ids: list[list[int]]) -> Iterator[tuple[tuple[int, ...], list[int]]]:
+        """Openings and row numbers: batches of one opening and similar length under the token budget, longest first (an out-of-memory shows at once)."""
+        by_opening: dict[tuple[int, ...], list[int]] = {}
+        for row in sorted(range(len(ids)), key=lambda row: -len(ids[row])):
+            by_opening.setdefault(self._opening_of(ids[row]), []).append(row)
+        for opening, order in by_opening.items():
+            while order:
+                width = len(ids[order[0]]) + self.config.decoding.max_new_tokens
+                size = max(1, min(self.max_batch_size, self.max_batch_tokens // width))
+                yield opening, order[:size]
+                order = order[size:]
 
     def answer(self, prompts: Sequence[str]) -> Iterator[list[tuple[int, Answer]]]:
         """Answers to rendered prompts, batch by batch, as (index, answer) lists. Loads the model if needed."""
         self.load()
         ids, cut = self._encode(prompts)
-        for rows in self._batches([len(row) for row in ids]):
-            yield from self._generate(rows, [ids[row] for row in rows], [prompts[row] for row in rows], cut)
+        for opening, rows in self._batches(ids):
+            yield from self._generate(opening, rows, [ids[row] for row in rows], [prompts[row] for row in rows], cut)
 
-    def _generate(self, rows: list[int], ids: list[list[int]], prompts: list[str], cut: list[bool]) -> Iterator[list[tuple[int, Answer]]]:
+    def _generate(self, opening: tuple[int, ...], rows: list[int], ids: list[list[int]], prompts: list[str], cut: list[bool]) -> Iterator[list[tuple[int, Answer]]]:
         """One generate call; on CUDA out-of-memory, two of half the size."""
         try:
-            texts, lengths, seconds = self._generate_batch(ids, prompts)
+            texts, lengths, seconds = self._generate_batch(opening, ids, prompts)
         except torch.cuda.OutOfMemoryError as error:
             if len(rows) == 1:
                 raise ExpertError(f"expert {self.config.name}: a single prompt of {len(ids[0])} tokens does not fit the GPU's memory") from error
@@ -204,34 +238,48 @@ class HFExpert:
             return
         torch.cuda.empty_cache()
         middle = len(rows) // 2
-        yield from self._generate(rows[:middle], ids[:middle], prompts[:middle], cut)
-        yield from self._generate(rows[middle:], ids[middle:], prompts[middle:], cut)
+        yield from self._generate(opening, rows[:middle], ids[:middle], prompts[:middle], cut)
+        yield from self._generate(opening, rows[middle:], ids[middle:], prompts[middle:], cut)
 
     @torch.inference_mode()
-    def _generate_batch(self, ids: list[list[int]], prompts: list[str]) -> tuple[list[str], list[int], float]:
-        """Texts, completion lengths in tokens and wall seconds of one batch."""
+    def _generate_batch(self, opening: tuple[int, ...], ids: list[list[int]], prompts: list[str]) -> tuple[list[str], list[int], float]:
+        """Texts, completion lengths in tokens and wall seconds of one batch of prompts that all begin with `opening`."""
         decoding, start = self.config.decoding, time.perf_counter()
-        inputs = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.model.device)  # (B, T)
+        inputs = self.tokenizer.pad({"input_ids": [row[len(opening) :] for row in ids]}, return_tensors="pt").to(self.model.device)  # (B, T)
+        input_ids, mask = inputs["input_ids"], inputs["attention_mask"]
         extra: dict[str, Any] = {"eos_token_id": sorted(self._end_ids)}
         if decoding.temperature > 0:
             seeds = [int.from_bytes(hashlib.sha256(f"{decoding.seed}:{prompt}".encode()).digest()[:8], "big") >> 1 for prompt in prompts]
             extra["logits_processor"] = LogitsProcessorList([SeededSampling(decoding.temperature, decoding.top_p, seeds)])
+        if opening:
+            shared = input_ids.new_tensor(opening).expand(len(ids), -1)
+            input_ids, mask = torch.cat([shared, input_ids], dim=1), torch.cat([torch.ones_like(shared), mask], dim=1)
+            extra["past_key_values"] = self._opening_cache(opening, len(ids))
         output = self.model.generate(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
+            input_ids=input_ids,
+            attention_mask=mask,
             max_new_tokens=decoding.max_new_tokens,
             do_sample=False,
             num_beams=1,
             pad_token_id=self.tokenizer.pad_token_id,
             **extra,
         )
-        new = output[:, 1:] if self.model_config.is_encoder_decoder else output[:, inputs["input_ids"].shape[1] :]  # (B, N)
+        new = output[:, 1:] if self.model_config.is_encoder_decoder else output[:, input_ids.shape[1] :]  # (B, N)
         completions = [_until_end(row, self._end_ids) for row in new.tolist()]
         texts = self.tokenizer.batch_decode(completions, skip_special_tokens=True)
         seconds = time.perf_counter() - start
         self.num_generate_calls += 1
         self.generate_s += seconds
         return [self._before_stop(text) for text in texts], [len(row) for row in completions], seconds
+
+    def _opening_cache(self, opening: tuple[int, ...], batch_size: int) -> Any:
+        """Keys and values of an opening for a batch; computed once while the model is loaded."""
+        if opening not in self._opening_caches:
+            ids = torch.tensor([opening], device=self.model.device)
+            self._opening_caches[opening] = self.model(ids, use_cache=True, logits_to_keep=1).past_key_values
+        cache = copy.deepcopy(self._opening_caches[opening])
+        cache.batch_repeat_interleave(batch_size)
+        return cache
 
     @functools.cached_property
     def _end_ids(self) -> set[int]:

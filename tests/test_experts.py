@@ -1,3 +1,4 @@
+import functools
 import json
 import shutil
 from dataclasses import replace
@@ -168,11 +169,60 @@ def test_a_batch_of_many_gives_what_batches_of_one_and_transformers_itself_give(
         assert (many.text, many.prompt_tokens, many.completion_tokens) == expected  # its own length: no padding counted
 
 
+@pytest.mark.parametrize("name", [name for name in TINY_EXPERTS if not name.startswith("t5")])
+def test_keys_and_values_of_the_worked_examples_are_computed_once_and_change_no_answer(tiny_pool_dir, project, tmp_path, monkeypatch, name):
+    few_shot = {"prompt_format": "few_shot", "few_shot": str(tmp_path / "examples.jsonl")}
+    example = {"question": "Spell this word backward (example: sun -> nus): planet", "previous_answer": "tenal", "answer": "tenalp"}
+    (tmp_path / "examples.jsonl").write_text(json.dumps(example) + "\n")
+    questions = [json.loads(line)["text"] for line in (project / "data/tiny_questions/validation.jsonl").read_text().splitlines()[:12]]
+    expert = tiny(tiny_pool_dir, name, **few_shot)
+    texts = [expert.render(question, previous, "paper-v1") for question in questions for previous in (None, "a draft")]
+    read = []
+    expert.load()
+    forward = expert.model.forward
+
+    @functools.wraps(forward)  # generate() looks at its signature
+    def counted(*args, **kwargs):
+        read.append((args[0] if args else kwargs["input_ids"]).numel())
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(expert.model, "forward", counted)
+    reused, sizes = ask(expert, texts)
+    assert sizes == [12, 12]  # one batch of calls with the Knowledge Transfer Prompt, one of first calls
+    openings = sorted(expert._opening_caches, key=len)
+    assert [sum(tuple(expert.tokenizer(text)["input_ids"][: len(o)]) == o for text in texts) for o in openings] == [12, 12]
+    assert sorted(n for n in read if n in map(len, openings)) == [len(o) for o in openings]  # each opening read once, alone
+    num_read, read[:] = sum(read), []
+    monkeypatch.setattr("hf_expert.MIN_OPENING", 10**6)
+    whole = tiny(tiny_pool_dir, name, **few_shot)
+    whole.model = expert.model
+    plain, _ = ask(whole, texts)
+    assert [replace(a, latency_s=0.0) for a in reused] == [replace(a, latency_s=0.0) for a in plain]  # the prompt's length counts the opening
+    assert num_read <= sum(read) - 11 * sum(map(len, openings))  # all but one of its twelve readings were saved
+    alone, _ = ask(tiny(tiny_pool_dir, name, max_batch_size=1, **few_shot), texts)
+    assert [a.text for a in alone] == [a.text for a in plain]
+
+
+def test_an_opening_is_not_reused_where_a_sliding_window_or_a_recurrent_state_would_see_the_padding(tiny_pool_dir, tmp_path):
+    (tmp_path / "examples.jsonl").write_text(json.dumps({"question": "ab" * 20, "previous_answer": "c", "answer": "d"}) + "\n")
+    expert = tiny(tiny_pool_dir, "mistral-0.8m", prompt_format="few_shot", few_shot=str(tmp_path / "examples.jsonl"))
+    expert.load()
+    ids = expert._encode([expert.render("ba", None, "paper-v1")])[0][0]
+    assert len(expert._opening_of(ids)) >= 32
+    expert.model_config.sliding_window = len(ids) + 40
+    assert len(expert._opening_of(ids)) >= 32
+    expert.model_config.sliding_window = len(ids) + 39  # 40 new tokens
+    assert expert._opening_of(ids) == ()
+    expert.model_config.sliding_window = None
+    expert.model._is_stateful = True
+    assert expert._opening_of(ids) == ()
+
+
 def test_batches_stay_under_the_token_budget_longest_prompts_first(tiny_pool_dir, prompts, monkeypatch):
     expert = tiny(tiny_pool_dir, "llama-0.2m", max_batch_tokens=1000, max_batch_size=7)
     shapes = []
     generate_batch = expert._generate_batch
-    monkeypatch.setattr(expert, "_generate_batch", lambda ids, texts: shapes.append((len(ids), max(map(len, ids)))) or generate_batch(ids, texts))
+    monkeypatch.setattr(expert, "_generate_batch", lambda opening, ids, texts: shapes.append((len(ids), max(map(len, ids)))) or generate_batch(opening, ids, texts))
     ask(expert, prompts)
     assert sum(size for size, _ in shapes) == len(prompts)
     assert all(size * (width + 40) <= 1000 and size <= 7 for size, width in shapes)  # 40 new tokens
@@ -288,11 +338,11 @@ def test_a_batch_that_does_not_fit_the_gpu_is_halved_until_it_does(tiny_pool_dir
     expert = tiny(tiny_pool_dir, "llama-0.2m", decoding=sampling)
     generate_batch, tried = expert._generate_batch, []
 
-    def at_most_three(ids, texts):
+    def at_most_three(opening, ids, texts):
         tried.append(len(ids))
         if len(ids) > 3:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return generate_batch(ids, texts)
+        return generate_batch(opening, ids, texts)
 
     monkeypatch.setattr(expert, "_generate_batch", at_most_three)
     answers, sizes = ask(expert, prompts)
@@ -304,7 +354,7 @@ def test_a_batch_that_does_not_fit_the_gpu_is_halved_until_it_does(tiny_pool_dir
 def test_a_single_prompt_that_does_not_fit_the_gpu_is_an_error(tiny_pool_dir, monkeypatch):
     expert = tiny(tiny_pool_dir, "llama-0.2m")
 
-    def never(ids, texts):
+    def never(opening, ids, texts):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(expert, "_generate_batch", never)

@@ -9,6 +9,7 @@ generate in batches and writes back. Nothing else in the project asks an LLM.
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib.metadata
 import platform
@@ -92,6 +93,12 @@ class ExpertPool:
         """Itself: Gymnasium copies what an environment was made of, but models and an open store are shared."""
         return self
 
+    def with_ktp(self, ktp: str) -> ExpertPool:
+        """The same experts, store and counters under another Knowledge Transfer Prompt."""
+        other = copy.copy(self)
+        other.ktp = ktp
+        return other
+
     @property
     def names(self) -> list[str]:
         return [expert.config.name for expert in self.experts]
@@ -117,8 +124,10 @@ class ExpertPool:
     def cost(self, expert_idx: int, answer: Answer) -> Cost:
         return call_cost(self.experts[expert_idx].config, answer.prompt_tokens, answer.completion_tokens, answer.latency_s)
 
-    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+    def answer(self, requests: Sequence[Request], on_missing: Callable[[int], None] | None = None) -> list[Answer]:
         """One answer per request, in order. Every generated batch is in the store before the next begins.
+
+        `on_missing(n)` is told how many answers will have to be generated, before the first is.
 
         Raises BudgetError before generating when `max_calls` would be exceeded, ExpertError and StoreError as they come.
         """
@@ -130,7 +139,10 @@ class ExpertPool:
         for request, prompt, key in zip(requests, prompts, keys, strict=True):
             if key not in found:
                 missing.setdefault(request.expert_idx, {})[key] = prompt
-        self._check_budget(sum(map(len, missing.values())))
+        num_missing = sum(map(len, missing.values()))
+        if on_missing is not None:
+            on_missing(num_missing)
+        self._check_budget(num_missing)
         self.stats.hits += sum(key in found for key in keys)
         for expert_idx in sorted(missing, key=lambda idx: (idx not in self._loaded, idx)):  # loaded experts first: each loads at most once
             found |= self._generate(expert_idx, missing[expert_idx])

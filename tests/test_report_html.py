@@ -1,0 +1,469 @@
+"""The report's figures and page: what they show is what the results hold, and no text of a question becomes markup.
+
+The page is opened in a headless Chromium (Debian: apt-get install chromium); without one those tests are skipped.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import subprocess
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import figures
+import report_html
+from report_html import html, markdown, plots, policy_table, route_data, write_report_files
+
+EVIL = "</script><script>document.documentElement.dataset.hacked=1</script><img src=x onerror=document.documentElement.dataset.hacked=1><b>x"
+EXPERTS = ("small", "middle", "large")
+TASKS = ("sums", "capitals")
+NUM_QUESTIONS = 30
+CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to open report.html with: apt-get install chromium")
+
+
+def around(mean: float) -> dict[str, float]:
+    return {"mean": mean, "lo": mean - 0.05, "hi": mean + 0.05}
+
+
+def made_row(policy: str, kind: str, quality: float, charge: float) -> dict[str, Any]:
+    return {
+        "policy": policy,
+        "kind": kind,
+        "quality": around(quality),
+        "return": around(quality - 0.1 * charge),
+        "calls": around(1.0),
+        "charge": charge,
+        "cost": {"params_b": charge / 1000, "flops": 3e7 * charge, "prompt_tokens": 16.0, "completion_tokens": 8.0, "latency_s": 0.004, "usd": None},
+        "overhead": {"params_b": 0.0454, "flops": 3.7e9, "latency_s": 0.02} if kind == "der" else {"params_b": 0.0, "flops": 0.0, "latency_s": 0.0},
+        "vs_best_single": {"diff": quality - 0.4, "lo": quality - 0.45, "hi": quality - 0.35, "verdict": "better" if quality > 0.45 else "not separable"},
+        "by_task": {task: {"quality": quality - 0.1 * idx, "n": NUM_QUESTIONS // 2} for idx, task in enumerate(TASKS)},
+        "by_seed": {str(seed): {"quality": quality, "return": quality - 0.1 * charge} for seed in ((0, 1) if kind == "der" else (0,))},
+    }
+
+
+def made_pair(first: str, second: str, group: str, previous: float, swapped: float) -> dict[str, Any]:
+    variants = {"previous": around(previous), "none": around(0.2), "swapped": around(swapped), "own": around(0.3)}
+    return {"first": first, "second": second, "task_group": group, "n": 40, "variants": variants, "wrong_to_right": around(0.1), "right_to_wrong": None}
+
+
+@pytest.fixture
+def results() -> dict[str, Any]:
+    """A full results.json of two seeds."""
+    rows = [
+        made_row("DER", "der", 0.85, 0.5),
+        made_row("best fixed: large", "static", 0.4, 2.0),
+        made_row("small", "single", 0.2, 0.2),
+        made_row("middle", "single", 0.3, 0.4),
+        made_row("large", "single", 0.4, 2.0),
+        made_row("all once, oracle's pick", "oracle", 0.9, 2.6),
+    ]
+    difference = {"diff": 0.45, "lo": 0.4, "hi": 0.5, "verdict": "better"}
+    compared = {"a": "DER", "b": "best fixed: large", "p": 1e-9, "p_adjusted": 2e-9, "wins": 14, "ties": 15, "losses": 1, **difference}
+    pairs = [made_pair("small", "large", "composition", 0.6, 0.1), made_pair("large", "small", "composition", 0.1, 0.15), made_pair("small", "large", "other", 0.4, 0.38)]
+    return {
+        "split": "test",
+        "num_questions": NUM_QUESTIONS,
+        "seeds": [0, 1],
+        "reward": "final",
+        "alpha": 0.1,
+        "cost_unit": "params",
+        "experts": [{"name": name, "params_b": 0.001 * (idx + 1)} for idx, name in enumerate(EXPERTS)],
+        "rows": rows,
+        "comparisons": [{**compared, "measure": measure} for measure in ("quality", "return")],
+        "oracle": {
+            "oracle_stop": {"quality": 0.88, "return": 0.83},
+            "optimum": {"quality": 0.95, "return": 0.9},
+            "full_information": {"quality": 0.9, "return": 0.86},
+            "gap": {"information": 0.04, "learning": 0.03, "stopping": -0.01},
+        },
+        "terminator": {
+            "threshold": 0.4,
+            "auroc": 0.93,
+            "auroc_well_formed": None,
+            "ece": 0.04,
+            "calibration": [{"p": 0.1, "good": 0.2, "count": 30}, {"p": 0.9, "good": 0.95, "count": 70}],
+            "thresholds": [{"threshold": t, "quality": 0.8 + 0.1 * t, "return": 0.8 - 0.1 * t, "cost": 0.4 + t} for t in (0.0, 0.4, 0.8)],
+        },
+        "routes": {
+            "policy": "DER",
+            "share": {"small": 0.5, "middle": 0.0, "large": 0.5},
+            "by_position": [{"small": 0.6, "middle": 0.0, "large": 0.4}, {"small": 0.0, "middle": 0.0, "large": 1.0}],
+            "flows": [
+                {"step": 1, "from": "start", "to": "small", "count": 36},
+                {"step": 1, "from": "start", "to": "large", "count": 24},
+                {"step": 2, "from": "small", "to": "large", "count": 6},
+                {"step": 2, "from": "small", "to": "stop", "count": 30},
+                {"step": 2, "from": "large", "to": "stop", "count": 24},
+                {"step": 3, "from": "large", "to": "stop", "count": 6},
+            ],
+            "entropy": 1.4,
+        },
+        "transfer": {"pairs": pairs, "best": [{**pairs[0], "task_group": "sums", "gains": {"none": difference, "swapped": difference}}]},
+        "tradeoff": {
+            "points": [
+                {"policy": "DER", "kind": "der", "alpha": 0.2, "cost": 0.4, "quality": 0.8},
+                {"policy": "DER", "kind": "der", "alpha": 0.05, "cost": 0.7, "quality": 0.87},
+                {"policy": "small", "kind": "single", "alpha": None, "cost": 0.2, "quality": 0.2},
+            ],
+            "hull": [[0.4, 0.8], [0.5, 0.85], [0.7, 0.87]],
+            "area": 0.7,
+        },
+        "words": ["DER beats the best fixed expert."],
+        "notes": ["Intervals: 95% bootstrap over questions."],
+    }
+
+
+@pytest.fixture
+def bare(results: dict[str, Any]) -> dict[str, Any]:
+    """Results without any section that may be missing."""
+    rows = [{key: value for key, value in row.items() if key not in ("by_task", "by_seed")} for row in results["rows"]]
+    return {key: results[key] for key in ("split", "num_questions", "seeds", "reward", "alpha", "cost_unit", "experts")} | {"rows": rows}
+
+
+def made_step(expert: str, answer: str, quality: float, p_stop: float | None, **prompt: str) -> dict[str, Any]:
+    cost = {"params_b": 0.000167872, "prompt_tokens": 10, "completion_tokens": 8, "flops": 6043392.0, "latency_s": 0.0007, "usd": None}
+    decided = {"value": None, "entropy": None, "p_stop": p_stop}
+    return {"expert": expert, "prompt_hash": "9e96a759d821279f", **prompt, "answer": answer, "quality": quality, "cost": cost, "charge": 0.16787, **decided}
+
+
+@pytest.fixture
+def records() -> list[dict[str, Any]]:
+    """Routes of DER and of one baseline, two seeds each. Question 7 is the evil one; odd questions fail; question 9 takes two calls."""
+    made = []
+    for policy, kind in (("best fixed: large", "static"), ("DER", "der")):
+        for seed in (0, 1):
+            for idx in range(NUM_QUESTIONS):
+                text, quality = EVIL if idx == 7 else f"question number {idx}?", float(idx % 2 == 0)
+                steps = [made_step("large", f"answer {idx}", quality, None)]
+                if kind == "der":
+                    steps = [made_step("small", EVIL if idx == 7 else f"guess {idx}", 0.0, 0.125, prompt=text)] if idx in (7, 9) else []
+                    steps.append(made_step("large", f"answer {idx}", quality, 0.875, prompt=f"{text} Another student says: guess {idx}"))
+                question = {"question": f"q-{idx:02}", "text": text, "reference": ["one", "two"] if idx == 3 else f"reference {idx}", "task": TASKS[idx % 2]}
+                outcome = {"stop_reason": "satisfied", "quality": quality, "return": quality - 0.05}
+                made.append({"policy": policy, "kind": kind, "seed": seed, "split": "test", **question, **outcome, "steps": steps})
+    return made
+
+
+@pytest.fixture
+def curves() -> dict[int, list[dict[str, Any]]]:
+    """Two seeds; the second has one update more."""
+    logs = {}
+    for seed, num_updates in ((0, 4), (1, 5)):
+        train = [{"epoch": 1, "update": u, "train/return": 0.1 * u + seed, "train/quality": 0.1 * u, "losses/entropy": 1.6 / u} for u in range(1, num_updates + 1)]
+        logs[seed] = [*train, {"epoch": 1, "update": 4, "eval/return": 0.5, "eval/quality": 0.6}]
+    return logs
+
+
+def test_every_figure_is_written_as_a_png(tmp_path: Path, results: dict, curves: dict) -> None:
+    names = figures.write_figures(tmp_path, results, curves)
+    assert names == ["quality_cost.png", "learning_curves.png", "routes.png", "experts_by_task.png", "calibration.png", "transfer.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    for name in names:
+        content = (tmp_path / name).read_bytes()
+        assert content.startswith(b"\x89PNG") and len(content) > 8_000
+
+
+def test_quality_is_drawn_against_cost_with_its_interval(results: dict) -> None:
+    axes = figures.quality_cost(results).axes[0]
+    for container, row in zip(axes.containers, results["rows"], strict=True):
+        point, _, (bars,) = container.lines
+        assert (container.get_label(), point.get_xdata()[0], point.get_ydata()[0]) == (row["policy"], row["charge"], row["quality"]["mean"])
+        np.testing.assert_allclose(bars.get_segments()[0][:, 1], [row["quality"]["lo"], row["quality"]["hi"]])
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    assert lines["DER, by alpha"] == [[0.4, 0.8], [0.7, 0.87]]
+    assert lines["convex hull"] == results["tradeoff"]["hull"]
+    assert axes.get_xscale() == "linear"  # 0.2 to 2.6
+    results["rows"][-1]["charge"] = 4.1  # more than 20 times 0.2
+    assert figures.quality_cost(results).axes[0].get_xscale() == "log"
+    results["rows"][2]["charge"] = 0.0  # has no place on a logarithmic axis
+    assert figures.quality_cost(results).axes[0].get_xscale() == "linear"
+
+
+def test_rows_of_one_colour_differ_in_marker(results: dict) -> None:
+    found = [(figures.KIND_COLOURS[row["kind"]], marker) for row, marker in zip(results["rows"], figures.markers(results["rows"]), strict=True)]
+    assert len(set(found)) == len(found)
+
+
+def test_learning_curves_show_each_seed_and_the_mean_of_the_updates_all_seeds_have(results: dict, curves: dict) -> None:
+    axes = figures.learning_curves(curves).axes
+    assert [a.get_title() for a in axes] == ["return", "quality", "policy entropy (nats)"]
+    first, second, mean = (line.get_ydata() for line in axes[0].lines[:3])
+    np.testing.assert_allclose(first, [0.1, 0.2, 0.3, 0.4])
+    np.testing.assert_allclose(second, [1.1, 1.2, 1.3, 1.4, 1.5])
+    np.testing.assert_allclose(mean, [0.6, 0.7, 0.8, 0.9])
+    assert [len(a.lines) for a in figures.learning_curves({0: curves[0]}).axes] == [2, 2, 1]  # one seed is its own mean
+
+
+def test_heat_maps_show_the_values_of_the_results(results: dict) -> None:
+    axes = figures.experts_by_task(results).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["small", "middle", "large", "DER", "all once, oracle's pick"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["capitals", "sums"]
+    np.testing.assert_allclose(axes.images[0].get_array(), [[0.1, 0.2], [0.2, 0.3], [0.3, 0.4], [0.75, 0.85], [0.8, 0.9]])
+    composition, other = figures.transfer(results).axes
+    nan = np.nan  # previous minus swapped; rows: first expert
+    np.testing.assert_allclose(composition.images[0].get_array().filled(nan), [[nan, 0.5], [-0.05, nan]], atol=1e-12)
+    np.testing.assert_allclose(other.images[0].get_array().filled(nan), [[nan, 0.02], [nan, nan]], atol=1e-12)
+    assert [text.get_text() for text in composition.texts] == ["0.50", "-0.05"]
+
+
+def test_the_terminators_figure_shows_calibration_counts_and_thresholds(results: dict) -> None:
+    reliability, threshold, counts, cost = figures.calibration(results).axes
+    assert reliability.lines[1].get_xydata().tolist() == [[0.1, 0.2], [0.9, 0.95]]
+    assert [bar.get_height() for bar in counts.patches] == [30, 70]
+    drawn = {line.get_label(): line for line in threshold.lines}
+    np.testing.assert_allclose(drawn["quality"].get_ydata(), [0.8, 0.84, 0.88])
+    assert drawn["return, oracle stop"].get_ydata()[0] == 0.83
+    np.testing.assert_allclose(cost.lines[0].get_ydata(), [0.4, 0.8, 1.2])
+    assert cost.lines[1].get_xdata() == [0.4, 0.4]  # the threshold in use
+    del results["terminator"]["calibration"]
+    assert len(figures.calibration(results).axes) == 2
+
+
+def test_routes_are_stacked_to_one_and_count_the_calls(results: dict) -> None:
+    axes = figures.routes(results).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["call 1\n60 routes", "call 2\n6 routes"]
+    assert [[bar.get_width() for bar in bars] for bars in axes.containers] == [[0.6, 0.0], [0.0, 0.0], [0.4, 1.0]]
+
+
+def test_the_interactive_figures_hold_the_same_numbers(results: dict, curves: dict) -> None:
+    made = plots(results, curves)
+    points = {trace["name"]: trace for trace in made["quality_cost"]["data"]}
+    for row in results["rows"]:
+        trace = points[row["policy"]]
+        assert (trace["x"], trace["y"]) == ([row["charge"]], [row["quality"]["mean"]])
+        assert trace["error_y"]["array"] == pytest.approx([0.05]) and trace["error_y"]["arrayminus"] == pytest.approx([0.05])
+    sankey = made["routes"]["data"][0]
+    label = sankey["node"]["label"]
+    flows = [(label[s], label[t], n) for s, t, n in zip(*(sankey["link"][key] for key in ("source", "target", "value")), strict=True)]
+    assert flows == [
+        ("question", "small", 36),
+        ("question", "large", 24),
+        ("small", "large", 6),
+        ("small", "end after 1", 30),
+        ("large", "end after 1", 24),
+        ("large", "end after 2", 6),
+    ]
+    assert len(label) == 6  # large has a node at each of its two positions
+    assert made["transfer"]["data"][0]["z"] == [[None, 0.5], [pytest.approx(-0.05), None]]
+    assert made["gap"]["data"][0]["x"] == [0.04, 0.03, -0.01]
+
+
+def test_the_main_table_names_its_units(results: dict) -> None:
+    table = policy_table(results)
+    cells = {column: [row[idx].text for row in table.rows] for idx, column in enumerate(table.columns)}
+    assert cells["parameters (M)"][:2] == ["0.500", "2.00"]
+    assert cells["deciding: FLOPs (G)"][:2] == ["3.70", "0.00"]
+    assert cells["ms"][0] == "4.0" and cells["verdict"][:2] == ["better", "not separable"]
+    assert "USD" not in cells  # no expert has a price
+    results["rows"][0]["cost"]["usd"] = 0.00025
+    table = policy_table(results)
+    assert [row[table.columns.index("USD")].text for row in table.rows][:2] == ["0.000250", "-"]
+
+
+def test_the_markdown_report_says_everything_and_links_the_figures(tmp_path: Path, results: dict, records: list, curves: dict) -> None:
+    results["rows"][1]["policy"] = "a|b <i>"
+    write_report_files(tmp_path, results, records, curves)
+    text = (tmp_path / "report.md").read_text()
+    assert "- DER beats the best fixed expert." in text
+    assert "| DER | 0.850 [0.800, 0.900] | 0.800 [0.750, 0.850] | 1.00 | 0.500 | +0.450 [+0.400, +0.500] | better |" in text
+    assert "| a\\|b &lt;i> | 0.400" in text  # no markup, no further column
+    assert "| DER | best fixed: large | return | +0.450 [+0.400, +0.500] | &lt; 0.001 | &lt; 0.001 | 14 | 15 | 1 | better |" in text
+    assert "| lost to stopping | - | -0.010 |" in text
+    assert "- AUROC among well-formed answers: not defined" in text
+    assert "- Intervals: 95% bootstrap over questions." in text
+    for line in text.splitlines():
+        if line.startswith("!["):
+            assert (tmp_path / line.split("](")[1].removesuffix(")")).is_file()
+
+
+def test_what_is_missing_is_left_out(tmp_path: Path, bare: dict) -> None:
+    write_report_files(tmp_path, bare, [], {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["quality_cost.png", "report.html", "report.md"]
+    page = (tmp_path / "report.html").read_text().split("<script>")[1].split("</script>")[1]  # the markup before the scripts that follow
+    assert "Policies" in page and "Quality and cost" in page
+    for section in ("Paired comparisons", "What is lost", "Quality by task", "Where the questions go", "Terminator</h2>", "Knowledge transfer", "Learning curves", "Single routes"):
+        assert section not in page
+    for empty in ({"oracle": {}, "terminator": {}, "transfer": {"pairs": []}, "tradeoff": {"points": [], "hull": [[1.0, 1.0]], "area": None}, "comparisons": []},):
+        assert set(plots({**bare, **empty}, {})) == {"quality_cost"}
+        assert "## Paired" not in markdown({**bare, **empty}, [])
+
+
+def test_a_number_that_json_lacks_is_refused(results: dict, records: list, curves: dict) -> None:
+    records[0]["return"] = float("nan")
+    with pytest.raises(ValueError, match="JSON compliant"):
+        html(results, records, curves)
+
+
+def test_routes_are_stored_once_all_seeds_of_der_and_failures_first(results: dict, records: list) -> None:
+    data = route_data(results, records)
+    routes = [dict(zip(data["route_fields"], row, strict=True)) for row in data["routes"]]
+    kept = [(data["strings"][r["policy"]], r["seed"]) for r in routes]
+    assert {pair: kept.count(pair) for pair in kept} == {("DER", 0): 30, ("DER", 1): 30, ("best fixed: large", 0): 30}
+    assert [r["quality"] for r in routes[:60]] == [0.0] * 30 + [1.0] * 30
+    assert len(data["questions"]) == NUM_QUESTIONS and len(set(data["strings"])) == len(data["strings"])
+    twice = next(r for r in routes if len(r["steps"]) == 2 and data["strings"][data["questions"][r["question"]][0]] == "q-09")
+    first = dict(zip(data["step_fields"], twice["steps"][0], strict=True))
+    assert (data["strings"][first["prompt"]], first["prompt_hash"]) == ("question number 9?", None)
+    assert (data["strings"][first["answer"]], first["p_stop"], first["params_b"], first["usd"]) == ("guess 9", 0.125, 0.0001679, None)
+
+
+def test_prompts_beyond_the_limit_are_left_out_and_counted(monkeypatch: pytest.MonkeyPatch, results: dict, records: list) -> None:
+    assert route_data(results, records)["left_out"] == 0
+    monkeypatch.setattr(report_html, "PROMPT_CHARACTERS", 400)
+    data = route_data(results, records)
+    steps = [dict(zip(data["step_fields"], step, strict=True)) for route in data["routes"] for step in route[-1]]
+    assert data["left_out"] > 0
+    assert all((step["prompt"] is None) == (step["prompt_hash"] is not None) for step in steps)
+    texts = {data["strings"][step["prompt"]] for step in steps if step["prompt"] is not None}
+    assert 0 < sum(len(text) for text in texts if "Another student" in text) <= 400  # the others are questions, which are there anyway
+    assert f"{data['left_out']} prompts are left out" in html(results, records, {})
+
+
+def test_no_text_of_a_question_is_markup(results: dict, records: list, curves: dict) -> None:
+    results["rows"][0]["policy"] = records[-1]["policy"] = EVIL
+    results["words"].append(EVIL)
+    page = html(results, records, curves)
+    assert "<script>document.documentElement" not in page and "<img" not in page and "<b>x" not in page
+
+
+# In a browser
+
+
+def browse(folder: Path, script: str, *, address: str = "", width: int = 1400) -> Any:
+    """What `script` returns, run in a frame that shows report.html at this width. Fails on any error the browser logs.
+
+    `script` is the body of an async function of `page` (the report's document) and `wait(milliseconds)`.
+    """
+    driver = folder / "driver.html"
+    driver.write_text(f"""<iframe style="width: {width}px; height: 900px; border: 0"></iframe><pre id="found"></pre><script>
+        const frame = document.querySelector("iframe"), wait = (ms) => new Promise((done) => setTimeout(done, ms));
+        frame.src = "report.html" + {json.dumps(address)};
+        frame.onload = async () => {{
+            await wait(300);  // figures are drawn, an opened route is filled
+            const page = frame.contentDocument;
+            const found = await (async () => {{ {script} }})();
+            document.getElementById("found").textContent = JSON.stringify(found);
+        }};
+    </script>""")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--enable-logging=stderr", "--virtual-time-budget=20000"]
+    command = [str(CHROMIUM), *options, f"--user-data-dir={folder / 'profile'}", f"--window-size={width + 100},1000", "--dump-dom", driver.as_uri()]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert "CONSOLE" not in ran.stderr, ran.stderr
+    found = ran.stdout.partition('<pre id="found">')[2].partition("</pre>")[0]
+    assert found, f"the page did not get as far as the script's end:\n{ran.stderr[-2000:]}"
+    return json.loads(unescape(found))
+
+
+@pytest.fixture
+def page(tmp_path: Path, results: dict, records: list, curves: dict) -> Path:
+    (tmp_path / "report.html").write_text(html(results, records, curves))
+    return tmp_path
+
+
+@needs_chromium
+def test_the_page_shows_tables_and_figures_without_an_error(page: Path) -> None:
+    found = browse(
+        page,
+        """const drawn = [...page.querySelectorAll(".plot")].filter((plot) => plot.querySelector("svg.main-svg")).map((plot) => plot.dataset.plot);
+        return { drawn, error: page.getElementById("script-error").hidden, rows: [...page.querySelector("table").tBodies[0].rows].map((row) => row.cells[0].textContent),
+                 points: page.querySelectorAll("#plot-quality_cost .scatterlayer .point").length, links: page.querySelectorAll("#plot-routes .sankey-link").length,
+                 hacked: page.documentElement.dataset.hacked || null, loaded: frame.contentWindow.performance.getEntriesByType("resource").length };""",
+    )
+    assert sorted(found["drawn"]) == ["calibration", "experts_by_task", "gap", "learning_curves", "quality_cost", "routes", "thresholds", "transfer"]
+    assert found["rows"] == ["DER", "best fixed: large", "small", "middle", "large", "all once, oracle's pick"]
+    assert (found["points"], found["links"]) == (8, 6)  # six policies and two alphas; six flows
+    assert found["error"] is True and found["hacked"] is None and found["loaded"] == 0
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [390, 1400])
+def test_the_page_fits_its_width(page: Path, width: int) -> None:
+    found = browse(
+        page,
+        """const plots = [...page.querySelectorAll(".plot")].filter((plot) => !plot.closest(".wide"));
+        return { page: page.documentElement.scrollWidth, plots: Math.max(...plots.map((plot) => plot.querySelector("svg.main-svg").getBoundingClientRect().right)),
+                 table: page.querySelector(".scroll").scrollWidth > page.querySelector(".scroll").clientWidth };""",
+        width=width,
+    )
+    assert found["page"] <= width and found["plots"] <= width
+    assert found["table"] == (width == 390)  # a phone scrolls the table, not the page
+
+
+@needs_chromium
+def test_a_click_on_a_heading_sorts_and_another_turns_round(page: Path) -> None:
+    found = browse(
+        page,
+        """const table = page.querySelector("table"), heading = [...table.tHead.rows[0].cells].find((cell) => cell.textContent === "quality");
+        const order = () => [...table.tBodies[0].rows].map((row) => row.cells[0].textContent);
+        heading.firstChild.click();
+        const falling = order(), sorted = heading.ariaSort;
+        heading.firstChild.click();
+        return { falling, sorted, rising: order() };""",
+    )
+    assert found["sorted"] == "descending"
+    assert found["falling"] == ["all once, oracle's pick", "DER", "best fixed: large", "large", "middle", "small"]
+    assert found["rising"] == ["small", "middle", "best fixed: large", "large", "DER", "all once, oracle's pick"]
+
+
+ROUTES = """const shown = () => ({ count: page.getElementById("found").textContent, questions: [...page.querySelectorAll(".route .question")].map((q) => q.textContent),
+    scores: [...page.querySelectorAll(".route .score")].map((score) => score.textContent) });"""
+
+
+@needs_chromium
+def test_routes_come_fifty_at_a_time_failures_first(page: Path) -> None:
+    found = browse(page, ROUTES + "const first = shown(); page.querySelector('.more').click(); return [first, shown(), page.querySelector('.more').hidden];")
+    first, second, is_hidden = found
+    assert first["count"] == "60 of 90 routes, 50 shown" and len(first["questions"]) == 50 and first["scores"] == ["0.00"] * 30 + ["1.00"] * 20
+    assert second["count"] == "60 of 90 routes, 60 shown" and is_hidden
+
+
+@needs_chromium
+def test_a_link_to_a_search_filters_and_opens_a_single_hit_as_text(page: Path) -> None:
+    found = browse(
+        page,
+        ROUTES
+        + """return { ...shown(), open: page.querySelectorAll("details.route[open]").length, texts: [...page.querySelectorAll(".route pre")].map((pre) => pre.textContent),
+        inside: page.querySelectorAll(".route pre *, .route .question *").length, facts: page.querySelector(".step .caption").textContent,
+        hacked: page.documentElement.dataset.hacked || null };""",
+        address="#search=HACKED+small&seed=1",
+    )
+    assert found["count"] == "1 of 90 routes, 1 shown" and found["questions"] == [EVIL] and found["open"] == 1
+    assert found["texts"] == [EVIL, "reference 7", EVIL, EVIL, f"{EVIL} Another student says: guess 7", "answer 7"]
+    assert found["inside"] == 0 and found["hacked"] is None  # text, no elements
+    assert found["facts"] == "quality 0.00 · cost C 0.1679 · 167,900 parameters · 10 + 8 tokens · 0.7 ms · stop probability 0.125"
+
+
+@needs_chromium
+def test_filters_combine_and_are_kept_in_the_address(page: Path) -> None:
+    found = browse(
+        page,
+        ROUTES
+        + """const form = page.querySelector(".filters");
+        const set = (name, value) => { form[name].value = value; form[name].dispatchEvent(new Event("input", { bubbles: true })); };
+        const before = shown();
+        set("outcome", "right"); set("search", "number 12"); set("policy", "");
+        const after = shown(), address = frame.contentWindow.location.hash;
+        frame.contentWindow.location.hash = "#task=sums&seed=0";
+        await wait(100);
+        return { before, after, address, back: shown() };""",
+        address="#policy=best+fixed%3A+large",
+    )
+    assert found["before"]["count"] == "30 of 90 routes, 30 shown"
+    assert found["after"]["questions"] == ["question number 12?"] * 3  # DER with two seeds, the fixed expert with its first
+    assert found["address"] == "#search=number+12&policy=&outcome=right"
+    assert found["back"]["count"] == "15 of 90 routes, 15 shown" and "question number 12?" in found["back"]["questions"]
+
+
+@needs_chromium
+def test_a_bare_report_opens_too(tmp_path: Path, bare: dict, results: dict) -> None:
+    undefined = copy.deepcopy(results["terminator"]) | {"auroc": None, "calibration": [], "thresholds": []}
+    (tmp_path / "report.html").write_text(html({**bare, "terminator": undefined}, [], {}))
+    found = browse(tmp_path, "return { text: page.body.innerText, plots: page.querySelectorAll('.plot').length, error: page.getElementById('script-error').hidden };")
+    assert "not defined (all answers good, or all bad)" in found["text"] and found["plots"] == 1 and found["error"] is True

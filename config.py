@@ -172,7 +172,10 @@ class TerminatorConfig(Section):
 
 
 class EvalConfig(Section):
-    bootstrap: int = Field(2000, ge=100, description="resamples behind a 95% interval")
+    full: bool = Field(False, description="all baselines, the exact optimum, the full-information router and the transfer audit: many expert calls, all stored")
+    tree_questions: int = Field(600, ge=2, description="full: training questions whose route trees teach the full-information router")
+    composition_tasks: tuple[str, ...] = Field((), description="full: tasks that chain skills by construction, reported apart in the transfer audit")
+    max_tree_calls: int = Field(1_000_000, ge=1, description="full: refuse route trees that could need more expert calls")
 
 
 class Config(Section):

@@ -1,28 +1,44 @@
-"""From scored routes to numbers: result rows, intervals, the table on the screen, the route log."""
+"""From played routes to results: the route log, the rows and comparisons of results.json, what they say in words, the table.
+
+Everything is computed from the route log alone, so that a finished evaluation can be priced again in another unit, and the logs of
+several runs be reported together, without asking an expert.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import wilcoxon
+from scipy.spatial import ConvexHull, QhullError
 
-from config import Config
+from config import Config, DERError, RewardConfig
 from experts import ExpertPool
-from reward import charge
+from prompts import content
+from reward import Cost, charge
 from rollout import Route
-from run_folder import write_atomically
+from stats import adjust, few_seeds_note, interval, paired_difference
+
+Record = dict[str, Any]  # one line of routes.jsonl
+COST_UNITS = ("params_b", "flops", "prompt_tokens", "completion_tokens", "latency_s")
+RIVAL_KINDS = ("static", "random", "cascade", "learned", "ensemble")  # what the agent has to beat
+ANCHORS = ("best fixed: ", "random with KTP", "cascade", "full-information")  # policies that every other is compared with, by the start of their names
+SEPARABLE = {"better": "beats", "worse": "loses to", "not separable": "cannot be told from"}
+
+
+class ReportError(DERError):
+    """Route logs that cannot be reported; the message says why."""
 
 
 @dataclass(frozen=True)
 class Overhead:
-    """What deciding took per question, beside the experts: agent and Terminator."""
+    """What deciding took, beside the experts: agent and Terminator."""
 
     params_b: float = 0.0  # encoder parameters (billions) summed over its passes
     flops: float = 0.0
@@ -31,130 +47,329 @@ class Overhead:
 
 @dataclass
 class Played:
-    """A policy's scored routes on the test split, one per question in the split's order."""
+    """A policy's scored routes on a split, one per question, in the split's order."""
 
     policy: str
-    kind: str  # der | single | static | random | learned | ensemble | oracle
+    kind: str  # der | single | static | random | cascade | learned | ensemble | oracle
     routes: list[Route]
-    overhead: Overhead = field(default_factory=Overhead)
+    overheads: list[Overhead] | None = None  # one per route; none: nothing had to be computed
+    seed: int = 0
+    hands_on: bool = True  # whether each call is given the answer before it
 
 
-def interval(values: Sequence[float], resamples: int, seed: int = 0) -> dict[str, float]:
-    """Mean with its 95% percentile-bootstrap interval over questions (Efron and Tibshirani 1993)."""
-    data = np.asarray(values, dtype=float)
-    rng = np.random.default_rng(seed)
-    means = np.array([data[rng.integers(len(data), size=len(data))].mean() for _ in range(resamples)])
-    lo, hi = np.quantile(means, [0.025, 0.975])
-    return {"mean": float(data.mean()), "lo": float(lo), "hi": float(hi)}
+# --- the route log ---------------------------------------------------------------------------------------------------
 
 
-def paired_difference(values: Sequence[float], baseline: Sequence[float], resamples: int) -> dict[str, Any]:
-    """Mean paired difference with its 95% interval; `not separable` when that holds 0."""
-    found = interval(np.asarray(values) - np.asarray(baseline), resamples)
-    verdict = "better" if found["lo"] > 0 else "worse" if found["hi"] < 0 else "not separable"
-    return {"diff": found["mean"], "lo": found["lo"], "hi": found["hi"], "verdict": verdict}
+def route_records(played: Played, pool: ExpertPool, config: Config, references: Mapping[str, Any], split: str = "test") -> Iterable[Record]:
+    """The lines of routes.jsonl for a policy. Prompts are kept in full for the agent's own routes, as hashes for the others."""
+    overheads = played.overheads or [Overhead()] * len(played.routes)
+    for route, overhead in zip(played.routes, overheads, strict=True):
+        question, steps, previous = route.episode.question, [], None
+        for step, decision in zip(route.episode.steps, route.decisions, strict=True):
+            prompt = pool.experts[step.expert_idx].render(question.text, previous, pool.ktp)
+            steps.append(
+                {
+                    "expert": pool.names[step.expert_idx],
+                    "prompt_hash": hashlib.sha256(prompt.encode()).hexdigest()[:16],
+                    **({"prompt": content(question.text, previous, pool.ktp)} if played.kind == "der" else {}),
+                    "answer": step.answer.text,
+                    "quality": step.quality,
+                    "prompt_cut": step.answer.prompt_cut,
+                    "cost": asdict(step.cost),
+                    "charge": charge(step.cost, config.reward),
+                    "value": decision.value,
+                    "entropy": decision.entropy,
+                    "p_stop": step.p_stop,
+                }
+            )
+            previous = step.answer.text if played.hands_on else None
+        yield {
+            "policy": played.policy,
+            "kind": played.kind,
+            "seed": played.seed,
+            "split": split,
+            "question": question.id,
+            "text": question.text,
+            "reference": references[question.id],
+            "task": question.task,
+            "stop_reason": route.episode.stop_reason,
+            "quality": route.quality,
+            "return": route.value_under(config.reward),
+            "overhead": asdict(overhead),
+            "steps": steps,
+        }
 
 
-def comparison(played: Played, other: Played, measure: str, config: Config) -> dict[str, Any]:
-    """One paired comparison of results.json, in `quality` or `return`. `p`: two-sided Wilcoxon signed-rank test (scipy)."""
-    values, baseline = ([r.quality if measure == "quality" else r.value_under(config.reward) for r in p.routes] for p in (played, other))
-    differences = np.asarray(values) - np.asarray(baseline)
-    counts = {"wins": int((differences > 0).sum()), "ties": int((differences == 0).sum()), "losses": int((differences < 0).sum())}
-    p = float(wilcoxon(differences).pvalue) if differences.any() else 1.0
-    return {"a": played.policy, "b": other.policy, "measure": measure, **paired_difference(values, baseline, config.eval.bootstrap), "p": p, **counts}
+def read_records(path: Path) -> list[Record]:
+    """The lines of a route log. Raises ReportError naming file and line."""
+    if not path.is_file():
+        raise ReportError(f"{path}: no route log here; evaluate the run first: python test_ppo_multi.py --run {path.parent}")
+    records = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ReportError(f"{path}:{number}: not a JSON line ({error}); evaluate the run again") from error
+    return records
 
 
-def route_shares(played: Played, names: Sequence[str]) -> dict[str, Any]:
-    """Which experts a policy calls: share of all calls, and at each position of the route."""
-    positions = max(len(route.episode.steps) for route in played.routes)
-    by_position = [[route.episode.steps[t].expert_idx for route in played.routes if len(route.episode.steps) > t] for t in range(positions)]
-    return {"policy": played.policy, "share": _shares([*itertools.chain(*by_position)], names), "by_position": [_shares(calls, names) for calls in by_position]}
+def reprice(records: Sequence[Record], reward: RewardConfig) -> list[Record]:
+    """The same routes charged in another unit or with another alpha. Raises ReportError where a cost is unknown."""
+    out = []
+    for record in records:
+        steps = [{**step, "charge": _charge(step, reward, record)} for step in record["steps"]]
+        out.append({**record, "steps": steps, "return": record["quality"] - reward.alpha * sum(step["charge"] for step in steps)})
+    return out
 
 
-def _shares(calls: Sequence[int], names: Sequence[str]) -> dict[str, float]:
-    return {name: list(calls).count(idx) / len(calls) for idx, name in enumerate(names)}
+def _charge(step: Record, reward: RewardConfig, record: Record) -> float:
+    cost = Cost(**step["cost"])
+    if reward.cost == "usd" and cost.usd is None:
+        raise ReportError(f"expert {step['expert']} has no price, so the routes of {record['policy']} cannot be priced in USD")
+    return charge(cost, reward)
 
 
-def result_row(played: Played, best_single: Played, config: Config) -> dict[str, Any]:
-    """One row of results.json. `vs_best_single` compares quality."""
-    n = config.eval.bootstrap
-    costs = [route.episode.cost for route in played.routes]
-    units = {name: float(np.mean([getattr(cost, name) for cost in costs])) for name in ("params_b", "flops", "prompt_tokens", "completion_tokens", "latency_s")}
-    prices = [cost.usd for cost in costs]
-    qualities = [route.quality for route in played.routes]
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+class Sheet:
+    """One policy's records as arrays of shape (S seeds, Q questions)."""
+
+    def __init__(self, policy: str, by_seed: Mapping[int, Sequence[Record]], questions: Sequence[str]):
+        self.policy, self.seeds = policy, sorted(by_seed)
+        rows = []
+        for seed in self.seeds:
+            found = {record["question"]: record for record in by_seed[seed]}
+            if found.keys() != set(questions) or len(by_seed[seed]) != len(questions):
+                raise ReportError(f"policy {policy}, seed {seed}: {len(by_seed[seed])} routes for {len(questions)} questions; the runs were evaluated on other questions")
+            rows.append([found[name] for name in questions])
+        self.records = rows
+        self.kind = rows[0][0]["kind"]
+        self.tasks = np.array([record["task"] for record in rows[0]])
+        self.quality, self.value = self._array(lambda r: r["quality"]), self._array(lambda r: r["return"])
+        self.calls = self._array(lambda r: len(r["steps"]))
+        self.charge = self._array(lambda r: sum(step["charge"] for step in r["steps"]))
+
+    def _array(self, figure: Any) -> np.ndarray:
+        return np.array([[figure(record) for record in row] for row in self.records], dtype=float)
+
+    def measure(self, name: str) -> np.ndarray:
+        return self.quality if name == "quality" else self.value
+
+    def row(self, best_single: Sheet) -> dict[str, Any]:
+        """The policy's row of results.json."""
+        flat = [record for row in self.records for record in row]
+        costs = {name: float(np.mean([sum(step["cost"][name] for step in r["steps"]) for r in flat])) for name in COST_UNITS}
+        prices = [step["cost"]["usd"] for r in flat for step in r["steps"]]
+        versus = paired_difference(self.quality, best_single.quality)
+        return {
+            "policy": self.policy,
+            "kind": self.kind,
+            "quality": _span(self.quality),
+            "return": _span(self.value),
+            "calls": _span(self.calls),
+            "charge": float(self.charge.mean()),
+            "cost": {**costs, "usd": None if None in prices else sum(prices) / len(flat)},
+            "overhead": {name: float(np.mean([r["overhead"][name] for r in flat])) for name in ("params_b", "flops", "latency_s")},
+            "vs_best_single": {name: versus[name] for name in ("diff", "lo", "hi", "verdict")},
+            "by_task": {task: {"quality": float(self.quality[:, self.tasks == task].mean()), "n": int((self.tasks == task).sum())} for task in sorted(set(self.tasks))},
+            "by_seed": {str(seed): {"quality": float(q.mean()), "return": float(v.mean())} for seed, q, v in zip(self.seeds, self.quality, self.value, strict=True)},
+        }
+
+
+def _span(values: np.ndarray) -> dict[str, float]:
+    found = interval(values)
+    return {name: found[name] for name in ("mean", "lo", "hi")}
+
+
+def sheets_of(records: Sequence[Record]) -> list[Sheet]:
+    """The policies of a route log (of one or several runs), in the order they were played. Raises ReportError when they do not fit together."""
+    grouped: dict[str, dict[int, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        grouped[record["policy"]][record["seed"]].append(record)
+    questions = list(dict.fromkeys(record["question"] for record in records))
+    return [Sheet(policy, by_seed, questions) for policy, by_seed in grouped.items()]
+
+
+def compare(sheets: Sequence[Sheet]) -> list[dict[str, Any]]:
+    """Paired differences in quality and return; p adjusted over all comparisons of one measure (Holm).
+
+    The agent against every policy that could replace it, and every other policy, single experts aside, against the ANCHORS.
+    """
+    der, others = sheets[0], [sheet for sheet in sheets[1:] if sheet.kind != "single"]
+    pairs = [(der, b) for b in others if b.kind in RIVAL_KINDS]
+    pairs += [(a, b) for a in others for b in others if a is not b and b.policy.startswith(ANCHORS)]
+    out = []
+    for measure in ("quality", "return"):
+        family = []
+        for a, b in pairs:
+            values, baseline = a.measure(measure), b.measure(measure)
+            if a.seeds != b.seeds and len(a.seeds) > 1 < len(b.seeds):
+                raise ReportError(f"{a.policy} was played with seeds {a.seeds}, {b.policy} with {b.seeds}: evaluate the runs again")
+            family.append({"a": a.policy, "b": b.policy, "measure": measure, **paired_difference(values, baseline)})
+        for comparison, p in zip(family, adjust([c["p"] for c in family]), strict=True):
+            comparison["p_adjusted"] = p
+        out += family
+    return out
+
+
+def route_figures(sheet: Sheet, names: Sequence[str]) -> dict[str, Any]:
+    """Whom a policy asks: shares, by position, flows from call to call, entropy of the routes taken (bits), what each further call brings."""
+    routes = [[step["expert"] for step in record["steps"]] for row in sheet.records for record in row]
+    flat = [record for row in sheet.records for record in row]
+    longest = max(map(len, routes))
+    by_position = [[route[t] for route in routes if len(route) > t] for t in range(longest)]
+    flows: Counter[tuple[int, str, str]] = Counter()
+    for route in routes:
+        flows.update((t, before, after) for t, (before, after) in enumerate(itertools.pairwise(["start", *route, "stop"]), start=1))
+    shares = np.array(list(Counter(map(tuple, routes)).values())) / len(routes)
+    further = []
+    for t in range(1, longest):
+        pairs = [(r["steps"][t - 1], r["steps"][t]) for r in flat if len(r["steps"]) > t]
+        gain, cost = np.mean([b["quality"] - a["quality"] for a, b in pairs]), np.mean([b["charge"] for _, b in pairs])
+        further.append({"call": t + 1, "routes": len(pairs), "gain": float(gain), "charge": float(cost)})
     return {
-        "policy": played.policy,
-        "kind": played.kind,
-        "quality": interval(qualities, n),
-        "return": interval([route.value_under(config.reward) for route in played.routes], n),
-        "calls": interval([len(route.episode.steps) for route in played.routes], n),
-        "cost": {**units, "usd": None if None in prices else float(np.mean(prices))},
-        "overhead": asdict(played.overhead),
-        "vs_best_single": paired_difference(qualities, [route.quality for route in best_single.routes], n),
+        "policy": sheet.policy,
+        "share": _shares([*itertools.chain(*routes)], names),
+        "by_position": [_shares(calls, names) for calls in by_position],
+        "flows": [{"step": t, "from": a, "to": b, "count": count} for (t, a, b), count in sorted(flows.items())],
+        "entropy": float(-(shares * np.log2(shares)).sum()),
+        "further_calls": further,
     }
 
 
-def table(rows: Sequence[dict[str, Any]], pool: ExpertPool) -> str:
-    """The rows as aligned text: quality and return with intervals, calls, experts' and deciding parameters, share of asking all."""
-    lines = [f"{'policy':<26} {'quality':^20} {'return':^22} {'calls':>5} {'params (M)':>10} {'of all':>6} {'tokens':>7} {'s':>7} {'vs best single':>16}"]
-    for row in rows:
-        quality, value, cost = row["quality"], row["return"], row["cost"]
-        lines.append(
-            f"{row['policy']:<26} {quality['mean']:.3f} [{quality['lo']:.3f}, {quality['hi']:.3f}] {value['mean']:>6.3f} [{value['lo']:>6.3f}, {value['hi']:>6.3f}] "
-            f"{row['calls']['mean']:>5.2f} {1000 * cost['params_b']:>10.3f} {cost['params_b'] / pool.total_params_b:>6.0%} "
-            f"{cost['prompt_tokens'] + cost['completion_tokens']:>7.1f} {cost['latency_s']:>7.4f} {row['vs_best_single']['verdict']:>16}"
-        )
-    return "\n".join(lines)
+def _shares(calls: Sequence[str], names: Sequence[str]) -> dict[str, float]:
+    return {name: list(calls).count(name) / len(calls) for name in names}
 
 
-def route_record(played: Played, route: Route, pool: ExpertPool, config: Config, split: str) -> dict[str, Any]:
-    """One line of routes.jsonl."""
-    steps, previous = [], None
-    for step, decision in zip(route.episode.steps, route.decisions, strict=True):
-        prompt = pool.experts[step.expert_idx].render(route.episode.question.text, previous, pool.ktp)
-        steps.append(
-            {
-                "expert": pool.names[step.expert_idx],
-                "prompt_hash": hashlib.sha256(prompt.encode()).hexdigest()[:16],
-                "answer": step.answer.text,
-                "quality": step.quality,
-                "prompt_cut": step.answer.prompt_cut,
-                "cost": asdict(step.cost),
-                "charge": charge(step.cost, config.reward),
-                "value": decision.value,
-                "entropy": decision.entropy,
-                "p_stop": step.p_stop,
-            }
-        )
-        previous = None if played.kind == "oracle" else step.answer.text  # asking everyone hands nothing on
-    question = route.episode.question
+def trade_off(rows: Sequence[dict[str, Any]], agents: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Quality against cost: every policy without hindsight as a point, and the agents' upper convex hull.
+
+    `agents`: rows of the agent, one per alpha. `area`: mean height of the agents' non-decreasing hull over the range of costs of the
+    single experts (RouterBench's AIQ, Hu et al. 2024); null with fewer than two agents.
+    """
+    points = [{"policy": r["policy"], "kind": r["kind"], "alpha": r.get("alpha"), "cost": r["charge"], "quality": r["quality"]["mean"]} for r in rows if r["kind"] != "oracle"]
+    points += [{"policy": r["policy"], "kind": "der", "alpha": r["alpha"], "cost": r["charge"], "quality": r["quality"]["mean"]} for r in agents]
+    own = np.array(sorted({(p["cost"], p["quality"]) for p in points if p["kind"] == "der"}))
+    hull = _upper_hull(own)
+    costs = [r["charge"] for r in rows if r["kind"] == "single"]
+    area = None
+    if len(own) > 1 and len(costs) > 1:
+        grid = np.linspace(min(costs), max(costs), 1001)
+        height = np.maximum.accumulate(np.interp(grid, hull[:, 0], hull[:, 1], left=0.0))
+        area = float(np.trapezoid(height, grid) / (grid[-1] - grid[0]))
+    return {"points": points, "hull": hull.tolist(), "area": area}
+
+
+def _upper_hull(points: np.ndarray) -> np.ndarray:
+    """Points of the upper convex hull by rising cost (N, 2) -> (M, 2), from the cheapest to the best."""
+    try:
+        corners = points[ConvexHull(points).vertices] if len(points) > 2 else points
+    except QhullError:  # all on one line
+        corners = points
+    corners = corners[np.argsort(corners[:, 0])]
+    line = np.interp(corners[:, 0], corners[[0, -1], 0], corners[[0, -1], 1])
+    upper = corners[corners[:, 1] >= line - 1e-12]
+    return upper[: int(np.argmax(upper[:, 1])) + 1]
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def verdicts(sheets: Sequence[Sheet], compared: Sequence[dict[str, Any]], routes: Mapping[str, Any], all_params_b: float) -> list[str]:
+    """What the numbers say, in sentences: above all, when the agent is no better than something that needs no training."""
+    der = sheets[0]
+    rivals = {s.policy: s for s in sheets if s.kind in RIVAL_KINDS}
+    returns = {c["b"]: c for c in compared if c["a"] == der.policy and c["measure"] == "return" and c["b"] in rivals}
+    words = []
+    top, share = max(routes["by_position"][0].items(), key=lambda item: item[1])
+    if share >= 0.95 and len(routes["share"]) > 1:
+        words.append(f"COLLAPSED: {share:.0%} of the questions go to {top} first, whatever they ask; the agent routes nothing.")
+    for policy, c in returns.items():
+        if policy.startswith("best fixed") and c["verdict"] != "better":
+            words.append(f"The agent is NO BETTER than a constant choice: its return {_told(c)} {policy}, which needs no training.")
+        elif policy == "per-task lookup" and c["verdict"] != "better":
+            words.append(f"The agent is NO BETTER than a table: its return {_told(c)} the per-task lookup.")
+        else:
+            words.append(f"{der.policy} {_told(c)} {policy} in return.")
+    params = np.mean([sum(step["cost"]["params_b"] for step in record["steps"]) for row in der.records for record in row])
+    words.append(f"{der.policy} asks {params / all_params_b:.0%} of the parameters of asking every expert once ({1000 * all_params_b:.4g} M).")
+    words.append(f"Its routes have {routes['entropy']:.2f} bits of entropy, {der.calls.mean():.2f} calls a question.")
+    for further in routes["further_calls"]:
+        made = further["routes"] / der.calls.size
+        words.append(f"Call {further['call']} is made in {made:.1%} of the routes and changes quality by {further['gain']:+.2f}, for {further['charge']:.3g} of cost.")
+    return words
+
+
+def _told(c: Mapping[str, Any]) -> str:
+    return f"{SEPARABLE[c['verdict']]} ({c['diff']:+.3f} [{c['lo']:+.3f}, {c['hi']:+.3f}])"
+
+
+def notes(config: Config, records: Sequence[Record], num_seeds: int) -> list[str]:
+    """Footnotes of the table."""
+    lines = [
+        f"Return: quality of the final answer minus alpha = {config.reward.alpha} times the experts' cost in {config.reward.cost}; intervals 95%.",
+        "Deciding (agent, Terminator) is charged in its own column, not in the return. Seconds: those of an answer's first generation, in a batch.",
+        "p of comparisons adjusted for all comparisons of a measure (Holm); intervals and verdicts are not.",
+    ]
+    if note := few_seeds_note(num_seeds):
+        lines.append(note)
+    cut = sum(step["prompt_cut"] for r in records for step in r["steps"])
+    empty = sum(not step["answer"].strip() for r in records for step in r["steps"])
+    if cut or empty:
+        lines.append(f"Over all policies, {cut} prompts were longer than an expert's context and lost their middle; {empty} answers were empty.")
+    return lines
+
+
+# --- results.json and the table --------------------------------------------------------------------------------------
+
+
+def build_results(records: Sequence[Record], config: Config, experts: Sequence[Mapping[str, Any]], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """results.json from the route log of one or several runs; `experts`: name and params_b of the pool, `extra`: sections computed elsewhere."""
+    sheets = sheets_of(records)
+    by_policy = {sheet.policy: sheet for sheet in sheets}
+    best_single = next(sheet for sheet in sheets if sheet.policy.startswith("best fixed: "))
+    rows = [sheet.row(best_single) for sheet in sheets]
+    compared = compare(sheets)
+    routes = route_figures(sheets[0], [expert["name"] for expert in experts])
+    named = {"oracle_stop": "DER, oracle stop", "optimum": "optimum (hindsight)", "full_information": "full-information", "best_of_all": "all once, oracle's pick"}
+    oracle = {key: {"quality": float(by_policy[name].quality.mean()), "return": float(by_policy[name].value.mean())} for key, name in named.items() if name in by_policy}
+    if {"oracle_stop", "optimum", "full_information"} <= oracle.keys():
+        oracle["gap"] = {
+            "information": oracle["optimum"]["return"] - oracle["full_information"]["return"],
+            "learning": oracle["full_information"]["return"] - oracle["oracle_stop"]["return"],
+            "stopping": oracle["oracle_stop"]["return"] - float(sheets[0].value.mean()),
+        }
     return {
-        "policy": played.policy,
-        "kind": played.kind,
-        "seed": config.seed,
-        "split": split,
-        "question": question.id,
-        "task": question.task,
-        "stop_reason": route.episode.stop_reason,
-        "quality": route.quality,
-        "return": route.value_under(config.reward),
-        "steps": steps,
-    }
-
-
-def write_report(folder: Path, played: Sequence[Played], rows: Sequence[dict[str, Any]], pool: ExpertPool, config: Config, extra: dict[str, Any]) -> None:
-    """routes.jsonl and report/results.json of a run."""
-    records = (route_record(p, route, pool, config, "test") for p in played for route in p.routes)
-    write_atomically(folder / "routes.jsonl", "".join(json.dumps(record) + "\n" for record in records).encode())
-    results = {
         "split": "test",
-        "num_questions": len(played[0].routes),
-        "seeds": [config.seed],
+        "num_questions": sheets[0].quality.shape[1],
+        "seeds": sheets[0].seeds,
         "reward": config.reward.kind,
         "alpha": config.reward.alpha,
         "cost_unit": config.reward.cost,
-        "rows": list(rows),
+        "experts": [dict(expert) for expert in experts],
+        "rows": rows,
+        "comparisons": compared,
+        "oracle": oracle,
+        "routes": routes,
+        "tradeoff": trade_off(rows, []),
+        "words": verdicts(sheets, compared, routes, sum(expert["params_b"] for expert in experts)),
+        "notes": notes(config, records, len(sheets[0].seeds)),
         **extra,
     }
-    (folder / "report").mkdir(exist_ok=True)
-    write_atomically(folder / "report" / "results.json", json.dumps(results, indent=2).encode())
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The rows as aligned text: quality and return with intervals, calls, experts' parameters, share of asking all, deciding."""
+    all_params = sum(expert["params_b"] for expert in results["experts"])
+    width = max(26, *(len(row["policy"]) for row in results["rows"]))
+    lines = [f"{'policy':<{width}} {'quality':^20} {'return':^22} {'calls':>5} {'params (M)':>10} {'of all':>6} {'deciding':>8} {'tokens':>7} {'s':>7} {'vs best single':>16}"]
+    for row in results["rows"]:
+        quality, value, cost = row["quality"], row["return"], row["cost"]
+        lines.append(
+            f"{row['policy']:<{width}} {quality['mean']:.3f} [{quality['lo']:.3f}, {quality['hi']:.3f}] {value['mean']:>6.3f} [{value['lo']:>6.3f}, {value['hi']:>6.3f}] "
+            f"{row['calls']['mean']:>5.2f} {1000 * cost['params_b']:>10.3f} {cost['params_b'] / all_params:>6.0%} {1000 * row['overhead']['params_b']:>8.1f} "
+            f"{cost['prompt_tokens'] + cost['completion_tokens']:>7.1f} {cost['latency_s']:>7.4f} {row['vs_best_single']['verdict']:>16}"
+        )
+    return "\n".join(lines)

@@ -60,8 +60,8 @@ class Route:
         return self.quality - reward.alpha * charge(self.episode.cost, reward)
 
     def cut(self, num_steps: int) -> Route:
-        """The route as it would have been had it ended after `num_steps` calls."""
-        episode = replace(self.episode, steps=self.episode.steps[:num_steps])
+        """The route as it would have been had the judge been satisfied after `num_steps` calls."""
+        episode = replace(self.episode, steps=self.episode.steps[:num_steps], stop_reason="satisfied")
         return Route(episode, self.decisions[:num_steps])
 
 

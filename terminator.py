@@ -8,17 +8,22 @@ from the states and qualities that training met anyway, so it costs no expert ca
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from agent import Agent
-from config import RewardConfig, TerminatorConfig
+from config import Config, RewardConfig, TerminatorConfig
 from der_env import Episode, Judgement
+from questions import Question
+from reward import charge
 from rollout import Route
 
 NEVER = 2.0  # a threshold no probability reaches
@@ -127,6 +132,50 @@ def choose_threshold(routes: Sequence[Route], reward: RewardConfig, most: float)
     candidates = candidates[candidates <= most]
     returns = [np.mean([cut_at(route, threshold).value_under(reward) for route in routes]) for threshold in candidates]
     return float(candidates[len(returns) - 1 - int(np.argmax(returns[::-1]))])
+
+
+def terminator_figures(routes: Sequence[Route], questions: Sequence[Question], shapes: Mapping[str, set[str]], config: Config) -> dict[str, Any]:
+    """How well the stop probability tells good answers, on scored routes that ran past the threshold (to `max_threshold`).
+
+    `auroc` over all answers met, `auroc_well_formed` over those of a form that training references of the task have (`answer_shape`);
+    null where only one class occurs. `calibration`: ten bins of equal count, `ece` their mean absolute gap (Naeini et al. 2015),
+    `brier` the mean squared error. `thresholds`: what each threshold would have given.
+    """
+    steps = [(question.task, step) for route, question in zip(routes, questions, strict=True) for step in route.episode.steps]
+    p = np.array([step.p_stop for _, step in steps])
+    good = np.array([step.quality >= config.env.p0 for _, step in steps])
+    formed = np.array([answer_shape(step.answer.text) in shapes.get(task, ()) for task, step in steps])
+    bins = [b for b in np.array_split(np.argsort(p, kind="stable"), 10) if len(b)]
+    calibration = [{"p": float(p[b].mean()), "good": float(good[b].mean()), "count": len(b)} for b in bins]
+    thresholds = []
+    for threshold in np.unique(np.append(np.quantile(p, np.linspace(0, 1, 41)), config.terminator.max_threshold)):
+        if threshold <= config.terminator.max_threshold:
+            ended = [cut_at(route, threshold) for route in routes]
+            means = {
+                "quality": [route.quality for route in ended],
+                "return": [route.value_under(config.reward) for route in ended],
+                "cost": [charge(route.episode.cost, config.reward) for route in ended],
+            }
+            thresholds.append({"threshold": float(threshold), **{name: float(np.mean(values)) for name, values in means.items()}})
+    return {
+        "answers": len(p),
+        "auroc": _auroc(good, p),
+        "auroc_well_formed": _auroc(good[formed], p[formed]),
+        "well_formed": float(formed.mean()),
+        "brier": float(np.mean((p - good) ** 2)),
+        "ece": sum(c["count"] * abs(c["p"] - c["good"]) for c in calibration) / len(p),
+        "calibration": calibration,
+        "thresholds": thresholds,
+    }
+
+
+def answer_shape(text: str) -> str:
+    """The form of an answer: runs of letters, digits and spaces as one sign each, everything else as it is. "12 b" -> "0 a"."""
+    return re.sub(r"\s+", " ", re.sub(r"\d+", "0", re.sub(r"[^\W\d_]+", "a", text.strip())))
+
+
+def _auroc(good: np.ndarray, p: np.ndarray) -> float | None:
+    return float(roc_auc_score(good, p)) if good.any() and not good.all() else None
 
 
 def save_terminator(terminator: Terminator, folder: Path) -> None:

@@ -1,156 +1,100 @@
 """Evaluate a trained run on the test split, against every simple way of using the same experts.
 
-    python test_ppo_multi.py                        # the newest run
-    python test_ppo_multi.py --run runs/NAME --eval.bootstrap 10000
+    python test_ppo_multi.py                                          # the newest run
+    python test_ppo_multi.py --run runs/s0 runs/s1 --out runs/both    # several seeds of one configuration, in one table
+    python test_ppo_multi.py --run runs/NAME --eval.full true         # every baseline, the exact optimum, the transfer audit
+    python test_ppo_multi.py --run runs/NAME --reprice flops          # the same routes in another unit; asks no expert
 
 No policy sees a reference: routes are played first and scored afterwards. Rows of kind `oracle` are the exception and say so.
-Prints a table; writes runs/NAME/routes.jsonl and runs/NAME/report/results.json.
+Prints a table; writes routes.jsonl and report/ (results.json, report.md, report.html, figures) to the run's folder, or to --out.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 
-import numpy as np
-import torch
-
-from agent import Agent, load_agent
-from baselines import FixedRoute, RandomRouting, TaskLookup, ask_all_pick_best, best_by_task, best_single_expert
-from config import Config, load_config, run_command
-from der_env import Judge
-from encoder import ENCODE_ROWS
-from experts import ExpertPool, build_pool, pick_device
-from questions import Question, load_splits
-from report import Overhead, Played, comparison, result_row, route_shares, table, write_report
-from reward import check_metrics
-from rollout import NeverSatisfied, Policy, Route, play, score_routes
-from run_folder import newest_run
-from terminator import TerminatorJudge, load_terminator
+from config import ConfigError, load_config, merge, overrides_from, run_command, validate
+from evaluation import Evaluation
+from report import Record, build_results, read_records, reprice, route_records, table
+from report_html import write_report_files
+from run_folder import newest_run, write_atomically
 
 
-class Evaluation:
-    """A run's agent, Terminator and pool, ready to play the splits."""
-
-    def __init__(self, run: Path, overrides: Sequence[str], *, other_pool: bool = False):
-        self.run, self.config = run, load_config(run / "config.yaml", list(overrides))
-        if self.config.threads is not None:
-            torch.set_num_threads(self.config.threads)
-        self.device = pick_device(self.config.device)
-        self.pool = build_pool(self.config)
-        self.agent = load_agent(run / "agent", self.pool, device=self.device, other_pool=other_pool)
-        self.terminator = load_terminator(run / "terminator", self.device)
-        self.judge = TerminatorJudge(self.agent, self.terminator)
-
-    def play(self, questions: Sequence[Question], policy: Policy, judge: Judge, t_max: int) -> list[Route]:
-        """Play sealed copies of the questions, then score the routes."""
-        routes = play([q.sealed() for q in questions], policy, self.pool, judge, t_max)
-        score_routes(routes, questions)
-        return routes
-
-    def singles(self, questions: Sequence[Question]) -> list[list[Route]]:
-        """Every expert alone on every question: [expert][question]."""
-        return [self.play(questions, FixedRoute([idx]), NeverSatisfied(), 1) for idx in range(len(self.pool))]
-
-    def overhead(self, routes: Sequence[Route], *, uses_agent: bool) -> Overhead:
-        """Deciding per question: one encoder pass per state read. The Terminator shares the pass over a state with the agent."""
-        return overhead(self.agent, self.config.env.t_max, routes, uses_agent=uses_agent)
+def evaluate(evaluation: Evaluation) -> tuple[dict[str, Any], list[Record]]:
+    """Play everything: results.json and the route log."""
+    start, config, pool = time.perf_counter(), evaluation.config, evaluation.pool
+    references = {question.id: question.reference for question in evaluation.splits.test}
+    records = [record for played in evaluation.played() for record in route_records(played, pool, config, references)]
+    extra: dict[str, Any] = {"terminator": evaluation.terminator_section()}
+    if config.eval.full:
+        extra["transfer"] = evaluation.transfer_section()
+    extra["evaluation"] = {
+        "runs": [str(run.path) for run in evaluation.runs],
+        "seconds": time.perf_counter() - start,
+        "answers_generated": pool.stats.generated,
+        "config": config.model_dump(mode="json"),
+    }
+    experts = [{"name": expert.config.name, "params_b": expert.config.params_b} for expert in pool.experts]
+    return build_results(records, config, experts, extra), records
 
 
-def overhead(agent: Agent, t_max: int, routes: Sequence[Route], *, uses_agent: bool) -> Overhead:
-    """Mean encoder work per route: the question (agent only), then the state after each call (Terminator, and agent where it goes on)."""
-    questions, answers, left = [], [], []
-    for route in routes:
-        states = ([None] if uses_agent else []) + [step.answer.text for step in route.episode.steps]
-        questions += [route.episode.question.text] * len(states)
-        answers += states
-        left += [t_max - (index + (0 if uses_agent else 1)) for index in range(len(states))]
-    rows = agent.state_tokenizer.encode(questions, answers, left)
-    tokens = int((rows[:, agent.state_tokenizer.HEADER :] != agent.state_tokenizer.pad_id).sum())
-    params = sum(p.numel() for p in agent.encoder.model.parameters())
-    return Overhead(len(rows) * params / 1e9 / len(routes), 2 * params * tokens / len(routes), len(rows) / len(routes) * seconds_per_row(agent, rows))
+def repriced(folder: Path, unit: str, overrides: list[str]) -> tuple[dict[str, Any], list[Record]]:
+    """A finished evaluation in another cost unit: results.json and route log, from the folder's own."""
+    records = read_records(folder / "routes.jsonl")
+    before = json.loads((folder / "report" / "results.json").read_text())
+    config = validate(merge(before["evaluation"]["config"], overrides_from([*overrides, "--reward.cost", unit])), f"{folder}, priced in {unit}")
+    kept = {name: before[name] for name in ("terminator", "transfer", "evaluation") if name in before}
+    kept["terminator"] = {name: value for name, value in kept["terminator"].items() if name != "thresholds"}  # their costs are in the old unit
+    records = reprice(records, config.reward)
+    return build_results(records, config, before["experts"], kept), records
 
 
-def seconds_per_row(agent: Agent, rows: np.ndarray) -> float:
-    """Wall seconds of the encoder for one state, measured on a full batch, not taken from the cache."""
-    sample = rows[:ENCODE_ROWS]
-    with torch.inference_mode():
-        agent.encoder.pooled(sample)
-        start = time.perf_counter()
-        agent.encoder.pooled(sample)
-        return (time.perf_counter() - start) / len(sample)
+def learning_curves(runs: list[str]) -> dict[int, list[Record]]:
+    """metrics.jsonl of each run that still has one, by seed."""
+    logs = {run: Path(run) / "metrics.jsonl" for run in runs}
+    return {load_config(Path(run) / "config.yaml").seed: [json.loads(line) for line in log.read_text().splitlines()] for run, log in logs.items() if log.is_file()}
 
 
-def play_all(evaluation: Evaluation) -> list[Played]:
-    """Every policy on the test split. What has to be chosen is chosen on validation."""
-    config, pool, t_max = evaluation.config, evaluation.pool, evaluation.config.env.t_max
-    splits = load_splits(config.data)
-    check_metrics([*splits.validation, *splits.test])
-    validation_singles, test_singles = evaluation.singles(splits.validation), evaluation.singles(splits.test)
-    best = best_single_expert(validation_singles)
-    lookup = TaskLookup(best_by_task(validation_singles, config.reward), best)
-    der = evaluation.play(splits.test, evaluation.agent, evaluation.judge, t_max)
-    random = evaluation.play(splits.test, RandomRouting(len(pool), config.seed), evaluation.judge, t_max)
-    return [
-        Played("DER", "der", der, evaluation.overhead(der, uses_agent=True)),
-        Played(f"best fixed: {pool.names[best]}", "static", test_singles[best]),
-        Played("per-task lookup", "static", evaluation.play(splits.test, lookup, NeverSatisfied(), 1)),
-        Played("random with KTP", "random", random, evaluation.overhead(random, uses_agent=False)),
-        *(Played(name, "single", routes) for name, routes in zip(pool.names, test_singles, strict=True)),
-        Played("all once, oracle's pick", "oracle", ask_all_pick_best(test_singles)),
-    ]
-
-
-def comparisons(played: Sequence[Played], config: Config) -> list[dict[str, Any]]:
-    """DER against the policies that could replace it, paired by question, in quality and return."""
-    others = [p for p in played[1:] if p.kind in ("static", "random")]
-    return [comparison(played[0], other, measure, config) for other in others for measure in ("quality", "return")]
-
-
-def summary(rows: Sequence[dict[str, Any]], compared: Sequence[dict[str, Any]], pool: ExpertPool, cut: int, empty: int) -> str:
-    """What the table says, in words, with the footnotes."""
-    der, all_params = rows[0], pool.total_params_b
-    lines = [f"DER minus {c['b']}: {c['measure']} {c['diff']:+.3f} [{c['lo']:+.3f}, {c['hi']:+.3f}], {c['verdict']}" for c in compared]
-    lines.append(f"DER asks {der['cost']['params_b'] / all_params:.0%} of the parameters of asking every expert once ({1000 * all_params:.2f} M).")
-    deciding = der["overhead"]
-    took = f"{1000 * deciding['params_b']:.1f} M encoder parameters and {1000 * deciding['latency_s']:.1f} ms"
-    lines.append(f"Deciding (agent and Terminator) adds {took} per question, not in the columns above.")
-    lines.append("Intervals: 95% bootstrap over questions. Return: quality of the final answer minus alpha times the experts' cost. 's': first generation, batched.")
-    if cut or empty:
-        lines.append(f"{cut} prompts were longer than an expert's context and lost their middle; {empty} answers were empty.")
-    return "\n".join(lines)
+def show(results: dict[str, Any]) -> str:
+    """The table and what it says."""
+    return "\n".join([table(results), "", *results["words"], "", *results["notes"]])
 
 
 def main(arguments: list[str]) -> Path:
     """Run the command; returns the path of results.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--run", type=Path, help="folder of the run; default: the newest")
+    parser.add_argument("--run", type=Path, nargs="+", help="folders of runs that differ in their seed; default: the newest run")
+    parser.add_argument("--out", type=Path, help="folder of the report; default: the run's own, needed for several runs")
+    parser.add_argument("--reprice", choices=["params", "flops", "tokens", "latency", "usd"], help="only price the played routes again in this unit")
     parser.add_argument("--other_pool", action="store_true", help="evaluate although the pool differs from the one trained on")
     options, overrides = parser.parse_known_args(arguments)
-    evaluation = Evaluation(options.run or newest_run(), overrides, other_pool=options.other_pool)
-    start = time.perf_counter()
-    played = play_all(evaluation)
-    config, pool = evaluation.config, evaluation.pool
-    rows = [result_row(p, played[1], config) for p in played]
-    compared = comparisons(played, config)
-    extra = {
-        "comparisons": compared,
-        "oracle": {row["policy"]: row["quality"] for row in rows if row["kind"] == "oracle"},
-        "terminator": {"threshold": evaluation.terminator.threshold},
-        "routes": route_shares(played[0], pool.names),
-    }
-    write_report(evaluation.run, played, rows, pool, config, extra)
-    print(f"{evaluation.run}: {len(played[0].routes)} test questions, alpha {config.reward.alpha}, cost in {config.reward.cost}, seed {config.seed}\n")
-    print(table(rows, pool), summary(rows, compared, pool, pool.stats.cut_prompts, pool.stats.empty_answers), sep="\n\n")
-    results = evaluation.run / "report" / "results.json"
-    print(f"\n{time.perf_counter() - start:.0f} s, {pool.stats.generated} answers generated. Routes: {evaluation.run / 'routes.jsonl'}. Numbers: {results}")
-    return results
+    runs = options.run or [newest_run()]
+    if options.out is None and len(runs) > 1:
+        raise ConfigError("several runs need --out FOLDER for their common report")
+    out = options.out or runs[0]
+    if options.reprice:
+        results, records = repriced(out, options.reprice, overrides)
+        folder = out / "report" / f"in_{options.reprice}"
+    else:
+        results, records = evaluate(Evaluation(runs, overrides, other_pool=options.other_pool, say=lambda text: print(text, flush=True)))
+        folder = out / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not options.reprice:
+        write_atomically(out / "routes.jsonl", "".join(json.dumps(record) + "\n" for record in records).encode())
+    write_atomically(folder / "results.json", json.dumps(results, indent=2).encode())
+    write_report_files(folder, results, records, learning_curves(results["evaluation"]["runs"]))
+    print(f"\n{out}: {results['num_questions']} test questions, seed {', '.join(map(str, results['seeds']))}, alpha {results['alpha']}, cost in {results['cost_unit']}\n")
+    print(show(results))
+    took = results["evaluation"]
+    print(f"\nPlayed in {took['seconds']:.0f} s, {took['answers_generated']} answers generated. Report: {folder / 'report.html'}. Numbers: {folder / 'results.json'}")
+    return folder / "results.json"
 
 
 if __name__ == "__main__":

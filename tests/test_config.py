@@ -43,7 +43,7 @@ def test_an_unknown_key_on_the_command_line_is_an_error_too(load):
 
 
 def test_a_key_like_no_other_lists_the_known_ones(load):
-    with pytest.raises(ConfigError, match="qqqq: unknown key; known here: bootstrap"):
+    with pytest.raises(ConfigError, match="qqqq: unknown key; known here: full"):
         load("eval: {qqqq: 1}")
 
 

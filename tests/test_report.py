@@ -1,4 +1,4 @@
-"""From routes to numbers: intervals against scipy, rows and baselines by hand."""
+"""From routes to results: rows, comparisons, words, prices and the trade-off by hand; baselines by hand."""
 
 from __future__ import annotations
 
@@ -6,23 +6,37 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
-import test_ppo_multi
 from agent import build_agent
 from answer_store import Answer
-from baselines import FixedRoute, RandomRouting, TaskLookup, ask_all_pick_best, best_by_task, best_single_expert
-from config import AgentConfig, Config, EvalConfig, RewardConfig
+from baselines import (
+    FixedRoute,
+    OneCallRouter,
+    RandomRouting,
+    RoundRobin,
+    TaskLookup,
+    ask_all_and_vote,
+    ask_all_pick_best,
+    best_by_task,
+    best_single_expert,
+    fit_logistic,
+    fit_nearest_neighbours,
+)
+from config import AgentConfig, Config, RewardConfig
 from der_env import Episode, Step
+from evaluation import overheads
 from questions import Question
-from report import Overhead, Played, interval, paired_difference, result_row, route_record, table, write_report
+from report import Overhead, Played, ReportError, build_results, compare, read_records, reprice, route_figures, route_records, sheets_of, table, trade_off
 from reward import Cost
-from rollout import Decision, NeverSatisfied, Route, play
+from rollout import Decision, NeverSatisfied, Route, play, score_routes
 
-CONFIG = Config(seed=3, reward=RewardConfig(alpha=0.1), eval=EvalConfig(bootstrap=200))
+CONFIG = Config(seed=3, reward=RewardConfig(alpha=0.1))
+EXPERTS = [{"name": "e0", "params_b": 1.0}, {"name": "e1", "params_b": 2.0}, {"name": "e2", "params_b": 3.0}]
 
 
 def made_step(expert_idx: int, quality: float, **cost: float) -> Step:
@@ -39,32 +53,26 @@ def one_call_routes(qualities: Sequence[Sequence[float]], tasks: Sequence[str]) 
     return [[made_route(q, made_step(e, quality)) for q, quality in zip(questions, row, strict=True)] for e, row in enumerate(qualities)]
 
 
-def test_an_interval_is_scipys_percentile_bootstrap() -> None:
-    values = np.random.default_rng(0).beta(2, 1, size=200)
-    found = interval(values, resamples=4000)
-    expected = stats.bootstrap((values,), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(1)).confidence_interval
-    assert found["mean"] == pytest.approx(values.mean())
-    # Both are Monte Carlo: an end differs by about its own sampling error, a few percent of the standard error of the mean.
-    error = values.std() / np.sqrt(200)
-    assert found["lo"] == pytest.approx(expected.low, abs=0.2 * error)
-    assert found["hi"] == pytest.approx(expected.high, abs=0.2 * error)
-    assert found["hi"] - found["lo"] == pytest.approx(2 * 1.96 * error, rel=0.08)  # and the normal approximation
-    assert interval(values, resamples=200) == interval(values, resamples=200)
+@pytest.fixture
+def logged(make_pool: Callable) -> Callable[..., list[dict[str, Any]]]:
+    """`logged(policy, kind, routes, ...)`: the lines of a route log, over a pool of three experts."""
+    pool = make_pool([lambda q, a: "x"] * 3)
+
+    def log(policy: str, kind: str, routes: list[Route], overheads: list[Overhead] | None = None, seed: int = 3) -> list[dict[str, Any]]:
+        references = {route.episode.question.id: "yes" for route in routes}
+        return list(route_records(Played(policy, kind, routes, overheads, seed), pool, CONFIG, references))
+
+    return log
 
 
-def test_paired_differences_use_the_pairing_and_say_what_they_show() -> None:
-    rng = np.random.default_rng(0)
-    hard = rng.normal(0, 10, size=50)  # questions differ far more than policies do
-    assert paired_difference(hard + 0.5 + rng.normal(0, 0.1, 50), hard, 500)["verdict"] == "better"
-    assert paired_difference(hard - 0.5 + rng.normal(0, 0.1, 50), hard, 500)["verdict"] == "worse"
-    noisy = paired_difference([1, 0, 1, 0], [0, 1, 0, 1], 500)
-    assert noisy["verdict"] == "not separable" and noisy["diff"] == 0 and noisy["lo"] <= 0 <= noisy["hi"]
-    assert paired_difference([1, 1], [1, 1], 200) == {"diff": 0.0, "lo": 0.0, "hi": 0.0, "verdict": "not separable"}  # with itself
-    assert paired_difference([0.5, 1.0, 1.0], [0.25, 0.5, 0.75], 200)["diff"] == pytest.approx(1 / 3)  # (.25 + .5 + .25) / 3
+def constant(qualities: Sequence[Sequence[int]], experts: Sequence[int]) -> list[Route]:
+    """Routes of 1, 2, ... calls with these qualities, each call to the same expert."""
+    questions = [Question(f"q{i}", f"question {i}", task="even" if i % 2 == 0 else "odd") for i in range(len(qualities))]
+    return [made_route(question, *(made_step(k, q) for q in row)) for question, row, k in zip(questions, qualities, experts, strict=True)]
 
 
-def test_a_result_row_by_hand() -> None:
-    first, second = Question("a", "one"), Question("b", "two")
+def test_a_result_row_by_hand(logged: Callable) -> None:
+    first, second = Question("a", "one", task="t"), Question("b", "two", task="u")
     routes = [
         made_route(first, made_step(0, 0.0, flops=10.0, prompt_tokens=3, completion_tokens=2, latency_s=0.5, usd=0.1)),
         made_route(
@@ -73,49 +81,154 @@ def test_a_result_row_by_hand() -> None:
             made_step(1, 0.5, flops=40.0, prompt_tokens=9, completion_tokens=4, latency_s=1.25, usd=0.3),
         ),
     ]
-    best_single = Played("best", "static", [made_route(first, made_step(1, 1.0)), made_route(second, made_step(1, 1.0))])
-    row = result_row(Played("DER", "der", routes, Overhead(0.5, 3.0, 0.01)), best_single, CONFIG)
-    assert (row["policy"], row["kind"], row["overhead"]) == ("DER", "der", {"params_b": 0.5, "flops": 3.0, "latency_s": 0.01})
+    best = [made_route(first, made_step(1, 1.0)), made_route(second, made_step(1, 1.0))]
+    der, single = sheets_of([*logged("DER", "der", routes, [Overhead(0.5, 3.0, 0.01), Overhead(0.25, 1.0, 0.03)]), *logged("best fixed: e1", "static", best)])
+    row = der.row(single)
+    assert (row["policy"], row["kind"], row["charge"]) == ("DER", "der", 2.0)
+    assert row["overhead"] == pytest.approx({"params_b": 0.375, "flops": 2.0, "latency_s": 0.02})
     assert row["quality"]["mean"] == 0.25  # the final answers' 0 and .5
     assert row["calls"]["mean"] == 1.5
     assert row["return"]["mean"] == pytest.approx(0.05)  # (0 - .1 x 1 + .5 - .1 x (1 + 2)) / 2
     expected = {"params_b": 2.0, "flops": 35.0, "prompt_tokens": 8.5, "completion_tokens": 3.5, "latency_s": 1.0, "usd": 0.3}
     assert row["cost"] == pytest.approx(expected)  # sums of a route, means over routes: (1 + 1 + 2) / 2 parameters, ...
-    assert row["vs_best_single"]["diff"] == pytest.approx(-0.75) and row["vs_best_single"]["verdict"] == "worse"  # -1 and -.5
+    assert row["vs_best_single"]["diff"] == pytest.approx(-0.75)  # -1 and -.5
+    assert row["by_task"] == {"t": {"quality": 0.0, "n": 1}, "u": {"quality": 0.5, "n": 1}}
     unpriced = made_route(first, made_step(0, 0.0, usd=None))
-    assert result_row(Played("x", "single", [unpriced, routes[1]]), best_single, CONFIG)["cost"]["usd"] is None
+    assert sheets_of(logged("x", "single", [unpriced, routes[1]]))[0].row(single)["cost"]["usd"] is None
 
 
-def test_the_routes_of_a_report_can_be_read_back(make_pool: Callable, tmp_path: Path) -> None:
+def test_seeds_are_rows_and_an_untrained_policy_is_one(logged: Callable) -> None:
+    rng = np.random.default_rng(0)
+    outcomes = (rng.random((3, 60)) < [[0.8], [0.9], [0.85]]).astype(float)
+    records = [record for seed, row in enumerate(outcomes) for record in logged("DER", "der", constant([[q] for q in row], [0] * 60), seed=seed)]
+    fixed = (rng.random(60) < 0.5).astype(float)
+    records += logged("best fixed: e1", "static", constant([[q] for q in fixed], [1] * 60), seed=0)
+    der, best = sheets_of(records)
+    assert der.seeds == [0, 1, 2] and der.quality == pytest.approx(outcomes) and best.quality.shape == (1, 60)
+    row = der.row(best)
+    assert row["quality"]["mean"] == pytest.approx(outcomes.mean()) and row["by_seed"]["1"]["quality"] == pytest.approx(outcomes[1].mean())
+    assert row["vs_best_single"]["diff"] == pytest.approx(outcomes.mean() - fixed.mean())
+    spread = stats.t.interval(0.95, 59, outcomes[0].mean(), stats.sem(outcomes[0]))
+    assert row["quality"]["hi"] - row["quality"]["lo"] > 0 and best.row(best)["vs_best_single"]["verdict"] == "not separable"
+    alone = sheets_of(logged("DER", "der", constant([[q] for q in outcomes[0]], [0] * 60)))[0].row(best)["quality"]
+    assert (alone["lo"], alone["hi"]) == pytest.approx(spread)  # one seed: Student's interval over the questions
+    compared = compare([der, best])
+    assert [(c["a"], c["b"], c["measure"]) for c in compared] == [("DER", "best fixed: e1", "quality"), ("DER", "best fixed: e1", "return")]
+    assert compared[0]["wins"] + compared[0]["ties"] + compared[0]["losses"] == 60
+    assert all(c["p_adjusted"] == c["p"] for c in compared)  # one comparison a measure: nothing to adjust for
+
+
+def test_runs_that_saw_other_questions_are_not_mixed(logged: Callable) -> None:
+    records = [*logged("DER", "der", constant([[1], [0]], [0, 0]), seed=0), *logged("DER", "der", constant([[1]], [0]), seed=1)]
+    with pytest.raises(ReportError, match=r"policy DER, seed 1: 1 routes for 2 questions"):
+        sheets_of(records)
+
+
+def test_the_route_log_holds_what_was_sent_and_answered_and_can_be_read_back(make_pool: Callable, tmp_path: Path) -> None:
     pool = make_pool([lambda q, a: "no", lambda q, a: "yes"])
     question = Question("a", "question one", task="t", _reference="yes")
     routes = play([question], FixedRoute([0, 1]), pool, NeverSatisfied(), 2)
-    test_ppo_multi.score_routes(routes, [question])
-    played = Played("fixed", "static", routes)
-    rows = [result_row(played, played, CONFIG)]
-    write_report(tmp_path, [played], rows, pool, CONFIG, {"comparisons": []})
-    record = json.loads((tmp_path / "routes.jsonl").read_text())
-    assert {key: record[key] for key in ("policy", "kind", "seed", "split", "question", "task", "stop_reason", "quality", "return")} == {
-        "policy": "fixed",
-        "kind": "static",
+    score_routes(routes, [question])
+    lines = [json.dumps(record) for record in route_records(Played("DER", "der", routes, seed=3), pool, CONFIG, {"a": "yes"})]
+    (tmp_path / "routes.jsonl").write_text("\n".join(lines) + "\n")
+    (record,) = read_records(tmp_path / "routes.jsonl")
+    assert {key: record[key] for key in ("policy", "kind", "seed", "split", "question", "text", "reference", "task", "stop_reason", "quality", "return")} == {
+        "policy": "DER",
+        "kind": "der",
         "seed": 3,
         "split": "test",
         "question": "a",
+        "text": "question one",
+        "reference": "yes",
         "task": "t",
         "stop_reason": "t_max",
         "quality": 1.0,
         "return": pytest.approx(0.7),  # 1 - .1 x (1 + 2)
     }
     assert [(step["expert"], step["answer"], step["quality"], step["charge"]) for step in record["steps"]] == [("e0", "no", 0.0, 1.0), ("e1", "yes", 1.0, 2.0)]
-    hashes = [short_hash(prompt) for expert in pool.experts for prompt in expert.prompts]  # of what the experts were really sent
-    assert [step["prompt_hash"] for step in record["steps"]] == hashes
-    assert json.loads((tmp_path / "report" / "results.json").read_text())["rows"] == rows
-    line = table(rows, pool).splitlines()[1]
-    assert "1.000 [1.000, 1.000]" in line and "100%" in line and "not separable" in line  # 3 of the pool's 3 billion parameters
+    assert [step["prompt_hash"] for step in record["steps"]] == [short_hash(prompt) for expert in pool.experts for prompt in expert.prompts]  # really sent
+    assert record["steps"][0]["prompt"] == "question one" and "another student: no" in record["steps"][1]["prompt"]
+    (tmp_path / "routes.jsonl").write_text(lines[0] + "\n{broken\n")
+    with pytest.raises(ReportError, match=r"routes\.jsonl:2: not a JSON line"):
+        read_records(tmp_path / "routes.jsonl")
+    with pytest.raises(ReportError, match=r"evaluate the run first"):
+        read_records(tmp_path / "none" / "routes.jsonl")
 
 
 def short_hash(prompt: str) -> str:
     return hashlib.sha256(prompt.encode()).hexdigest()[:16]
+
+
+def test_routes_are_priced_again_from_the_log_alone(logged: Callable) -> None:
+    routes = [made_route(Question("a", "one"), made_step(0, 0.0, flops=2e12, usd=None), made_step(1, 1.0, flops=3e12, usd=0.5))]
+    records = logged("DER", "der", routes)
+    assert records[0]["return"] == pytest.approx(0.7)
+    (again,) = reprice(records, RewardConfig(alpha=0.1, cost="flops"))
+    assert [step["charge"] for step in again["steps"]] == [2.0, 3.0] and again["return"] == pytest.approx(0.5)  # 1 - .1 x 5 of 1e12
+    assert reprice(records, CONFIG.reward) == records
+    with pytest.raises(ReportError, match="e0 has no price"):
+        reprice(records, RewardConfig(cost="usd"))
+
+
+def der_and_rivals(logged: Callable, der: list[Route], fixed: list[Route]) -> dict[str, Any]:
+    records = [*logged("DER", "der", der), *logged("best fixed: e2", "static", fixed), *logged("per-task lookup", "static", fixed)]
+    return build_results(records, CONFIG, EXPERTS, {})
+
+
+def test_a_collapsed_agent_is_called_that(logged: Callable) -> None:
+    qualities = [[i % 2] for i in range(40)]
+    same = constant(qualities, [2] * 40)
+    words = "\n".join(der_and_rivals(logged, same, same)["words"])
+    assert "COLLAPSED: 100% of the questions go to e2 first" in words
+    assert "NO BETTER than a constant choice" in words and "NO BETTER than a table" in words
+    routed = constant([[1]] * 40, [i % 3 for i in range(40)])
+    words = "\n".join(der_and_rivals(logged, routed, same)["words"])
+    assert "COLLAPSED" not in words and "NO BETTER" not in words and "DER beats" in words
+    assert "33% of the parameters of asking every expert once" in words  # (1 + 2 + 3) / 3 of 6
+
+
+def test_whom_the_agent_asks_by_hand(logged: Callable) -> None:
+    question = lambda i: Question(f"q{i}", f"question {i}")  # noqa: E731
+    routes = [made_route(question(0), made_step(0, 1)), made_route(question(1), made_step(0, 1)), made_route(question(2), made_step(0, 0), made_step(1, 1))]
+    routes.append(made_route(question(3), made_step(2, 1), made_step(1, 0.5)))
+    found = route_figures(sheets_of(logged("DER", "der", routes))[0], ["e0", "e1", "e2"])
+    assert found["share"] == pytest.approx({"e0": 3 / 6, "e1": 2 / 6, "e2": 1 / 6})
+    assert found["by_position"] == [{"e0": 0.75, "e1": 0.0, "e2": 0.25}, {"e0": 0.0, "e1": 1.0, "e2": 0.0}]
+    assert found["entropy"] == pytest.approx(1.5)  # routes 0, 0, 01, 21: 1/2 x 1 + 1/4 x 2 + 1/4 x 2 bits
+    assert {(f["step"], f["from"], f["to"]): f["count"] for f in found["flows"]} == {
+        (1, "start", "e0"): 3,
+        (1, "start", "e2"): 1,
+        (2, "e0", "stop"): 2,
+        (2, "e0", "e1"): 1,
+        (2, "e2", "e1"): 1,
+        (3, "e1", "stop"): 2,
+    }
+    assert found["further_calls"] == [{"call": 2, "routes": 2, "gain": 0.25, "charge": 2.0}]  # (+1 - .5) / 2
+
+
+def test_the_trade_off_by_hand() -> None:
+    row = lambda policy, kind, cost, quality: {"policy": policy, "kind": kind, "charge": cost, "quality": {"mean": quality}}  # noqa: E731
+    rows = [row("a", "single", 1.0, 0.2), row("b", "single", 3.0, 0.5), row("optimum", "oracle", 1.0, 1.0)]
+    agents = [{**row("DER", "der", cost, quality), "alpha": alpha} for alpha, cost, quality in ((0.5, 1.0, 0.4), (0.2, 1.5, 0.5), (0.1, 2.0, 0.8), (0.0, 3.0, 0.7))]
+    found = trade_off(rows, agents)
+    assert found["hull"] == [[1.0, 0.4], [2.0, 0.8]]  # (1.5, .5) lies below the line from .4 to .8, (3, .7) buys less for more
+    assert found["area"] == pytest.approx((0.6 + 0.8) / 2, abs=1e-3)  # mean height: a ramp from .4 to .8, then flat, over costs 1 to 3
+    assert "optimum" not in {point["policy"] for point in found["points"]} and len(found["points"]) == 6
+    assert trade_off(rows, agents[:1])["area"] is None
+
+
+def test_results_hold_the_gap_to_the_optimum_in_three_parts(logged: Callable) -> None:
+    def of(policy: str, kind: str, hits: int) -> list[dict[str, Any]]:
+        return logged(policy, kind, constant([[float(i < hits)] for i in range(10)], [0] * 10))
+
+    records = [*of("DER", "der", 5), *of("best fixed: e0", "static", 4), *of("full-information", "learned", 8)]
+    records += [*of("DER, oracle stop", "oracle", 6), *of("optimum (hindsight)", "oracle", 9)]
+    results = build_results(records, CONFIG, EXPERTS, {"terminator": {"threshold": 0.5}})
+    assert results["oracle"]["gap"] == pytest.approx({"information": 0.1, "learning": 0.2, "stopping": 0.1})  # .9 - .8, .8 - .6, .6 - .5
+    assert results["oracle"]["optimum"] == pytest.approx({"quality": 0.9, "return": 0.8})
+    assert results["terminator"] == {"threshold": 0.5} and json.loads(json.dumps(results)) == results
+    lines = table(results).splitlines()
+    assert len(lines) == 6 and "0.500" in lines[1] and "17%" in lines[1]  # 1 of 6 billion parameters
 
 
 def test_the_best_single_expert_is_best_in_quality_and_the_lookup_in_return() -> None:
@@ -138,8 +251,46 @@ def test_asking_all_takes_the_best_answer_at_everyones_cost(make_pool: Callable)
     assert [sorted(step.expert_idx for step in route.episode.steps) for route in routes] == [[0, 1, 2]] * 2
     # The route log shows the prompts really sent: everyone was asked the bare question.
     pool = make_pool([lambda q, a: "x"] * 3)
-    record = route_record(Played("all", "oracle", routes), routes[0], pool, CONFIG, "test")
+    record = next(iter(route_records(Played("all", "oracle", routes, hands_on=False), pool, CONFIG, {"q0": "", "q1": ""})))
     assert {step["prompt_hash"] for step in record["steps"]} == {short_hash("question 0")}
+
+
+def test_the_vote_counts_answers_that_differ_in_case_only_and_ties_go_to_the_best_expert() -> None:
+    def said(*texts: str) -> list[list[Route]]:
+        question = Question("q", "question")
+        return [[Route(Episode(question, 1, [Step(k, Answer(text, 1, 1, 0.1), Cost(params_b=1.0), 0.0)], "t_max"), [Decision(k)])] for k, text in enumerate(texts)]
+
+    picked = lambda singles, best: ask_all_and_vote(singles, best)[0].episode.steps[-1].expert_idx  # noqa: E731
+    assert picked(said("Paris", "rome", " paris "), 1) == 0
+    assert picked(said("a", "b", "c"), 2) == 2
+    assert picked(said("b", "a", "a", "b", "c"), 4) == 0  # a tie without the best expert: the earliest
+    assert len(ask_all_and_vote(said("a", "b", "c"), 0)[0].episode.steps) == 3  # all are paid for
+
+
+def test_round_robin_takes_turns_over_questions_and_calls() -> None:
+    questions = [Question(f"q{i}", "x") for i in range(4)]
+    policy = RoundRobin(3, [q.id for q in questions])
+    assert [d.expert_idx for d in policy.act([Episode(q, 3) for q in questions[::-1]])] == [0, 2, 1, 0]
+    assert [d.expert_idx for d in policy.act([Episode(q, 3, [made_step(0, 0.0)]) for q in questions])] == [1, 2, 0, 1]
+
+
+def test_fitted_routers_find_who_knows_what() -> None:
+    rng = np.random.default_rng(0)
+    kind = rng.integers(2, size=200)
+    features = rng.normal(size=(200, 8)) + 4 * (2 * kind[:, None] - 1) * np.eye(8)[0]
+    singles = one_call_routes([(kind == 0).astype(float), (kind == 1).astype(float), np.ones(200)], ["t"] * 200)  # experts cost 1, 2, 3
+    cheap, dear = RewardConfig(alpha=0.1), RewardConfig(alpha=2.0)
+    known = features[:150], [row[:150] for row in singles]
+    for fit in (lambda reward: fit_nearest_neighbours(*known, reward, 10), lambda reward: fit_logistic(*known, reward, 1.0, 1.0)):
+        # Expert 2 knows everything, but at .1 a billion the specialist that knows is better: 1 - .1 and 1 - .2 against 1 - .3.
+        assert np.mean(fit(cheap)(features[150:]).argmax(axis=1) == kind[150:]) > 0.95
+        # At 2 nothing is worth its cost, and the cheapest loses least: 1 - 4 against 0 - 2 where expert 1 alone knows.
+        assert (fit(dear)(features[150:]).argmax(axis=1) == 0).all()
+    router = OneCallRouter(lambda episodes: features[[int(e.question.id[1:]) for e in episodes]], fit_nearest_neighbours(features, singles, cheap, 5))
+    fresh = [Episode(Question(f"q{i}", "x"), 3) for i in (0, 1, 2)]
+    asked = Episode(Question("q5", "x"), 3, [made_step(0, 1.0)])
+    decisions = router.act([fresh[0], asked, *fresh[1:]])
+    assert [d.expert_idx for d in decisions] == [kind[0], None, kind[1], kind[2]]
 
 
 def test_a_task_that_validation_never_saw_goes_to_the_fallback() -> None:
@@ -176,11 +327,10 @@ def test_overhead_counts_one_encoder_pass_per_state_read(bert_encoder: Path) -> 
     routes = [made_route(question, step), made_route(question, step, step)]
     params = sum(p.numel() for p in agent.encoder.model.parameters())
     # DER reads the bare question and the state after each call: 2 and 3 passes, 7 + 8 and 7 + 8 + 8 tokens.
-    der = test_ppo_multi.overhead(agent, 3, routes, uses_agent=True)
-    assert der.params_b == pytest.approx(2.5 * params / 1e9)
-    assert der.flops == pytest.approx(2 * params * (15 + 23) / 2)
-    # The Terminator alone does not read the bare question: 1 and 2 passes.
-    terminator = test_ppo_multi.overhead(agent, 3, routes, uses_agent=False)
-    assert terminator.params_b == pytest.approx(1.5 * params / 1e9)
-    assert terminator.flops == pytest.approx(2 * params * (8 + 16) / 2)
-    assert terminator.latency_s > 0 and der.latency_s > 0
+    der = overheads(agent, routes, 0.5)
+    assert [o.params_b for o in der] == pytest.approx([2 * params / 1e9, 3 * params / 1e9])
+    assert [o.flops for o in der] == pytest.approx([2 * params * 15, 2 * params * 23])
+    assert [o.latency_s for o in der] == [1.0, 1.5]
+    # The Terminator alone does not read the bare question; a router that asks once reads nothing else.
+    assert [o.flops for o in overheads(agent, routes, 0.5, reads_question=False)] == pytest.approx([2 * params * 8, 2 * params * 16])
+    assert [o.flops for o in overheads(agent, routes, 0.5, reads_answers=False)] == pytest.approx([2 * params * 7, 2 * params * 7])

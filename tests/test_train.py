@@ -51,7 +51,7 @@ SETTINGS: dict[str, Any] = {
     "ppo": {"batch_size": 16, "repeats": 4, "lr": 0.01},
     "train": {"epochs": EPOCHS, "updates_per_epoch": UPDATES, "episodes_per_update": 12, "num_envs": 4},
     "terminator": {"steps": 30, "hidden_size": 8},
-    "eval": {"bootstrap": 100},
+    "eval": {"tree_questions": 16},
 }
 
 
@@ -449,7 +449,8 @@ def test_the_agent_learns_whom_to_ask(config_path: Path, make_pool: Callable, tm
     assert validated[-1]["eval/calls"] < 1.5  # and the Terminator knows a right answer when it sees one
 
 
-ROW_KEYS = {"policy", "kind", "quality", "return", "calls", "cost", "overhead", "vs_best_single"}
+ROW_KEYS = {"policy", "kind", "quality", "return", "calls", "charge", "cost", "overhead", "vs_best_single", "by_task", "by_seed"}
+COMPARISON_KEYS = {"a", "b", "measure", "diff", "lo", "hi", "p", "p_adjusted", "wins", "ties", "losses", "verdict", "covers"}
 KINDS = {"der", "single", "static", "random", "cascade", "learned", "ensemble", "oracle"}
 
 
@@ -477,16 +478,16 @@ def test_the_evaluation_writes_the_promised_results(results: dict[str, Any]) -> 
     assert next(row for row in results["rows"] if row["kind"] == "oracle")["quality"]["mean"] == 1.0
     assert by_name["per-task lookup"]["quality"]["mean"] == 1.0 and by_name["per-task lookup"]["cost"]["params_b"] == pytest.approx(2.0)
     assert by_name["DER"]["overhead"]["params_b"] > 0 == by_name["r0"]["overhead"]["params_b"]
-    assert {comparison["a"] for comparison in results["comparisons"]} == {"DER"}
+    assert {c["b"] for c in results["comparisons"] if c["a"] == "DER"} == {row["policy"] for row in results["rows"] if row["kind"] in ("static", "random")}
     for comparison in results["comparisons"]:
-        expected = by_name["DER"][comparison["measure"]]["mean"] - by_name[comparison["b"]][comparison["measure"]]["mean"]
+        expected = by_name[comparison["a"]][comparison["measure"]]["mean"] - by_name[comparison["b"]][comparison["measure"]]["mean"]
         assert comparison["diff"] == pytest.approx(expected)
 
 
 def test_comparisons_and_routes_are_written_as_designed(results: dict[str, Any]) -> None:
-    assert {"oracle", "terminator", "routes"} <= results.keys()
+    assert {"oracle", "terminator", "routes", "words", "notes", "tradeoff", "experts"} <= results.keys()
     for comparison in results["comparisons"]:
-        assert comparison.keys() == {"a", "b", "measure", "diff", "lo", "hi", "p", "wins", "ties", "losses", "verdict"}
+        assert comparison.keys() == COMPARISON_KEYS
         assert comparison["wins"] + comparison["ties"] + comparison["losses"] == NUM_TEST
 
 
@@ -507,6 +508,67 @@ def test_every_test_question_is_played_once_by_every_policy(results: dict[str, A
     for record in der:  # the Terminator's word ends the route, and nothing else does before T_max
         assert [step["p_stop"] >= threshold for step in record["steps"][:-1]] == [False] * (len(record["steps"]) - 1)
         assert record["stop_reason"] == ("satisfied" if record["steps"][-1]["p_stop"] >= threshold else "t_max")
+
+
+def test_a_full_evaluation_of_two_seeds_has_every_baseline_and_no_policy_beats_the_optimum(finished_run: Path, workplace: Workplace) -> None:
+    second = workplace.train("second", "--seed", "1", "--train.epochs", str(EPOCHS))
+    out = workplace.folder / "both"
+    full = ["--eval.full", "true", "--eval.composition_tasks", "[spell]", "--pool.store", str(workplace.store)]
+    results = json.loads(test_ppo_multi.main(["--run", str(finished_run), str(second), "--out", str(out), *full]).read_text())
+    assert results["seeds"] == [0, 1] and results["num_questions"] == NUM_TEST
+    by_name = {row["policy"]: row for row in results["rows"]}
+    promised = {"DER", "per-task lookup", "random with KTP", "random without KTP", "cascade, cheapest first", "round-robin", "k-NN router", "logistic router"}
+    promised |= {"majority vote of all", "full-information", "all once, oracle's pick", "DER, oracle stop", "optimum (hindsight)", *NAMES}
+    assert promised <= by_name.keys() and any(name.startswith("best fixed route: ") for name in by_name)
+    assert {name for name, row in by_name.items() if len(row["by_seed"]) == 2} == {
+        "DER",
+        "DER, oracle stop",
+        "random with KTP",
+        "random without KTP",
+        "cascade, cheapest first",
+        "round-robin",
+    }
+    # By construction one expert is right on each question, so hindsight asks it once: 1 - .01 x 2 on average.
+    assert by_name["optimum (hindsight)"]["return"]["mean"] == pytest.approx(0.98) == max(row["return"]["mean"] for row in results["rows"])
+    gap = results["oracle"]["gap"]
+    assert sum(gap.values()) == pytest.approx(0.98 - by_name["DER"]["return"]["mean"]) and gap["information"] >= 0
+    pairs = results["transfer"]["pairs"]
+    assert {(p["first"], p["second"]) for p in pairs} == {(a, b) for a in NAMES for b in NAMES} and {p["task_group"] for p in pairs} == {"composition", "other"}
+    records = [json.loads(line) for line in (out / "routes.jsonl").read_text().splitlines()]
+    bare = {(r["question"], step["expert"]): step["prompt_hash"] for r in records if r["kind"] == "single" for step in r["steps"]}
+    sent = {p: [step["prompt_hash"] == bare[r["question"], step["expert"]] for r in records if r["policy"] == p for step in r["steps"][1:]] for p in by_name}
+    assert all(sent["random without KTP"]) and not any(sent["random with KTP"]) and sent["random with KTP"]
+    assert (out / "report" / "report.html").is_file() and (out / "report" / "report.md").is_file()
+    assert not (out / "agent").exists() and run_folder.newest_run(workplace.folder / "runs") == second  # a report is no run
+
+    # In other units, from the log alone: no pool is built.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("evaluation.build_pool", None)
+        path = test_ppo_multi.main(["--run", str(finished_run), str(second), "--out", str(out), "--reprice", "tokens"])
+    again = json.loads(path.read_text())
+    assert path == out / "report" / "in_tokens" / "results.json" and again["cost_unit"] == "tokens"
+    for row in again["rows"]:
+        tokens = row["cost"]["prompt_tokens"] + row["cost"]["completion_tokens"]
+        assert row["charge"] == pytest.approx(tokens / 1000) and row["quality"]["mean"] == by_name[row["policy"]]["quality"]["mean"]
+
+
+def test_runs_that_do_not_belong_together_are_refused(finished_run: Path, workplace: Workplace, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="several runs need --out"):
+        test_ppo_multi.main(["--run", str(finished_run), str(finished_run)])
+    with pytest.raises(RunError, match="the same seed"):
+        test_ppo_multi.main(["--run", str(finished_run), str(finished_run), "--out", str(tmp_path / "out")])
+    other = tmp_path / "runs" / "other"
+    shutil.copytree(finished_run, other)
+    settings = yaml.safe_load((other / "config.yaml").read_text()) | {"seed": 5}
+    settings["reward"]["alpha"] = 0.3
+    _dump(other / "config.yaml", settings)
+    with pytest.raises(RunError, match=r"differs from .* in reward\.alpha"):
+        test_ppo_multi.main(["--run", str(finished_run), str(other), "--out", str(tmp_path / "out")])
+
+
+def test_trees_that_would_cost_too_much_are_refused_before_anything_is_asked(finished_run: Path, workplace: Workplace) -> None:
+    with pytest.raises(ConfigError, match=r"could need 216 expert calls, eval\.max_tree_calls is 100"):  # 18 questions x (3 + 9)
+        test_ppo_multi.main(["--run", str(finished_run), "--out", "out", "--eval.full", "true", "--eval.max_tree_calls", "100", "--pool.store", str(workplace.store)])
 
 
 def test_asking_one_question_shows_its_route(finished_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

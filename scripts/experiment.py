@@ -1,0 +1,127 @@
+"""Train and evaluate several seeds, and optionally several values of a setting, and report them together.
+
+    python scripts/experiment.py --name main --seeds 0,1,2 --eval.full true
+    python scripts/experiment.py --name alphas --seeds 0,1,2 --sweep reward.alpha=0.02,0.05,0.1,0.2,0.5
+
+Runs land in runs/NAME-s0, ... (with a sweep runs/NAME-0.02-s0, ...); finished ones are reused, unfinished ones continued. The common
+report lands in runs/NAME/report (with a sweep one per value, and runs/NAME/report with all values in one trade-off). All runs share the
+configuration's answer store, so that later ones ask little. Other settings are passed on: --train.epochs 12.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import yaml
+
+from config import Config, ConfigError, load_config, run_command
+from report import read_records, trade_off
+from report_html import write_report_files
+from run_folder import write_atomically
+
+
+def train(config_path: Path, name: str, seed: int, overrides: Sequence[str]) -> Path:
+    """The finished run of this name and seed: reused, continued or trained. Raises ConfigError when it has other settings."""
+    run, arguments = Path("runs") / f"{name}-s{seed}", [*overrides, "--seed", str(seed), "--name", f"{name}-s{seed}"]
+    wanted = load_config(config_path, arguments)
+    if not (run / "config.yaml").is_file():
+        _python("train_ppo_multi.py", "--config", str(config_path), *arguments)
+    elif differing := trained_otherwise(load_config(run / "config.yaml"), wanted):
+        raise ConfigError(f"{run} was trained with other settings ({', '.join(differing)}): choose another --name, or delete it")
+    elif num_epochs(run) < wanted.train.epochs:
+        _python("train_ppo_multi.py", "--resume", str(run))
+    else:
+        print(f"{run}: trained before", flush=True)
+    return run
+
+
+def trained_otherwise(found: Config, wanted: Config) -> list[str]:
+    """Sections that training depends on and that differ."""
+    return [name for name in ("data", "pool", "env", "reward", "agent", "ppo", "train", "terminator") if getattr(found, name) != getattr(wanted, name)]
+
+
+def num_epochs(run: Path) -> int:
+    """Epochs that a run has finished: those with a validation in metrics.jsonl."""
+    metrics = run / "metrics.jsonl"
+    return sum("eval/return" in json.loads(line) for line in metrics.read_text().splitlines()) if metrics.is_file() else 0
+
+
+def evaluate(runs: Sequence[Path], out: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """Evaluate runs that differ in their seed into one report; returns its results.json."""
+    _python("test_ppo_multi.py", "--run", *map(str, runs), "--out", str(out), *overrides)
+    return json.loads((out / "report" / "results.json").read_text())
+
+
+def _python(script: str, *arguments: str) -> None:
+    command = [sys.executable, str(ROOT / script), *arguments]
+    print(f"\n$ python {script} {' '.join(arguments)}", flush=True)
+    if code := subprocess.run(command, check=False).returncode:
+        raise ConfigError(f"{script} ended with exit status {code}; what was trained and answered is kept: mend the cause and run the same command again")
+
+
+def parse_sweep(text: str) -> tuple[str, list[Any]]:
+    """`reward.alpha=0.02,0.1` -> ("reward.alpha", [0.02, 0.1])."""
+    key, equals, values = text.partition("=")
+    if not equals or not values:
+        raise ConfigError(f"--sweep {text}: expected KEY=VALUE,VALUE, for example reward.alpha=0.02,0.1")
+    return key.strip(), [yaml.safe_load(value) for value in values.split(",")]
+
+
+def sweep(config_path: Path, name: str, seeds: Sequence[int], key: str, values: Sequence[Any], overrides: Sequence[str]) -> None:
+    """Train and evaluate every value, then put all agents in the trade-off of the report of the configuration's own value (else the first)."""
+    reports = {}
+    for value in values:
+        of_value = [*overrides, f"--{key}", str(value)]
+        runs = [train(config_path, f"{name}-{value}", seed, of_value) for seed in seeds]
+        reports[value] = evaluate(runs, Path("runs") / name / str(value), of_value)
+    own = load_config(config_path, list(overrides)).model_dump(mode="json")
+    for part in key.split("."):
+        own = own[part]
+    base = own if own in reports else values[0]
+    agents = [{**report["rows"][0], "policy": f"DER, {key} {value}", "alpha": report["alpha"]} for value, report in reports.items()]
+    results = reports[base]
+    results["tradeoff"] = trade_off(results["rows"][1:], agents)
+    results["notes"].append(f"Table and figures: {key} = {base}. Trade-off: {key} = {', '.join(map(str, values))}.")
+    folder = Path("runs") / name / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "results.json", json.dumps(results, indent=2).encode())
+    curves = {seed: [json.loads(line) for line in (Path("runs") / f"{name}-{base}-s{seed}" / "metrics.jsonl").read_text().splitlines()] for seed in seeds}
+    write_report_files(folder, results, read_records(Path("runs") / name / str(base) / "routes.jsonl"), curves)
+    print(f"\n{'policy':<32} {'quality':>8} {'return':>8} {'calls':>6} {'cost':>8}")
+    for row in agents:
+        print(f"{row['policy']:<32} {row['quality']['mean']:>8.3f} {row['return']['mean']:>8.3f} {row['calls']['mean']:>6.2f} {row['charge']:>8.3f}")
+    area = results["tradeoff"]["area"]
+    print(f"area under the agents' hull: {'none' if area is None else f'{area:.3f}'}. Report: {folder / 'report.html'}")
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--config", type=Path, default=Path("configs/quickstart.yaml"))
+    parser.add_argument("--name", required=True, help="of the experiment: runs/NAME")
+    parser.add_argument("--seeds", default="0,1,2", help="comma-separated")
+    parser.add_argument("--sweep", metavar="KEY=V1,V2", help="a setting to vary")
+    options, overrides = parser.parse_known_args(arguments)
+    try:
+        seeds = [int(seed) for seed in options.seeds.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--seeds {options.seeds}: expected whole numbers with commas between") from error
+    load_config(options.config, overrides)  # a typo is refused before anything is trained
+    if options.sweep:
+        sweep(options.config, options.name, seeds, *parse_sweep(options.sweep), overrides)
+    else:
+        evaluate([train(options.config, options.name, seed, overrides) for seed in seeds], Path("runs") / options.name, overrides)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,135 @@
+"""The exact optimum and the full-information router against brute force and hand arithmetic."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agent import build_agent
+from answer_store import AnswerStore
+from config import AgentConfig, RewardConfig, load_config
+from experts import BudgetError, ExpertPool, Request, build_pool
+from full_information import fit_full_information
+from questions import Question, load_splits
+from reward import charge, score_answers
+from rollout import NeverSatisfied, play, score_routes
+from route_tree import best_fixed_route, grow, max_calls, optimal_routes, optimal_values
+
+REWARD = RewardConfig(alpha=0.1)
+
+
+def brute_force(questions: Sequence[Question], pool: ExpertPool, t_max: int, reward: RewardConfig) -> np.ndarray:
+    """Best return of each question over all sequences of experts of length 1 to t_max, no two sequences sharing anything."""
+    best = np.full(len(questions), -np.inf)
+    for length in range(1, t_max + 1):
+        for route in itertools.product(range(len(pool)), repeat=length):
+            texts, spent = [None] * len(questions), np.zeros(len(questions))
+            for idx in route:
+                given = pool.answer([Request(idx, q.text, text) for q, text in zip(questions, texts, strict=True)])
+                texts = [answer.text for answer in given]
+                spent += [charge(pool.cost(idx, answer), reward) for answer in given]
+            best = np.maximum(best, np.array(score_answers(questions, texts)) - reward.alpha * spent)
+    return best
+
+
+def test_the_optimum_is_brute_forces_on_fifty_questions_of_the_embedded_pool(project: Path, tiny_pool_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+    config = load_config(Path("configs/quickstart.yaml"), ["--pool.store", str(tmp_path / "answers.sqlite")])
+    pool = build_pool(config)
+    questions = load_splits(config.data).validation[:50]
+    tree = grow(questions, pool, 2, expand_solved=False)
+    for reward in (config.reward, config.reward.model_copy(update={"cost": "flops", "alpha": 2.0})):
+        routes = optimal_routes(tree, reward)
+        values = optimal_values(tree, reward)[0]
+        expected = brute_force(questions, pool, 2, reward)
+        assert values == pytest.approx(expected)
+        assert [route.value_under(reward) for route in routes] == pytest.approx(expected)
+    assert len({tuple(d.expert_idx for d in route.decisions) for route in routes}) > 3  # something was to be chosen
+
+
+def toy_pool(make_pool: Callable) -> ExpertPool:
+    """Expert 0 (1 billion) writes a draft, expert 1 (2) turns a draft into the answer, expert 2 (3) is right alone on "easy"."""
+    return make_pool([lambda q, a: "draft", lambda q, a: "yes" if a == "draft" else "no", lambda q, a: "yes" if q == "easy" else "no"])
+
+
+def test_values_by_hand(make_pool: Callable) -> None:
+    questions = [Question("a", "easy", _reference="yes"), Question("b", "hard", _reference="yes"), Question("c", "hopeless", _reference="other")]
+    tree = grow(questions, toy_pool(make_pool), 3, expand_solved=True)
+    values = optimal_values(tree, REWARD)
+    # easy: draft then finish 1 - .1 (1 + 2), as good as expert 2 at once; hard: the chain alone; hopeless: the cheapest call.
+    assert values[0] == pytest.approx([0.7, 0.7, -0.1])
+    routes = [[d.expert_idx for d in route.decisions] for route in optimal_routes(tree, REWARD)]
+    assert routes[1:] == [[0, 1], [0]] and routes[0] in ([2], [0, 1])
+    # Fixed routes: [0, 1] is right on two of three at a cost of 3, the best.
+    assert best_fixed_route(tree, REWARD) == [0, 1]
+    dear = RewardConfig(alpha=0.4)  # [0, 1] returns 2/3 - 1.2, [0] -.4
+    assert best_fixed_route(tree, dear) == [0]
+    assert optimal_values(tree, RewardConfig(alpha=0.0))[0] == pytest.approx([1, 1, 0])
+
+
+def test_growing_merges_equal_states_leaves_solved_ones_alone_and_says_what_it_needs(make_pool: Callable) -> None:
+    questions = [Question("a", "easy", _reference="yes"), Question("b", "hard", _reference="yes")]
+    pool, told = toy_pool(make_pool), []
+    whole = grow(questions, pool, 3, expand_solved=True, on_level=lambda *level: told.append(level))
+    # After one call: draft, no, yes for "easy", draft, no (twice) for "hard"; after two, three answers of each.
+    assert told[0] == (1, 6, 6) and told[1][:2] == (2, 15)
+    assert [len(level.answers) for level in whole.levels[:2]] == [2, 5]
+    assert max_calls(2, 3, 3) == 2 * (3 + 9 + 27) >= sum(calls for _, calls, _ in told)
+    told.clear()
+    pruned = grow(questions, pool, 3, expand_solved=False, on_level=lambda *level: told.append(level))
+    assert told[1][1] == 12 and all(new == 0 for _, _, new in told)  # "easy" is solved by "yes"; everything is in the store
+    assert optimal_values(pruned, REWARD)[0] == pytest.approx(optimal_values(whole, REWARD)[0])
+
+
+def test_an_interrupted_growth_goes_on_where_it_stopped(make_pool: Callable, tmp_path: Path) -> None:
+    questions = [Question(f"q{i}", f"hard {i}", _reference="yes") for i in range(4)]
+    with pytest.raises(BudgetError, match="stored"):
+        pool = toy_pool(make_pool)
+        pool.max_calls = 12
+        grow(questions, pool, 2, expand_solved=True)
+    again, told = toy_pool(make_pool), []
+    grow(questions, again, 2, expand_solved=True, on_level=lambda *level: told.append(level))
+    assert told[0] == (1, 12, 0)  # of the first level nothing is asked twice
+    assert len(AnswerStore(tmp_path / "answers.sqlite")) == again.stats.generated + 12
+
+
+def test_the_full_information_router_learns_the_chain_and_when_to_stop(make_pool: Callable, bert_encoder: Path) -> None:
+    words = [f"{word} {a}{b}" for a in "abcdefgh" for b in "uvwxyz" for word in ("sum", "spell")]
+    # "sum": expert 1 alone is right. "spell": only expert 0's draft finished by expert 2. No single call tells.
+    functions = [
+        lambda q, a: "what",
+        lambda q, a: "yes" if q.startswith("sum") else "no",
+        lambda q, a: "yes" if q.startswith("spell") and a == "what" else "no",
+    ]
+    pool = make_pool(functions)
+    questions = [Question(f"q{i}", text, _reference="yes") for i, text in enumerate(words)]
+    reward = RewardConfig(alpha=0.02)
+    agent = build_agent(AgentConfig(encoder=str(bert_encoder), max_tokens=32), 3, 3)
+    router = fit_full_information(agent, grow(questions[:64], pool, 3, expand_solved=True), reward)
+    test = questions[64:]
+    routes = play([q.sealed() for q in test], router, pool, NeverSatisfied(), 3)
+    score_routes(routes, test)
+    # By hand: .5 x (1 - .02 x 2) + .5 x (1 - .02 x (1 + 3)) = .94
+    assert np.mean([route.value_under(reward) for route in routes]) == pytest.approx(0.94, abs=0.02)
+    hindsight = np.mean(optimal_values(grow(test, pool, 3, expand_solved=False), reward)[0])
+    assert hindsight == pytest.approx(0.94)
+
+
+def test_outcomes_that_nobody_could_foresee_are_not_counted_as_knowledge(make_pool: Callable, bert_encoder: Path) -> None:
+    # Either expert is right on a random half of the questions, whatever they say: hindsight gets 1, nobody else more than a half.
+    rng = np.random.default_rng(0)
+    texts = [f"sum {a}{b}{c}" for a in "abcdefghij" for b in "klmnopqrst" for c in "uvw"]
+    lucky = dict(zip(texts, rng.integers(2, size=len(texts)), strict=True))
+    pool = make_pool([lambda q, a: "yes" if lucky[q] == 0 else "no", lambda q, a: "yes" if lucky[q] == 1 else "no"])
+    questions = [Question(f"q{i}", text, _reference="yes") for i, text in enumerate(texts)]
+    agent = build_agent(AgentConfig(encoder=str(bert_encoder), max_tokens=32), 2, 1)
+    reward = RewardConfig(alpha=0.0)
+    router = fit_full_information(agent, grow(questions[:200], pool, 1, expand_solved=True), reward)
+    routes = play([q.sealed() for q in questions[200:]], router, pool, NeverSatisfied(), 1)
+    score_routes(routes, questions[200:])
+    assert 0.3 < np.mean([route.quality for route in routes]) < 0.7
+    assert np.mean([d.value for route in routes for d in route.decisions]) < 0.9  # nor expects what hindsight gets

@@ -167,13 +167,14 @@ class TerminatorConfig(Section):
     steps: int = Field(400, ge=1, description="optimiser steps of a fit")
     lr: float = Field(2e-3, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
+    dropout: float = Field(0.0, ge=0, lt=1, description="of features and hidden units while learning")
     max_states: int = Field(20_000, ge=1, description="learn from the newest N distinct states")
     max_threshold: float = Field(0.95, gt=0, le=1, description="validation routes end here, so thresholds above are not considered")
 
 
 class EvalConfig(Section):
     full: bool = Field(False, description="all baselines, the exact optimum, the full-information router and the transfer audit: many expert calls, all stored")
-    tree_questions: int = Field(600, ge=2, description="full: training questions whose route trees teach the full-information router")
+    tree_questions: int | None = Field(None, ge=2, description="full: training questions whose route trees teach the full-information router; none: all")
     composition_tasks: tuple[str, ...] = Field((), description="full: tasks that chain skills by construction, reported apart in the transfer audit")
     max_tree_calls: int = Field(1_000_000, ge=1, description="full: refuse route trees that could need more expert calls")
 

@@ -21,7 +21,7 @@ from config import Config, ConfigError, load_config
 from der_env import Episode, Judge, OracleJudge, encode_states
 from encoder import ENCODE_ROWS
 from experts import ExpertPool, build_pool, pick_device
-from full_information import fit_full_information
+from full_information import FullInformationRouter, fit_full_information, fit_key
 from questions import Question, load_splits
 from report import Overhead, Played
 from reward import check_metrics
@@ -32,6 +32,7 @@ from terminator import Terminator, TerminatorJudge, answer_shape, cut_at, load_t
 from transfer import audit, best_pairs
 
 NEIGHBOURS = (5, 10, 20, 50)  # of the k-NN router; the best on validation is taken
+FITS = Path("runs/full_information")
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)  # inverse regularisation of the logistic router, likewise
 Say = Callable[[str], None]
 
@@ -144,7 +145,7 @@ class Evaluation:
         yield from self._fitted_routers()
         yield Played("majority vote of all", "ensemble", baselines.ask_all_and_vote(self.test_singles, self.best_expert), None, self.runs[0].seed, hands_on=False)
         self.say("the full-information router")
-        router = fit_full_information(self.agent, self.train_tree, config.reward)
+        router = self.full_information_router()
         routes = self.play(test, router, NeverSatisfied(), self._t_max)
         yield self._shared("full-information", "learned", routes, self.overheads(self.agent, routes))
 
@@ -188,10 +189,18 @@ class Evaluation:
     def validation_tree(self) -> RouteTree:
         return self._grow("validation", self.splits.validation, expand_solved=True)
 
-    @cached_property
-    def train_tree(self) -> RouteTree:
+    def full_information_router(self) -> FullInformationRouter:
+        """Fitted on the trees of the training questions; a fit is kept under runs/full_information and used again."""
         chosen = np.random.default_rng(0).permutation(len(self.splits.train))[: self.config.eval.tree_questions]
-        return self._grow("training", [self.splits.train[i] for i in sorted(chosen)], expand_solved=True)
+        questions = [self.splits.train[i] for i in sorted(chosen)]
+        path = FITS / f"{fit_key(self.agent, [q.id for q in questions], [self.pool.fingerprint(), self.pool.ktp], self.config.reward)}.pt"
+        if path.is_file():
+            self.say(f"  as fitted before: {path}")
+            return FullInformationRouter.load(path, self.agent)
+        tree = self._grow("training", questions, expand_solved=True)
+        router = fit_full_information(self.agent, tree, self.config.reward, on_round=lambda n, value: self.say(f"  fit, round {n}: cross-fitted return {value:.3f}"))
+        router.save(path)
+        return router
 
     def _grow(self, split: str, questions: Sequence[Question], *, expand_solved: bool) -> RouteTree:
         most, limit = max_calls(len(questions), len(self.pool), self._t_max), self.config.eval.max_tree_calls

@@ -62,15 +62,18 @@ class TerminatorData:
 class Terminator(nn.Module):
     """Features (B, D), expert (B,), calls left (B,) -> logit that quality >= p0."""
 
-    def __init__(self, width: int, num_experts: int, t_max: int, hidden_size: int):
+    def __init__(self, width: int, num_experts: int, t_max: int, hidden_size: int, dropout: float = 0.0):
         super().__init__()
-        self.num_experts, self.t_max = num_experts, t_max
+        self.num_experts, self.t_max, self.dropout = num_experts, t_max, dropout
         self.net = nn.Sequential(nn.Linear(width + num_experts + t_max, hidden_size), nn.ReLU(), nn.Linear(hidden_size, 1))
         self.threshold = NEVER
+        self.eval()
 
     def forward(self, features: torch.Tensor, expert_idxs: torch.Tensor, calls_left: torch.Tensor) -> torch.Tensor:
         known = [nn.functional.one_hot(expert_idxs, self.num_experts), nn.functional.one_hot(calls_left.clamp(0, self.t_max - 1), self.t_max)]
-        return self.net(torch.cat([features, *known], dim=1).float())[:, 0]
+        first, relu, last = self.net
+        inputs = nn.functional.dropout(torch.cat([features, *known], dim=1).float(), self.dropout, self.training)
+        return last(nn.functional.dropout(relu(first(inputs)), self.dropout, self.training))[:, 0]
 
     def fit(self, agent: Agent, data: TerminatorData, config: TerminatorConfig, seed: int) -> float:
         """Train from scratch on the data with binary cross-entropy; returns the last loss. Leaves the global random state alone."""
@@ -85,12 +88,16 @@ class Terminator(nn.Module):
                 layer.weight.copy_(torch.empty(layer.weight.shape).uniform_(-bound, bound, generator=generator))
                 layer.bias.zero_()
         optimizer = torch.optim.AdamW(self.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-        for _ in range(config.steps):
-            batch = torch.randint(len(labels), (min(FIT_BATCH, len(labels)),), generator=generator).to(features.device)
-            loss = nn.functional.binary_cross_entropy_with_logits(self(*(x[batch] for x in inputs)), labels[batch])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+        self.train()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)  # of dropout
+            for _ in range(config.steps):
+                batch = torch.randint(len(labels), (min(FIT_BATCH, len(labels)),), generator=generator).to(features.device)
+                loss = nn.functional.binary_cross_entropy_with_logits(self(*(x[batch] for x in inputs)), labels[batch])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        self.eval()
         return loss.item()
 
     @torch.no_grad()

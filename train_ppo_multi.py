@@ -53,7 +53,8 @@ class Trainer:
         self.pool.on_generated = folder.count_expert_calls
         seed_everything(config.seed)
         self.agent = build_agent(config.agent, len(self.pool), config.env.t_max).to(self.device)
-        self.terminator = Terminator(self.agent.encoder.width, len(self.pool), config.env.t_max, config.terminator.hidden_size).to(self.device)
+        self.terminator = Terminator(self.agent.encoder.width, len(self.pool), config.env.t_max, config.terminator.hidden_size, config.terminator.dropout)
+        self.terminator.to(self.device)
         self.terminator_data = TerminatorData()
         num_updates = config.train.epochs * config.train.updates_per_epoch
         self.algorithm = self.agent.ppo(config.ppo, config.reward.discount, num_updates if config.train.lr_decay else None)

@@ -12,8 +12,9 @@ import pytest
 from agent import build_agent
 from answer_store import AnswerStore
 from config import AgentConfig, RewardConfig, load_config
+from der_env import Episode
 from experts import BudgetError, ExpertPool, Request, build_pool
-from full_information import fit_full_information
+from full_information import FullInformationRouter, fit_full_information
 from questions import Question, load_splits
 from reward import charge, score_answers
 from rollout import NeverSatisfied, play, score_routes
@@ -97,7 +98,7 @@ def test_an_interrupted_growth_goes_on_where_it_stopped(make_pool: Callable, tmp
     assert len(AnswerStore(tmp_path / "answers.sqlite")) == again.stats.generated + 12
 
 
-def test_the_full_information_router_learns_the_chain_and_when_to_stop(make_pool: Callable, bert_encoder: Path) -> None:
+def test_the_full_information_router_learns_the_chain_and_when_to_stop(make_pool: Callable, bert_encoder: Path, tmp_path: Path) -> None:
     words = [f"{word} {a}{b}" for a in "abcdefgh" for b in "uvwxyz" for word in ("sum", "spell")]
     # "sum": expert 1 alone is right. "spell": only expert 0's draft finished by expert 2. No single call tells.
     functions = [
@@ -115,6 +116,10 @@ def test_the_full_information_router_learns_the_chain_and_when_to_stop(make_pool
     score_routes(routes, test)
     # By hand: .5 x (1 - .02 x 2) + .5 x (1 - .02 x (1 + 3)) = .94
     assert np.mean([route.value_under(reward) for route in routes]) == pytest.approx(0.94, abs=0.02)
+    router.save(tmp_path / "fits" / "router.pt")
+    again = FullInformationRouter.load(tmp_path / "fits" / "router.pt", agent)
+    fresh = [Episode(q.sealed(), 3) for q in test]
+    assert again.act(fresh) == router.act(fresh)
     hindsight = np.mean(optimal_values(grow(test, pool, 3, expand_solved=False), reward)[0])
     assert hindsight == pytest.approx(0.94)
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import ask
+import experiment
 import numpy as np
 import pytest
 import torch
@@ -550,6 +551,34 @@ def test_a_full_evaluation_of_two_seeds_has_every_baseline_and_no_policy_beats_t
     for row in again["rows"]:
         tokens = row["cost"]["prompt_tokens"] + row["cost"]["completion_tokens"]
         assert row["charge"] == pytest.approx(tokens / 1000) and row["quality"]["mean"] == by_name[row["policy"]]["quality"]["mean"]
+
+
+def test_a_sweep_trains_what_is_missing_and_puts_all_values_into_one_trade_off(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = []
+
+    def in_process(script: str, *arguments: str) -> None:
+        commands.append((script, arguments))
+        {"train_ppo_multi.py": train_ppo_multi.main, "test_ppo_multi.py": test_ppo_multi.main}[script](list(arguments))
+        gc.collect()
+
+    monkeypatch.setattr(experiment, "_python", in_process)
+    command = ["--config", str(workplace.config_path), "--name", "alphas", "--seeds", "0", "--sweep", "reward.alpha=0.01,0.3"]
+    more = ["--pool.store", str(workplace.store), "--train.epochs", "1"]
+    experiment.main([*command, *more])
+    results = json.loads((workplace.folder / "runs/alphas/report/results.json").read_text())
+    assert results["alpha"] == 0.01  # the configuration's own value gives the table
+    points = [point for point in results["tradeoff"]["points"] if point["kind"] == "der"]
+    assert [point["alpha"] for point in points] == [0.01, 0.3] and results["tradeoff"]["area"] is not None
+    assert [script for script, _ in commands] == ["train_ppo_multi.py", "test_ppo_multi.py"] * 2
+    commands.clear()
+    experiment.main([*command, *more])
+    assert [script for script, _ in commands] == ["test_ppo_multi.py"] * 2  # trained before
+    with pytest.raises(ConfigError, match=r"alphas-0\.01-s0 was trained with other settings \(ppo\)"):
+        experiment.main([*command, *more, "--ppo.lr", "0.5"])
+    with pytest.raises(ConfigError, match=r"expected KEY=VALUE,VALUE"):
+        experiment.main([*command[:-1], "reward.alpha", *more])
+    with pytest.raises(ConfigError, match="did you mean 'alpha'"):
+        experiment.main([*command[:-1], "reward.alpah=1,2", *more])
 
 
 def test_runs_that_do_not_belong_together_are_refused(finished_run: Path, workplace: Workplace, tmp_path: Path) -> None:

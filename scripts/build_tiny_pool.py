@@ -215,15 +215,19 @@ def write_questions() -> None:
         print(f"{split}: {len(questions)} questions")
 
 
+def fresh_questions(seed: int) -> list[dict[str, str]]:
+    """As many questions as the test split has, of the same cells, none of which is in any split."""
+    known = {q.text for split in SPLITS for q in read_questions(SourceConfig(path=str(QUESTION_DIR / f"{split}.jsonl")))}
+    return [record for record in make_questions(SEED + 1000 * (seed + 1), {"fresh": SPLITS["test"]})["fresh"] if record["text"] not in known]
+
+
 def check_pool(seed: int | None) -> str:
     """Re-measure data/README.md's table on the test split, or on fresh questions that no split holds; returns the table."""
     config = load_config(ROOT / "configs" / "quickstart.yaml")
     if seed is None:
         questions = read_questions(SourceConfig(path=str(QUESTION_DIR / "test.jsonl")))
     else:
-        records = make_questions(SEED + 1000 * (seed + 1), {"fresh": SPLITS["test"]})["fresh"]
-        known = {q.text for split in SPLITS for q in read_questions(SourceConfig(path=str(QUESTION_DIR / f"{split}.jsonl")))}
-        questions = [Question(r["id"], r["text"], r["task"], r["metric"], r["reference"]) for r in records if r["text"] not in known]
+        questions = [Question(r["id"], r["text"], r["task"], r["metric"], r["reference"]) for r in fresh_questions(seed)]
     cells = [question.id.split("-", 1)[1].rsplit("-", 1)[0] for question in questions]
     text = check(config, questions, cells)
     if seed is None:
@@ -237,9 +241,14 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--train", action="store_true", help="train the experts")
     parser.add_argument("--check", action="store_true", help="measure the pool and hold it to its bounds")
     parser.add_argument("--seed", type=int, help="with --check: generate fresh questions from this seed instead of reading the test split")
+    parser.add_argument("--fresh", type=Path, metavar="FILE", help="with --seed: write fresh test questions, to evaluate on with --data.test.path FILE")
     options = parser.parse_args(arguments)
-    if not (options.questions or options.train or options.check):
-        parser.error("nothing to do: name --questions, --train or --check")
+    if not (options.questions or options.train or options.check or options.fresh):
+        parser.error("nothing to do: name --questions, --train, --check or --fresh")
+    if options.fresh is not None:
+        if options.seed is None:
+            parser.error("--fresh needs --seed")
+        options.fresh.write_text("".join(json.dumps(question) + "\n" for question in fresh_questions(options.seed)))
     if options.questions:
         write_questions()
     if options.train:

@@ -11,12 +11,12 @@ import torch
 
 from agent import Agent, build_agent
 from answer_store import Answer
-from config import AgentConfig, RewardConfig, TerminatorConfig
+from config import AgentConfig, Config, RewardConfig, TerminatorConfig
 from der_env import Episode, Step, encode_states
 from questions import Question
 from reward import Cost
 from rollout import Decision, NeverSatisfied, Route, play
-from terminator import NEVER, Terminator, TerminatorData, TerminatorJudge, choose_threshold, cut_at, load_terminator, save_terminator
+from terminator import NEVER, Terminator, TerminatorData, TerminatorJudge, answer_shape, choose_threshold, cut_at, load_terminator, save_terminator, terminator_figures
 
 T_MAX = 3
 QUESTIONS = [Question(f"q{i}", f"what is the sum of {a} and {b}", _reference="yes") for i, (a, b) in enumerate((a, b) for a in "abcdefgh" for b in "abcdef")]
@@ -43,7 +43,7 @@ def toy_data(agent: Agent, questions: Sequence[Question]) -> TerminatorData:
 
 
 def new_terminator(agent: Agent) -> Terminator:
-    return Terminator(agent.encoder.width, 2, T_MAX, hidden_size=16)
+    return Terminator(agent.encoder.width, 2, T_MAX, hidden_size=16, dropout=0.1)
 
 
 def test_it_learns_a_separable_rule_and_applies_it_to_new_questions(agent: Agent) -> None:
@@ -145,6 +145,26 @@ def test_of_equal_returns_the_higher_threshold_wins_up_to_the_most() -> None:
     assert choose_threshold(certain, RewardConfig(), most=0.95) == 0.95
     # A second call that helps only once the probability passes .95 is out of reach: the validation routes end at .95.
     assert choose_threshold([route((0.97, 0.0), (0.99, 1.0))], RewardConfig(alpha=0.0), most=0.95) <= 0.95
+
+
+def test_how_well_it_tells_good_answers_by_hand() -> None:
+    routes = [route((0.9, 1.0)), route((0.2, 0.0), (0.6, 0.0)), route((0.4, 1.0))]
+    config = Config(reward=RewardConfig(alpha=0.1))
+    found = terminator_figures(routes, [QUESTIONS[0]] * 3, {QUESTIONS[0].task: {"a"}}, config)
+    # Good .9 and .4 against bad .2 and .6: three of four pairs in order. Every answer is "x", of the form "a".
+    assert found["auroc"] == found["auroc_well_formed"] == 0.75 and found["well_formed"] == 1.0 and found["answers"] == 4
+    assert found["brier"] == pytest.approx((0.01 + 0.04 + 0.36 + 0.36) / 4)
+    assert found["ece"] == pytest.approx((0.1 + 0.2 + 0.6 + 0.6) / 4)  # one answer a bin
+    at = {round(point["threshold"], 2): point for point in found["thresholds"]}
+    assert at[0.2]["cost"] == 1.0 and at[0.2]["quality"] == pytest.approx(2 / 3)
+    assert at[0.95]["cost"] == pytest.approx(4 / 3) and at[0.95]["return"] == pytest.approx(2 / 3 - 0.1 * 4 / 3)
+    assert terminator_figures(routes[:1], QUESTIONS[:1], {}, config)["auroc"] is None  # nothing to tell apart
+    assert terminator_figures(routes, [QUESTIONS[0]] * 3, {}, config)["auroc_well_formed"] is None  # nothing well-formed
+
+
+@pytest.mark.parametrize(("text", "shape"), [("12 b", "0 a"), ("  Tokyo  Bay ", "a a"), ("-3.5", "-0.0"), ("Zürich", "a"), ("", "")])
+def test_the_form_of_an_answer(text: str, shape: str) -> None:
+    assert answer_shape(text) == shape
 
 
 def test_the_judge_never_asks_for_a_reference(agent: Agent, make_pool: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,8 @@ import pytest
 
 import figures
 import report_html
-from report_html import html, markdown, plots, policy_table, route_data, write_report_files
+from report_html import html, markdown, policy_table, route_data, write_report_files
+from report_plots import plots
 
 EVIL = "</script><script>document.documentElement.dataset.hacked=1</script><img src=x onerror=document.documentElement.dataset.hacked=1><b>x"
 EXPERTS = ("small", "middle", "large")

@@ -1,6 +1,4 @@
-"""Typed configuration: defaults < YAML file < command line.
-
-    config, rest = load_config(["--config", "configs/quickstart.yaml", "--reward.alpha", "0.05"])
+"""Everything that can be set, typed, with its default and its meaning; command_line.py reads it from YAML and options.
 
 A YAML file holds only what differs from the defaults below. Every field is checked; an error names the field, the value,
 what is allowed and, for an unknown key, the nearest known one.
@@ -8,14 +6,9 @@ what is allowed and, for an unknown key, the nearest known one.
 
 from __future__ import annotations
 
-import difflib
-import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 CostUnit = Literal["params", "flops", "tokens", "latency", "usd"]
 
@@ -61,34 +54,97 @@ class DecodingConfig(Section):
 
 
 class ExpertConfig(Section):
-    """One LLM of the pool."""
+    """One LLM of the pool: what every kind of expert has."""
 
     name: str
-    kind: Literal["hf"] = Field("hf", description="hf: a Hugging Face causal or sequence-to-sequence model run in this process")
-    source: str = Field(description="local folder or hub id")
-    revision: str | None = Field(None, description="hub commit; pin it for a result to stand")
-    gguf_file: str | None = Field(None, description="file in the source to read instead of safetensors")
     params_b: float = Field(gt=0, description="parameters in billions; what the paper charges")
     usd_per_million_prompt_tokens: float | None = Field(None, ge=0)
     usd_per_million_completion_tokens: float | None = Field(None, ge=0)
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
-    device_map: str | None = Field(None, description="accelerate's placement, e.g. auto; none: the run's device")
-    trust_remote_code: bool = False
+    tokens_per_second: float | None = Field(None, gt=0, description="generation speed to plan with where none was measured (--dry_run)")
+
+
+class RecordedExpertConfig(ExpertConfig):
+    """Answers that exist already, replayed. They do not react to the prompt: a second call gets the same text as a first."""
+
+    kind: Literal["recorded"]
+    path: str = Field(description="JSONL with an object a question: {question, reference, answers: {expert: text}, scores?, meta?}")
+    answers_of: str | None = Field(None, description="key of this expert in the file's answers; none: its name")
+    tokenizer: str | None = Field(None, description="folder or hub id that counts tokens where the file's meta.tokens does not")
+    revision: str | None = Field(None, description="hub commit of the tokenizer")
+
+
+class PromptedExpertConfig(ExpertConfig):
+    """An LLM that reads a prompt."""
+
     prompt_format: Literal["chat", "plain", "few_shot"] = Field("chat", description="chat: the tokenizer's template; plain and few_shot: 'Question ... Answer:' for base models")
     system_prompt: str | None = Field(None, description="for prompt_format chat")
     few_shot: str | None = Field(None, description="JSONL of examples {question, previous_answer, answer} for prompt_format few_shot")
     stop: tuple[str, ...] = Field((), description="the answer ends before any of these")
     decoding: DecodingConfig = DecodingConfig()
+    first_answers: str | None = Field(None, description="recorded answers (as kind recorded reads them) that serve as this expert's first calls, so that those need no generation")
 
     @model_validator(mode="after")
-    def _few_shot_has_examples(self) -> ExpertConfig:
+    def _few_shot_has_examples(self) -> PromptedExpertConfig:
         if (self.prompt_format == "few_shot") != (self.few_shot is not None):
             raise ValueError("prompt_format few_shot and a few_shot file belong together")
         return self
 
 
+class HFExpertConfig(PromptedExpertConfig):
+    """A Hugging Face causal or sequence-to-sequence model run in this process."""
+
+    kind: Literal["hf"] = "hf"
+    source: str = Field(description="local folder or hub id")
+    revision: str | None = Field(None, description="hub commit; pin it for a result to stand")
+    gguf_file: str | None = Field(None, description="file in the source to read instead of safetensors")
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    quantization: Literal["8bit", "4bit"] | None = Field(None, description="weights in 8 or 4 bits through bitsandbytes")
+    device_map: str | None = Field(None, description="accelerate's placement, e.g. auto; none: the run's device")
+    trust_remote_code: bool = False
+
+
+class RayExpertConfig(HFExpertConfig):
+    """The same model as Ray actors, on one machine or many."""
+
+    kind: Literal["ray"]
+    replicas: int = Field(1, ge=1, description="actors that share this expert's requests")
+    num_gpus: float = Field(0.0, ge=0, description="GPUs each replica holds; fractions share a card")
+    num_cpus: float = Field(1.0, ge=0, description="CPU cores each replica holds")
+
+
+class EndpointExpertConfig(PromptedExpertConfig):
+    """A model behind an OpenAI-compatible server: vLLM, SGLang, TGI, llama.cpp, Ollama, transformers serve."""
+
+    kind: Literal["endpoint"]
+    model: str = Field(description="model name as the server knows it")
+    urls: tuple[str, ...] = Field(min_length=1, description="base URLs of replicas, e.g. http://localhost:8000/v1")
+    revision: str | None = Field(None, description="what tells these weights from others of the same name; part of every answer's key")
+    api_key_env: str | None = Field(None, description="environment variable that holds the key; keys are never read from a file or logged")
+    concurrency: int = Field(16, ge=1, description="requests in flight per replica")
+    timeout_s: float = Field(120.0, gt=0, description="deadline of one request")
+    max_retries: int = Field(5, ge=0, description="tries after the first, with growing waits, on whichever replica is healthy")
+    on_failure: Literal["stop", "empty"] = Field("stop", description="when a request fails for good: end the run, or go on with an empty answer that is not stored")
+
+
+EXPERT_KINDS: dict[str, type[ExpertConfig]] = {"hf": HFExpertConfig, "recorded": RecordedExpertConfig, "endpoint": EndpointExpertConfig, "ray": RayExpertConfig}
+
+
+def _kind_of(expert: Any) -> str | None:
+    return expert.get("kind", "hf") if isinstance(expert, dict) else getattr(expert, "kind", None)
+
+
+AnyExpertConfig = Annotated[
+    Annotated[HFExpertConfig, Tag("hf")]
+    | Annotated[RecordedExpertConfig, Tag("recorded")]
+    | Annotated[EndpointExpertConfig, Tag("endpoint")]
+    | Annotated[RayExpertConfig, Tag("ray")],
+    Discriminator(_kind_of, custom_error_type="expert_kind", custom_error_message=f"unknown kind of expert; known: {', '.join(EXPERT_KINDS)}"),
+]
+
+
 class PoolConfig(Section):
-    experts: tuple[ExpertConfig, ...] = Field((), description="the pool; the order numbers the actions")
+    experts: tuple[AnyExpertConfig, ...] = Field((), description="the pool; the order numbers the actions")
+    ray_address: str | None = Field(None, description="kind ray: address of a running cluster; none: start one on this machine")
     store: str = Field("runs/answers.sqlite", description="every answer ever generated; shared by runs")
     memory_gb: float | None = Field(None, gt=0, description="memory for loaded experts; the least recently used is evicted; none: no limit")
     max_batch_tokens: int = Field(16384, ge=64, description="padded prompt and new tokens of one generate call")
@@ -96,7 +152,7 @@ class PoolConfig(Section):
 
     @field_validator("experts")
     @classmethod
-    def _names_are_unique(cls, experts: tuple[ExpertConfig, ...]) -> tuple[ExpertConfig, ...]:
+    def _names_are_unique(cls, experts: tuple[AnyExpertConfig, ...]) -> tuple[AnyExpertConfig, ...]:
         names = [expert.name for expert in experts]
         if not names:
             raise ValueError("the pool is empty: list at least one expert under pool.experts")
@@ -202,111 +258,3 @@ class Config(Section):
         if self.reward.cost == "usd" and unpriced:
             raise ValueError(f"reward.cost is usd, but these experts have no price: {', '.join(unpriced)}")
         return self
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping. Raises ConfigError when the file is missing, malformed or not a mapping."""
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such configuration file")
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
-    if data is None:
-        return {}
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected keys and values, found {type(data).__name__}")
-    return data
-
-
-def overrides_from(arguments: list[str]) -> dict[str, Any]:
-    """`--reward.alpha 0.1 --seed=3` as a nested mapping; values are read as YAML. Raises ConfigError for anything else."""
-    out: dict[str, Any] = {}
-    rest = list(arguments)
-    while rest:
-        flag = rest.pop(0)
-        if not flag.startswith("--"):
-            raise ConfigError(f"unexpected argument {flag!r}: options look like --reward.alpha 0.1")
-        key, has_value, value = flag[2:].partition("=")
-        if not has_value:
-            if not rest or rest[0].startswith("--"):
-                raise ConfigError(f"--{key} needs a value: --{key} VALUE")
-            value = rest.pop(0)
-        target = out
-        *parents, leaf = key.split(".")
-        for parent in parents:
-            target = target.setdefault(parent, {})
-            if not isinstance(target, dict):
-                raise ConfigError(f"--{key}: {parent} was given a value of its own before")
-        try:
-            target[leaf] = yaml.safe_load(value) if value else ""
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--{key} {value}: not a YAML value ({error})") from error
-    return out
-
-
-def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` on top of `base`, mappings merged key by key, everything else replaced."""
-    out = dict(base)
-    for key, value in over.items():
-        out[key] = merge(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
-    return out
-
-
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    """Field names of the section that the last part of `location` was looked up in."""
-    section: Any = Config
-    for part in location[:-1]:
-        if isinstance(part, int):
-            continue
-        annotation = section.model_fields[part].annotation
-        arguments = getattr(annotation, "__args__", ())
-        section = next((a for a in (annotation, *arguments) if isinstance(a, type) and issubclass(a, Section)), None)
-        if section is None:
-            return []
-    return list(section.model_fields)
-
-
-def _explain(error: ValidationError, origin: str) -> str:
-    lines = []
-    for problem in error.errors():
-        field = ".".join(map(str, problem["loc"])) or "configuration"
-        if problem["type"] == "extra_forbidden":
-            known = _known_keys(problem["loc"])
-            near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
-            lines.append(f"{field}: unknown key; {hint}")
-        elif problem["type"] == "missing":
-            lines.append(f"{field}: missing")
-        else:
-            lines.append(f"{field} = {problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}")
-    return "\n".join([f"{origin}: {len(lines)} problem(s)", *(f"  {line}" for line in lines)])
-
-
-def validate(data: dict[str, Any], origin: str = "configuration") -> Config:
-    """A checked Config. Raises ConfigError listing every problem."""
-    try:
-        return Config.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError(_explain(error, origin)) from error
-
-
-def load_config(path: Path, overrides: list[str] | None = None) -> Config:
-    """Read a YAML file, put command-line overrides on top, check the result. Raises ConfigError."""
-    given = merge(read_yaml(path), overrides_from(overrides or []))
-    return validate(merge(Config().model_dump(mode="json"), given), str(path))
-
-
-def dump_config(config: Config) -> str:
-    """The resolved configuration as YAML that `load_config` reads back to an equal one."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def run_command(main: Callable[[list[str]], Any]) -> None:
-    """Run a script's main on the command line; an error that a user can mend ends it with its message alone."""
-    try:
-        main(sys.argv[1:])
-    except DERError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; what was generated is stored, and --resume continues from the last checkpoint")

@@ -17,7 +17,8 @@ import torch
 
 import baselines
 from agent import Agent, load_agent
-from config import Config, ConfigError, load_config
+from command_line import load_config
+from config import Config, ConfigError
 from der_env import Episode, Judge, OracleJudge, encode_states
 from encoder import ENCODE_ROWS
 from experts import ExpertPool, build_pool, pick_device

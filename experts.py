@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import torch
 
 from answer_store import Answer, AnswerStore, StoredAnswer, answer_key
-from config import Config, ConfigError, DERError, ExpertConfig
+from config import Config, ConfigError, DERError, EndpointExpertConfig, ExpertConfig, PoolConfig, RayExpertConfig, RecordedExpertConfig
 from hf_expert import HFExpert
 from reward import Cost, call_cost
 
@@ -205,8 +205,27 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def build_expert(expert: ExpertConfig, pool: PoolConfig, device: torch.device) -> Expert:
+    """An expert of any kind. Nothing is loaded or contacted yet; what a kind needs is imported only where it is used."""
+    match expert:
+        case RecordedExpertConfig():
+            from recorded_expert import RecordedExpert
+
+            return RecordedExpert(expert)
+        case EndpointExpertConfig():
+            from endpoint_expert import EndpointExpert
+
+            return EndpointExpert(expert)
+        case RayExpertConfig():
+            from ray_expert import RayExpert
+
+            return RayExpert(expert, pool)
+    return HFExpert(expert, device, max_batch_tokens=pool.max_batch_tokens, max_batch_size=pool.max_batch_size)
+
+
 def build_pool(config: Config) -> ExpertPool:
     """The pool of a configuration. No weights are loaded yet."""
-    device, pool = pick_device(config.device), config.pool
-    experts = [HFExpert(e, device, max_batch_tokens=pool.max_batch_tokens, max_batch_size=pool.max_batch_size) for e in pool.experts]
-    return ExpertPool(experts, AnswerStore(pool.store, library_versions()), ktp=config.env.ktp, memory_gb=pool.memory_gb, max_calls=config.train.max_expert_calls)
+    device = pick_device(config.device)
+    experts = [build_expert(expert, config.pool, device) for expert in config.pool.experts]
+    store = AnswerStore(config.pool.store, library_versions())
+    return ExpertPool(experts, store, ktp=config.env.ktp, memory_gb=config.pool.memory_gb, max_calls=config.train.max_expert_calls)

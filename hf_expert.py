@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
 from answer_store import Answer
-from config import DERError, ExpertConfig
+from config import DERError, HFExpertConfig
 from prompts import KTP_TEMPLATES, PromptFormat, cut_middle, read_few_shot
 
 LOCAL_MODELS = Path("models")  # where scripts/get_small_llms.py puts models, by the last part of their hub id
@@ -78,7 +78,7 @@ class SeededSampling(LogitsProcessor):
 class HFExpert:
     """One local model. Cheap to create: tokenizer and weights are loaded when first needed."""
 
-    def __init__(self, config: ExpertConfig, device: torch.device, *, max_batch_tokens: int = 16384, max_batch_size: int = 128):
+    def __init__(self, config: HFExpertConfig, device: torch.device, *, max_batch_tokens: int = 16384, max_batch_size: int = 128):
         self.config, self.device = config, device
         self.max_batch_tokens, self.max_batch_size = max_batch_tokens, max_batch_size
         self.source = resolve_source(config.source)

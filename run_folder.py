@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from config import Config, DERError, dump_config
+from command_line import dump_config
+from config import Config, DERError
 from experts import ExpertPool, library_versions
 
 

@@ -20,7 +20,8 @@ from typing import Any
 
 os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 
-from config import ConfigError, load_config, merge, overrides_from, run_command, validate
+from command_line import load_config, merge, overrides_from, run_command, validate
+from config import ConfigError
 from evaluation import Evaluation
 from report import Record, build_results, read_records, reprice, route_records, table
 from report_html import write_report_files

@@ -28,7 +28,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from agent import build_agent, save_agent
-from config import Config, ConfigError, dump_config, load_config, run_command
+from command_line import dump_config, load_config, run_command
+from config import Config, ConfigError
 from der_env import DEREnv, DERVectorEnv, Episode, OracleJudge, encode_states
 from experts import build_pool, pick_device
 from questions import load_splits

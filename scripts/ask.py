@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from transformers.utils import logging as transformers_logging
 
 from agent import load_agent
-from config import ConfigError, SourceConfig, load_config, run_command
+from command_line import load_config, run_command
+from config import ConfigError, SourceConfig
 from experts import ExpertPool, build_pool, pick_device
 from questions import Question, read_questions
 from reward import charge

@@ -30,7 +30,8 @@ from tiny_check import check, write_card
 from tiny_models import ANSWER_CUE, TINY_EXPERTS, TinyExpert, build_model, build_tokenizer
 from tiny_tasks import CELLS, CHAINED, make_questions, training_entries
 
-from config import SourceConfig, load_config, run_command
+from command_line import load_config, run_command
+from config import SourceConfig
 from prompts import knowledge_transfer_prompt
 from questions import Question, read_questions
 

@@ -25,7 +25,8 @@ sys.path.insert(0, str(ROOT))
 
 import yaml
 
-from config import Config, ConfigError, load_config, run_command
+from command_line import load_config, run_command
+from config import Config, ConfigError
 from report import read_records, trade_off
 from report_html import write_report_files
 from run_folder import write_atomically

@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from answer_store import StoreError, rebuild
-from config import run_command
+from command_line import run_command
 
 
 def check(path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from answer_store import Answer
-from config import ExpertConfig
+from config import HFExpertConfig
 from prompts import content
 
 AnswerFunction = Callable[[str, str | None], str]  # (question, previous answer or None) -> text
@@ -32,7 +32,7 @@ class ScriptedExpert:
         **config: Any,
     ):
         self.function, self.batch_size, self._memory_gb = function, batch_size, memory_gb
-        self.config = ExpertConfig(name=name, source=f"scripted/{name}", params_b=params_b, prompt_format="plain", **config)
+        self.config = HFExpertConfig(name=name, source=f"scripted/{name}", params_b=params_b, prompt_format="plain", **config)
         self.num_answer_calls = 0
         self.prompts: list[str] = []
         self.events = [] if events is None else events

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from config import Config, ConfigError, dump_config, load_config
+from command_line import dump_config, load_config
+from config import Config, ConfigError
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
 ONE_EXPERT = {"experts": [{"name": "a", "source": "some/model", "params_b": 1.0}]}
@@ -28,6 +29,8 @@ def load(tmp_path):
         ("reward: {alhpa: 0.1}", "reward.alhpa", "alpha"),
         ("sede: 1", "sede", "seed"),
         ("data: {train: {path: x.jsonl, limt: 3}}", "data.train.limt", "limit"),
+        ("pool: {experts: [{name: a, source: x, params_b: 1, dtipe: auto}]}", "pool.experts.0.dtipe", "dtype"),
+        ("pool: {experts: [{name: a, kind: endpoint, model: x, urls: [http://x], params_b: 1, timeout: 3}]}", "pool.experts.0.timeout", "timeout_s"),
         ("pool: {experts: [{name: a, source: x, params_b: 1, decoding: {max_new_token: 3}}]}", "pool.experts.0.decoding.max_new_token", "max_new_tokens"),
     ],
 )

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from answer_store import Answer, StoredAnswer
-from config import Config, ConfigError, ExpertConfig
+from config import Config, ConfigError, HFExpertConfig
 from experts import BudgetError, ExpertPool, Request, build_pool, pick_device
 from hf_expert import ExpertError, HFExpert, SeededSampling
 from prompts import knowledge_transfer_prompt
@@ -132,7 +132,7 @@ def test_stored_answers_cost_what_they_cost_when_generated(make_pool):
 
 def tiny(folder, name, *, max_batch_size=128, max_batch_tokens=16384, **more):
     values = {"params_b": 0.001, "prompt_format": "plain", "decoding": {"max_new_tokens": 40}, **more}
-    return HFExpert(ExpertConfig(name=name, source=str(folder / name), **values), CPU, max_batch_size=max_batch_size, max_batch_tokens=max_batch_tokens)
+    return HFExpert(HFExpertConfig(name=name, source=str(folder / name), **values), CPU, max_batch_size=max_batch_size, max_batch_tokens=max_batch_tokens)
 
 
 def ask(expert, prompts):
@@ -280,7 +280,7 @@ def test_new_tokens_that_fill_the_whole_context_are_refused(tiny_pool_dir):
 
 
 def test_a_missing_model_folder_and_a_broken_one_are_told_apart(tiny_pool_dir, tmp_path):
-    missing = HFExpert(ExpertConfig(name="gone", source=str(tmp_path / "no-such-model"), params_b=1.0), CPU)
+    missing = HFExpert(HFExpertConfig(name="gone", source=str(tmp_path / "no-such-model"), params_b=1.0), CPU)
     with pytest.raises(ExpertError, match=r"expert gone: cannot load '.*no-such-model': there is no such folder, and the hub has no such model or cannot be reached"):
         missing.identity()
     shutil.copytree(tiny_pool_dir / "llama-0.2m", tmp_path / "llama-0.2m")
@@ -392,7 +392,7 @@ def smollm2(project):
     folder = project / "models" / "smollm2-135m-instruct-q4"
     if not folder.is_dir():
         pytest.skip("models/smollm2-135m-instruct-q4 is not here: run python scripts/get_small_llms.py")
-    config = ExpertConfig(name="smollm2", source=str(folder), params_b=0.134515, prompt_format="chat", decoding={"max_new_tokens": 24})
+    config = HFExpertConfig(name="smollm2", source=str(folder), params_b=0.134515, prompt_format="chat", decoding={"max_new_tokens": 24})
     return HFExpert(config, CPU)
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from config import ExpertConfig, RewardConfig
+from config import HFExpertConfig, RewardConfig
 from questions import Question
 from reward import Cost, MetricError, call_cost, charge, choice_in, final_reward, get_metric, numbers_in, paper_reward, score_answers
 
@@ -240,7 +240,7 @@ def test_delay_never_pays_under_the_final_reward():
 
 
 def test_a_call_is_charged_in_every_unit():
-    expert = ExpertConfig(name="a", source="x", params_b=7.0, usd_per_million_prompt_tokens=0.5, usd_per_million_completion_tokens=2.0)
+    expert = HFExpertConfig(name="a", source="x", params_b=7.0, usd_per_million_prompt_tokens=0.5, usd_per_million_completion_tokens=2.0)
     cost = call_cost(expert, prompt_tokens=300, completion_tokens=200, latency_s=1.5)
     assert cost.params_b == 7.0
     assert cost.flops == 7e12  # 2 x 7e9 parameters x 500 tokens
@@ -257,6 +257,6 @@ def test_costs_add_up_and_a_call_without_a_price_leaves_no_price():
     assert sum([first, second], Cost()) == first + second
     unpriced = first + Cost(1.0, 1, 1, 4e9, 0.1, None)
     assert unpriced.usd is None
-    assert call_cost(ExpertConfig(name="a", source="x", params_b=1.0), 1, 1, 0.1).usd is None
+    assert call_cost(HFExpertConfig(name="a", source="x", params_b=1.0), 1, 1, 0.1).usd is None
     with pytest.raises(MetricError, match="without a price cannot be charged in usd"):
         unpriced.in_unit("usd")

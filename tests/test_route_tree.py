@@ -11,7 +11,8 @@ import pytest
 
 from agent import build_agent
 from answer_store import AnswerStore
-from config import AgentConfig, RewardConfig, load_config
+from command_line import load_config
+from config import AgentConfig, RewardConfig
 from der_env import Episode
 from experts import BudgetError, ExpertPool, Request, build_pool
 from full_information import FullInformationRouter, fit_full_information

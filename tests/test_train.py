@@ -34,7 +34,8 @@ import test_ppo_multi
 import train_ppo_multi
 from agent import AgentError, load_agent
 from answer_store import AnswerStore
-from config import ConfigError, load_config
+from command_line import load_config
+from config import ConfigError
 from experts import BudgetError, build_pool
 from reward import normalise
 from run_folder import RunError

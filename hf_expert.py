@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from answer_store import Answer
 from config import DERError, HFExpertConfig
+from generation import SeededSampling, generate
 from prompts import KTP_TEMPLATES, PromptFormat, cut_middle, read_few_shot
 
 LOCAL_MODELS = Path("models")  # where scripts/get_small_llms.py puts models, by the last part of their hub id
@@ -54,25 +55,6 @@ def weights_fingerprint(folder: str) -> str:
                 file.seek(start)
                 digest.update(file.read(CHUNK_BYTES))
     return digest.hexdigest()[:16]
-
-
-class SeededSampling(LogitsProcessor):
-    """Turns greedy decoding into sampling that depends on the prompt alone, not on the batch it travels in.
-
-    The arg-max of log-probability / temperature + Gumbel noise is a sample from the softmax; each row draws its own noise.
-    """
-
-    def __init__(self, temperature: float, top_p: float, seeds: list[int]):
-        self.temperature = temperature
-        self.warper = TopPLogitsWarper(top_p) if top_p < 1.0 else None
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        scores = scores.float() / self.temperature  # (B, V)
-        if self.warper is not None:
-            scores = self.warper(input_ids, scores)
-        noise = torch.stack([torch.rand(scores.shape[1], generator=g) for g in self.generators]).to(scores.device)  # (B, V)
-        return scores - torch.log(-torch.log(noise.clamp(1e-20, 1 - 1e-7)))
 
 
 class HFExpert:
@@ -245,32 +227,36 @@ class HFExpert:
     def _generate_batch(self, opening: tuple[int, ...], ids: list[list[int]], prompts: list[str]) -> tuple[list[str], list[int], float]:
         """Texts, completion lengths in tokens and wall seconds of one batch of prompts that all begin with `opening`."""
         decoding, start = self.config.decoding, time.perf_counter()
-        inputs = self.tokenizer.pad({"input_ids": [row[len(opening) :] for row in ids]}, return_tensors="pt").to(self.model.device)  # (B, T)
-        input_ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        extra: dict[str, Any] = {"eos_token_id": sorted(self._end_ids)}
-        if decoding.temperature > 0:
-            seeds = [int.from_bytes(hashlib.sha256(f"{decoding.seed}:{prompt}".encode()).digest()[:8], "big") >> 1 for prompt in prompts]
-            extra["logits_processor"] = LogitsProcessorList([SeededSampling(decoding.temperature, decoding.top_p, seeds)])
-        if opening:
-            shared = input_ids.new_tensor(opening).expand(len(ids), -1)
-            input_ids, mask = torch.cat([shared, input_ids], dim=1), torch.cat([torch.ones_like(shared), mask], dim=1)
-            extra["past_key_values"] = self._opening_cache(opening, len(ids))
-        output = self.model.generate(
-            input_ids=input_ids,
-            attention_mask=mask,
+        completions = generate(
+            self.model,
+            *self._prefix(opening, ids),
             max_new_tokens=decoding.max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            pad_token_id=self.tokenizer.pad_token_id,
-            **extra,
+            end_ids=self._end_ids,
+            pad_id=self.tokenizer.pad_token_id,
+            sampling=SeededSampling(decoding, prompts) if decoding.temperature > 0 else None,
+            in_rounds=not self.config.trust_remote_code,  # code from a hub may keep its cache in a way of its own
         )
-        new = output[:, 1:] if self.model_config.is_encoder_decoder else output[:, input_ids.shape[1] :]  # (B, N)
-        completions = [_until_end(row, self._end_ids) for row in new.tolist()]
         texts = self.tokenizer.batch_decode(completions, skip_special_tokens=True)
         seconds = time.perf_counter() - start
         self.num_generate_calls += 1
         self.generate_s += seconds
-        return [self._before_stop(text) for text in texts], [len(row) for row in completions], seconds
+        return [self._before_stop(text) for text in texts], [len(completion) for completion in completions], seconds
+
+    def _prefix(self, opening: tuple[int, ...], ids: list[list[int]]) -> tuple[torch.Tensor, dict[str, Any]]:
+        """What generation starts from: tokens (B, T) to continue, and the other arguments of `generate`."""
+        inputs = self.tokenizer.pad({"input_ids": [row[len(opening) :] for row in ids]}, return_tensors="pt").to(self.model.device)  # (B, T)
+        input_ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        if self.model_config.is_encoder_decoder:
+            settings = self.model.generation_config
+            first = settings.bos_token_id if settings.decoder_start_token_id is None else settings.decoder_start_token_id
+            tokens = input_ids.new_full((len(ids), 1), first)
+            encoded = self.model.get_encoder()(input_ids=input_ids, attention_mask=mask)
+            return tokens, {"encoder_outputs": encoded, "attention_mask": mask, "decoder_attention_mask": torch.ones_like(tokens)}
+        if not opening:
+            return input_ids, {"attention_mask": mask}
+        shared = input_ids.new_tensor(opening).expand(len(ids), -1)
+        mask = torch.cat([torch.ones_like(shared), mask], dim=1)
+        return torch.cat([shared, input_ids], dim=1), {"attention_mask": mask, "past_key_values": self._opening_cache(opening, len(ids))}
 
     def _opening_cache(self, opening: tuple[int, ...], batch_size: int) -> Any:
         """Keys and values of an opening for a batch; computed once while the model is loaded."""
@@ -299,11 +285,3 @@ class HFExpert:
         for stop in self.config.stop:
             text = text.partition(stop)[0]
         return text.strip()
-
-
-def _until_end(ids: list[int], ends: set[int]) -> list[int]:
-    """A completion up to and including its first end token."""
-    for index, token in enumerate(ids):
-        if token in ends:
-            return ids[: index + 1]
-    return ids

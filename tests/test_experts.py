@@ -8,9 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from answer_store import Answer, StoredAnswer
-from config import Config, ConfigError, HFExpertConfig
+from config import Config, ConfigError, DecodingConfig, HFExpertConfig
 from experts import BudgetError, ExpertPool, Request, build_pool, pick_device
-from hf_expert import ExpertError, HFExpert, SeededSampling
+from generation import SeededSampling, generate
+from hf_expert import ExpertError, HFExpert
 from prompts import knowledge_transfer_prompt
 
 TINY_EXPERTS = ("llama-0.2m", "neox-0.4m", "qwen2-0.4m", "t5gemma-0.7m", "mistral-0.8m")
@@ -249,7 +250,8 @@ def test_seeded_sampling_draws_from_the_softmax_at_its_temperature():
     logits = probabilities.log().expand(num_draws, 3)
 
     def shares(temperature, top_p):
-        picked = SeededSampling(temperature, top_p, list(range(num_draws)))(None, logits).argmax(1)
+        prompts = [str(draw) for draw in range(num_draws)]
+        picked = SeededSampling(DecodingConfig(temperature=temperature, top_p=top_p), prompts)(None, logits).argmax(1)
         return (torch.bincount(picked, minlength=3) / num_draws).tolist()
 
     # Three standard errors of a share of .5 in 20,000 draws are .011.
@@ -258,6 +260,43 @@ def test_seeded_sampling_draws_from_the_softmax_at_its_temperature():
     assert shares(2.0, 1.0) == pytest.approx([0.473, 0.334, 0.193], abs=0.011)
     # top_p .85 leaves .6 and .3 of .9.
     assert shares(1.0, 0.85) == pytest.approx([0.667, 0.333, 0.0], abs=0.011)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+@pytest.mark.parametrize("name", TINY_EXPERTS)
+def test_generation_in_rounds_gives_what_one_long_call_gives_and_finished_rows_leave(tiny_pool_dir, project, monkeypatch, name, temperature):
+    questions = [json.loads(line)["text"] for line in (project / "data/tiny_questions/validation.jsonl").read_text().splitlines()[:24]]
+    expert = tiny(tiny_pool_dir, name, decoding={"max_new_tokens": 40, "temperature": temperature})
+    expert.load()
+    ids, _ = expert._encode(prompts := [f"{question}\nAnswer:" for question in questions])
+    rows_run = []
+    forward = expert.model.forward
+
+    @functools.wraps(forward)
+    def counted(*args, **kwargs):
+        output = forward(*args, **kwargs)
+        rows_run.append(len(output.logits))
+        return output
+
+    monkeypatch.setattr(expert.model, "forward", counted)
+
+    def generated(in_rounds):
+        rows_run.clear()
+        settings = {"max_new_tokens": 40, "end_ids": expert._end_ids, "pad_id": expert.tokenizer.pad_token_id, "in_rounds": in_rounds}
+        sampling = SeededSampling(expert.config.decoding, prompts) if temperature else None
+        with torch.inference_mode():
+            return generate(expert.model, *expert._prefix((), ids), **settings, sampling=sampling), list(rows_run)
+
+    whole, rows_of_whole = generated(in_rounds=False)
+    rounds, rows_of_rounds = generated(in_rounds=True)
+    assert rounds == whole
+    assert min(map(len, whole)) < 8 < max(map(len, whole))  # some end in the first round, some go on
+    assert set(rows_of_whole) == {24}
+    assert rows_of_rounds[:8] == [24] * 8
+    assert rows_of_rounds[8] == sum(len(completion) > 8 or completion[-1] not in expert._end_ids for completion in whole)
+    if not temperature and not expert.model_config.is_encoder_decoder:  # the library alone, one prompt at a time
+        (alone,) = expert.model.generate(torch.tensor([ids[0]]), max_new_tokens=40, do_sample=False, eos_token_id=sorted(expert._end_ids)).tolist()
+        assert alone[len(ids[0]) :] == whole[0]
 
 
 @pytest.mark.parametrize(("name", "room"), [("llama-0.2m", 216), ("t5gemma-0.7m", 256)])  # 256 less 40 new ones; an encoder has all 256
@@ -400,11 +439,11 @@ def test_a_real_small_llm_knows_the_capital_of_france_and_stops_when_it_has_said
     prompt = smollm2.render("What is the capital of France?", None, "paper-v1")
     assert prompt.endswith("<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n")
     smollm2.load()
-    generate, new_tokens = smollm2.model.generate, []
+    original, new_tokens = smollm2.model.generate, []
 
     def counted(**kwargs):
-        output = generate(**kwargs)
-        new_tokens.append(output.shape[1] - kwargs["input_ids"].shape[1])
+        output = original(**kwargs)
+        new_tokens.append(output.sequences.shape[1] - kwargs["input_ids"].shape[1])
         return output
 
     monkeypatch.setattr(smollm2.model, "generate", counted)

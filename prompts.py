@@ -30,6 +30,7 @@ KTP_TEMPLATES: dict[str, str] = {
     "none-v1": "{question}",
 }
 NO_ANSWER = "(no answer)"  # stands for an empty previous answer
+MAX_REMEMBERED = 500_000  # tokenised texts; some 100 MB
 
 
 class PromptError(DERError):
@@ -137,6 +138,7 @@ class StateTokenizer:
     def __init__(self, tokenizer: Any, max_tokens: int):
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
         self.pad_id = tokenizer.pad_token_id
+        self._ids: dict[str, list[int]] = {}
         first, second = self._plain(["a"])[0], self._plain(["b"])[0]
         pair = tokenizer("a", "b")["input_ids"]
         at_first, at_second = pair.index(first[0]), len(pair) - 1 - pair[::-1].index(second[-1])
@@ -146,7 +148,13 @@ class StateTokenizer:
         self.budget = max_tokens - len(self._open) - len(self._between) - len(self._close)
 
     def _plain(self, texts: Sequence[str]) -> list[list[int]]:
-        return self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        """Token ids of each text; a text met again is not tokenised again."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._ids]
+        if len(self._ids) + len(new) > MAX_REMEMBERED:
+            self._ids, new = {}, list(dict.fromkeys(texts))
+        if new:
+            self._ids.update(zip(new, self.tokenizer(new, add_special_tokens=False, split_special_tokens=True)["input_ids"], strict=True))
+        return [self._ids[text] for text in texts]
 
     def encode(self, questions: Sequence[str], answers: Sequence[str | None], calls_left: Sequence[int]) -> np.ndarray:
         """Rows (N, 2 + max_tokens) of int32, tokenised in one batch."""

@@ -90,8 +90,8 @@ def _rows(source: SourceConfig) -> Iterator[tuple[str, dict[str, Any]]]:
 def _dataset_rows(source: SourceConfig) -> Iterator[tuple[str, dict[str, Any]]]:
     import datasets  # slow to import and not needed for JSONL
 
-    try:
-        rows = datasets.load_dataset(source.path, source.subset, split=source.split, revision=source.revision)
+    try:  # a folder is streamed: datasets' cache would not notice that its rows have changed
+        rows = datasets.load_dataset(source.path, source.subset, split=source.split, revision=source.revision, streaming=Path(source.path).is_dir())
     except Exception as error:  # datasets raises many types; each means that this source is not to be had
         raise DataError(f"{source.path}: datasets could not load it ({error}). Is it a hub name that needs a network, or a path with a typo?") from error
     for index, row in enumerate(rows):
@@ -134,11 +134,16 @@ def read_questions(source: SourceConfig, *, need_reference: bool = True) -> list
     return out
 
 
+def text_key(text: str) -> str:
+    """What makes two questions the same: their words, whatever the white space between them."""
+    return " ".join(text.split())
+
+
 def merge_repeats(questions: Iterable[Question], taken: set[str]) -> list[Question]:
     """Questions whose text is not in `taken`, each text once; `taken` grows by them."""
     out = []
     for question in questions:
-        key = " ".join(question.text.split())
+        key = text_key(question.text)
         if key not in taken:
             taken.add(key)
             out.append(question)

@@ -134,6 +134,18 @@ def test_any_source_that_datasets_reads_can_be_used(tmp_path, monkeypatch, form)
     assert questions == [Question("1", "Why?", "default", "rouge_l", ["x", "y"]), Question("2", "Who?", "default", "rouge_l", ["z"])]
 
 
+def test_a_folder_whose_rows_have_changed_is_read_afresh(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: train-*\n---\n")
+    texts = []
+    for text in ("before", "after"):
+        write_jsonl(tmp_path / "mine" / "train-0.jsonl", [row(text)])
+        texts += [question.text for question in read_questions(SourceConfig(path=str(tmp_path / "mine")))]
+    assert texts == ["before", "after"]
+
+
 def test_a_source_that_datasets_cannot_find_is_named(tmp_path):
     with pytest.raises(DataError, match=r"nowhere: datasets could not load it"):
         read_questions(SourceConfig(path=str(tmp_path / "nowhere")))

@@ -198,9 +198,9 @@ def write_provenance(sources: Sequence[Opened], out: Path, counts: dict[str, Any
     """What the files beside it are: sources with their commits, versions, counts, and a checksum of each file."""
     origins = [{"name": opened.name, "hub_id": opened.source.hub_id, "subset": opened.source.subset, "read_from": opened.place, "commit": opened.commit} for opened in sources]
     checksums = {}
-    for path in sorted(out.glob("*.jsonl")):
-        with path.open("rb") as file:
-            checksums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    for name in (*SPLITS, "recorded") if "recorded_answers" in counts else SPLITS:
+        with (out / f"{name}.jsonl").open("rb") as file:
+            checksums[f"{name}.jsonl"] = hashlib.file_digest(file, "sha256").hexdigest()
     provenance = {"sources": origins, "datasets": importlib.metadata.version("datasets"), "seed": seed, "limit": limit, **counts, "sha256": checksums}
     (out / "provenance.json").write_text(json.dumps(provenance, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -221,6 +221,8 @@ def open_sources(name: str, place: str | None, revision: str | None) -> list[Ope
         return [open_source(name, place, revision, advice)]
     if revision is not None:
         raise DataError("multidomain mixes several sources, each at its pinned commit: --revision cannot say which it means")
+    if place is not None and (missing := [domain for domain in MULTIDOMAIN if not (Path(place) / domain).is_dir()]):
+        raise DataError(f"{place}: no folder {', '.join(missing)} in it; multidomain reads a folder of copies by these names")
     return [open_source(domain, None if place is None else str(Path(place) / domain), None, advice) for domain in MULTIDOMAIN]
 
 

@@ -67,6 +67,7 @@ class AnswerStore:
 
     def __init__(self, path: Path | str, made_with: dict[str, str] | None = None):
         self.path = Path(path)
+        self.num_reads = 0  # keys looked up so far
         self.made_with = json.dumps(made_with or {}, sort_keys=True)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -100,6 +101,7 @@ class AnswerStore:
     def get_many(self, keys: Iterable[bytes]) -> dict[bytes, Answer]:
         """The stored answers among `keys`."""
         wanted, out = list(dict.fromkeys(keys)), {}
+        self.num_reads += len(wanted)
         for start in range(0, len(wanted), LOOKUP_CHUNK):
             chunk = wanted[start : start + LOOKUP_CHUNK]
             marks = ",".join("?" * len(chunk))

@@ -1,0 +1,76 @@
+"""How fast DER is, as ratios measured side by side in one run; docs/speed.md explains each.
+
+python scripts/benchmark.py --out speed.json                      # the embedded pool
+python scripts/benchmark.py --pool small_llms --only rollouts     # real small LLMs; or the path of a configuration
+python scripts/benchmark.py --pool configs/X.yaml --device cuda --pool.max_batch_size 256
+python scripts/benchmark.py --quick                               # counts instead of seconds; a test guards them
+
+Figures are medians of --repeats measurements in which the ways compared take turns. Stores are cold unless said, weights are loaded
+beforehand. Every way of a rollout runs at the torch thread count that suits it best. Other settings are passed on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import bench_rollouts
+import bench_store
+import bench_updates
+
+from command_line import load_config, run_command
+
+POOLS = {"tiny": Path("configs/quickstart.yaml"), "small_llms": Path("configs/small_llms.yaml")}
+GROUPS = ("rollouts", "updates", "store", "scaling")
+STORE_SIZES = (10_000, 100_000, 1_000_000)
+
+
+def main(arguments: list[str]) -> dict[str, float]:
+    """Run the command; returns the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--pool", default="tiny", help=f"{', '.join(POOLS)}, or a configuration file")
+    parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS), help="groups of figures")
+    parser.add_argument("--quick", action="store_true", help="counts only: generate calls, encoder rows, store reads, model loads per 1,000 transitions")
+    parser.add_argument("--device", help="device of the configuration")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--questions", type=int, default=256, help="questions of a timed rollout")
+    parser.add_argument("--out", type=Path, help="write the figures as one flat JSON object")
+    options, overrides = parser.parse_known_args(arguments)
+    path = POOLS.get(options.pool, Path(options.pool))
+    overrides += ["--device", options.device] if options.device else []
+    config = load_config(path, overrides)
+    figures: dict[str, float] = {}
+
+    def add(new: dict[str, float]) -> None:
+        figures.update(new)
+        for name, value in new.items():
+            print(f"{name:44} {value:12.4g}", flush=True)
+
+    with tempfile.TemporaryDirectory() as folder:
+        if options.quick:
+            add(bench_updates.counts(path, overrides, Path(folder)))
+        else:
+            if "rollouts" in options.only:
+                add(bench_rollouts.measure(config, Path(folder), options.repeats, options.questions))
+            if "updates" in options.only:
+                add(bench_updates.measure(path, overrides, Path(folder), options.repeats))
+            if "store" in options.only:
+                for size in STORE_SIZES:
+                    add(bench_store.measure(Path(folder), size))
+            if "scaling" in options.only:
+                add(bench_rollouts.measure_scaling(config, Path(folder), options.repeats))
+    if options.out:
+        options.out.write_text(json.dumps(figures, indent=2) + "\n")
+    return figures
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,72 @@
+"""The benchmark's counts guard against doing again what was done before; its arithmetic is checked by hand."""
+
+import bench_store
+import benchmark
+import numpy as np
+import pytest
+from bench_rollouts import Bench, Plan, exponent, repeated, stored_prompts
+
+from command_line import load_config
+from experts import build_pool
+from questions import load_splits
+
+# Per 1,000 transitions of training and validation, as measured; a change that raises one of them has to say why.
+AT_MOST = {
+    "counts/cold/generate_calls": 112,
+    "counts/cold/encoder_rows": 1118,
+    "counts/cold/store_reads": 2264,
+    "counts/cold/model_loads": 13.4,
+    "counts/warm/generate_calls": 0,
+    "counts/warm/encoder_rows": 1118,
+    "counts/warm/store_reads": 1264,
+    "counts/warm/model_loads": 0,
+}
+
+
+def test_no_count_of_work_has_grown(project, monkeypatch):
+    monkeypatch.chdir(project)
+    figures = benchmark.main(["--quick"])
+    assert figures.keys() == AT_MOST.keys()
+    grown = {name: (count, AT_MOST[name]) for name, count in figures.items() if count > 1.05 * AT_MOST[name]}
+    assert not grown
+    assert figures["counts/cold/generate_calls"] > 0
+
+
+def test_an_exponent_is_the_slope_on_logarithms():
+    assert exponent([1, 10, 100], [3, 30, 300]) == pytest.approx(1.0)
+    assert exponent([1, 4, 16], [2, 4, 8]) == pytest.approx(0.5)
+
+
+def test_every_way_of_a_rollout_makes_the_same_calls(project, monkeypatch, tmp_path):
+    monkeypatch.chdir(project)
+    config = load_config(project / "configs/quickstart.yaml", ["--data.test.limit", "6"])
+    questions = load_splits(config.data).test
+    bench = Bench(build_pool(config), tmp_path)
+    plan = Plan.draw(questions, len(bench.pool), 2)
+    assert plan.num_transitions == 12
+    _, wide = bench.rollout_s(plan, 6)
+    _, narrow = bench.rollout_s(plan, 1)
+    assert stored_prompts(wide.store) == stored_prompts(narrow.store)
+    asked = []
+    monkeypatch.setattr("bench_rollouts.generate_one", lambda expert, prompt: asked.append((expert.config.name, prompt)) or _stored(wide, expert, prompt))
+    bench.sequential_s(plan)
+    assert sorted(set(asked)) == sorted((name, prompt) for name, prompts in stored_prompts(wide.store).items() for prompt in prompts)
+
+
+def _stored(pool, expert, prompt):
+    (answer,) = pool.store.get_many([pool.key(pool.experts.index(expert), prompt)]).values()
+    return answer.text
+
+
+def test_repeated_experts_have_answers_of_their_own(project):
+    config = load_config(project / "configs/quickstart.yaml")
+    experts = repeated(config.pool.experts, 7)
+    pool = build_pool(config.model_copy(update={"pool": config.pool.model_copy(update={"experts": experts})}))
+    assert len({pool.key(idx, "the same prompt") for idx in range(7)}) == 7
+    assert pool.identities[0] == pool.identities[5]
+
+
+def test_a_store_is_measured_with_answers_that_are_there(tmp_path):
+    figures = bench_store.measure(tmp_path, 1000)
+    assert figures["store/1000/file_mb"] > 0.1
+    assert all(np.isfinite(value) for value in figures.values())

@@ -1,18 +1,22 @@
 import functools
+import gc
 import json
 import shutil
 from dataclasses import replace
 
+import psutil
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from answer_store import Answer, StoredAnswer
-from config import Config, ConfigError, DecodingConfig, HFExpertConfig
-from experts import BudgetError, ExpertPool, Request, build_pool, pick_device
+from config import Config, ConfigError, DecodingConfig, HFExpertConfig, SourceConfig
+from experts import BudgetError, Request, build_pool, pick_device
 from generation import SeededSampling, generate
 from hf_expert import ExpertError, HFExpert
 from prompts import knowledge_transfer_prompt
+from questions import read_questions
+from rollout import Decision, NeverSatisfied, play
 
 TINY_EXPERTS = ("llama-0.2m", "neox-0.4m", "qwen2-0.4m", "t5gemma-0.7m", "mistral-0.8m")
 CPU = torch.device("cpu")
@@ -401,23 +405,46 @@ def test_a_single_prompt_that_does_not_fit_the_gpu_is_an_error(tiny_pool_dir, mo
         ask(expert, ["abc\nAnswer:"])
 
 
-def test_real_experts_share_the_memory_of_one(tiny_pool_dir, tmp_path):
-    expert_configs = [
-        {"name": name, "source": str(tiny_pool_dir / name), "params_b": 1.0, "prompt_format": "plain", "decoding": {"max_new_tokens": 8}} for name in TINY_EXPERTS[:3]
-    ]
-    requests = [Request(i % 3, f"Reverse {i}", None if i % 2 else "draft") for i in range(9)]
+def test_a_rollout_of_five_experts_with_room_for_two_ends_with_the_same_answers(tiny_pool_dir, project, tmp_path):
+    expert_configs = [{"name": name, "source": str(tiny_pool_dir / name), "params_b": 1.0, "prompt_format": "plain", "decoding": {"max_new_tokens": 8}} for name in TINY_EXPERTS]
+    questions = read_questions(SourceConfig(path=str(project / "data/tiny_questions/validation.jsonl"), limit=20))
 
-    def answers(store, memory_gb) -> tuple[list[str], ExpertPool]:
-        pool = {"experts": expert_configs, "store": str(tmp_path / store), "memory_gb": memory_gb}
-        built = build_pool(Config.model_validate({"pool": pool, "device": "cpu"}))
-        return [a.text for a in built.answer(requests)], built
+    class InTurn:
+        def act(self, episodes):
+            return [Decision((int(e.question.id[-3:]) + len(e.steps)) % 5) for e in episodes]
 
-    roomy, pool = answers("a.sqlite", None)
-    assert [e.model is not None for e in pool.experts] == [True, True, True]
-    tight, pool = answers("b.sqlite", 4.0)  # a billion float32 parameters: 4 GB
+    def rollout(store, memory_gb):
+        pool_config = {"experts": expert_configs, "store": str(tmp_path / store), "memory_gb": memory_gb}
+        pool = build_pool(Config.model_validate({"pool": pool_config, "device": "cpu"}))
+        routes = play(questions, InTurn(), pool, NeverSatisfied(), t_max=3)
+        return [step.answer.text for route in routes for step in route.episode.steps], pool
+
+    roomy, pool = rollout("a.sqlite", None)
+    assert (pool.stats.loads, sum(e.model is not None for e in pool.experts)) == (5, 5)
+    tight, pool = rollout("b.sqlite", 8.0)  # a billion float32 parameters, as each claims to have: 4 GB
     assert tight == roomy
-    assert [e.model is not None for e in pool.experts] == [False, False, True]
-    assert pool.stats.loads == 3
+    assert sum(e.model is not None for e in pool.experts) == 2
+    assert 5 <= pool.stats.loads <= 5 + 3 + 3  # each at most once a step, and two are there already
+
+
+def test_an_evicted_expert_gives_its_memory_back(tmp_path, bert_encoder):
+    config = LlamaConfig(vocab_size=256, hidden_size=1024, intermediate_size=4096, num_hidden_layers=4, num_attention_heads=8)
+    for name in ("a", "b"):
+        model = LlamaForCausalLM(config)
+        model.save_pretrained(tmp_path / name)
+        AutoTokenizer.from_pretrained(bert_encoder).save_pretrained(tmp_path / name)
+    weights = sum(p.numel() for p in model.parameters()) * 4
+    assert weights > 200e6
+    del model
+    experts = [{"name": name, "source": str(tmp_path / name), "params_b": weights / 4e9, "prompt_format": "plain", "decoding": {"max_new_tokens": 1}} for name in ("a", "b")]
+    pool_config = {"experts": experts, "store": str(tmp_path / "s.sqlite"), "memory_gb": 1.5 * weights / 1e9}
+    pool, used = build_pool(Config.model_validate({"pool": pool_config, "device": "cpu"})), []
+    for turn in range(4):
+        pool.answer([Request(turn % 2, f"what is {turn}")])
+        gc.collect()
+        used.append(psutil.Process().memory_info().rss)
+    assert pool.stats.loads == 4
+    assert max(used) - used[0] < 0.5 * weights  # never a second one beside the first
 
 
 def test_a_device_that_is_not_here_is_refused():

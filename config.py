@@ -76,17 +76,24 @@ class RecordedExpertConfig(ExpertConfig):
 class PromptedExpertConfig(ExpertConfig):
     """An LLM that reads a prompt."""
 
-    prompt_format: Literal["chat", "plain", "few_shot"] = Field("chat", description="chat: the tokenizer's template; plain and few_shot: 'Question ... Answer:' for base models")
+    prompt_format: Literal["chat", "plain", "few_shot", "template"] = Field(
+        "chat", description="chat: the tokenizer's template; plain and few_shot: 'Question ... Answer:' for base models; template: prompt_template"
+    )
     system_prompt: str | None = Field(None, description="for prompt_format chat")
+    prompt_template: str | None = Field(None, description="for prompt_format template: what the model was tuned on, {prompt} standing for what is asked")
     few_shot: str | None = Field(None, description="JSONL of examples {question, previous_answer, answer} for prompt_format few_shot")
     stop: tuple[str, ...] = Field((), description="the answer ends before any of these")
     decoding: DecodingConfig = DecodingConfig()
     first_answers: str | None = Field(None, description="recorded answers (as kind recorded reads them) that serve as this expert's first calls, so that those need no generation")
 
     @model_validator(mode="after")
-    def _few_shot_has_examples(self) -> PromptedExpertConfig:
+    def _format_has_what_it_needs(self) -> PromptedExpertConfig:
         if (self.prompt_format == "few_shot") != (self.few_shot is not None):
             raise ValueError("prompt_format few_shot and a few_shot file belong together")
+        if (self.prompt_format == "template") != (self.prompt_template is not None):
+            raise ValueError("prompt_format template and a prompt_template belong together")
+        if self.prompt_template is not None and self.prompt_template.count("{prompt}") != 1:
+            raise ValueError("prompt_template needs {prompt} once, where the question goes")
         return self
 
 

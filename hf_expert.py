@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from answer_store import Answer
 from config import DERError, HFExpertConfig
 from generation import SeededSampling, generate
-from prompts import KTP_TEMPLATES, PromptFormat, cut_middle, read_few_shot
+from prompts import KTP_TEMPLATES, PromptFormat, cut_middle
 
 LOCAL_MODELS = Path("models")  # where scripts/get_small_llms.py puts models, by the last part of their hub id
 CHUNK_BYTES = 1 << 20
@@ -64,8 +64,7 @@ class HFExpert:
         self.config, self.device = config, device
         self.max_batch_tokens, self.max_batch_size = max_batch_tokens, max_batch_size
         self.source = resolve_source(config.source)
-        examples = read_few_shot(Path(config.few_shot)) if config.few_shot else ()
-        self.prompt_format = PromptFormat(config.prompt_format, config.system_prompt, examples)
+        self.prompt_format = PromptFormat.of(config)
         self.model: Any = None
         self._opening_caches: dict[tuple[int, ...], Any] = {}
         self.num_generate_calls = 0

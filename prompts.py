@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from config import DERError
+from config import DERError, PromptedExpertConfig
 
 KTP_TEMPLATES: dict[str, str] = {
     # After the paper (section 3 and figure 2): one other student, whose answer is advice.
@@ -89,12 +89,20 @@ class PromptFormat:
     """How one expert wants to be asked.
 
     chat: the tokenizer's own template. plain: the text and "Answer:". few_shot: "Question: ... Answer: ..." examples in the form of
-    the call, then the question; a base model that never saw the Knowledge Transfer Prompt form answers it badly.
+    the call, then the question; a base model that never saw the Knowledge Transfer Prompt form answers it badly. template: the
+    text in the place of {prompt}.
     """
 
     kind: str
     system_prompt: str | None = None
     examples: tuple[FewShot, ...] = ()
+    template: str | None = None
+
+    @classmethod
+    def of(cls, expert: PromptedExpertConfig) -> PromptFormat:
+        """The format an expert is configured with. Raises PromptError for an unreadable few-shot file."""
+        examples = read_few_shot(Path(expert.few_shot)) if expert.few_shot else ()
+        return cls(expert.prompt_format, expert.system_prompt, examples, expert.prompt_template)
 
     def render(self, question: str, previous_answer: str | None, version: str, apply_chat_template: Callable[..., str] | None = None) -> str:
         """The prompt exactly as sent. Raises PromptError when a chat template is wanted and the tokenizer has none."""
@@ -105,6 +113,8 @@ class PromptFormat:
             given = [None if previous_answer is None else example.previous_answer for example in self.examples]
             worked = [f"Question: {content(e.question, previous, version)}\nAnswer: {e.answer}\n\n" for e, previous in zip(self.examples, given, strict=True)]
             return "".join(worked) + f"Question: {text}\nAnswer:"
+        if self.kind == "template":
+            return text.join(self.template.split("{prompt}"))
         if apply_chat_template is None:
             raise PromptError("prompt_format chat, but the tokenizer has no chat template: a base model wants prompt_format plain or few_shot")
         messages = [{"role": "user", "content": text}]
@@ -114,7 +124,8 @@ class PromptFormat:
 
     def identity(self) -> dict[str, object]:
         """What of the format decides the answers; part of every answer's key."""
-        return {"kind": self.kind, "system_prompt": self.system_prompt, "examples": [[e.question, e.answer, e.previous_answer] for e in self.examples]}
+        identity = {"kind": self.kind, "system_prompt": self.system_prompt, "examples": [[e.question, e.answer, e.previous_answer] for e in self.examples]}
+        return identity | ({} if self.template is None else {"template": self.template})  # absent elsewhere: answers stored before it was known keep their keys
 
 
 def cut_middle(ids: list[int], room: int) -> list[int]:

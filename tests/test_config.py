@@ -155,6 +155,20 @@ def test_few_shot_needs_its_file_and_a_file_needs_few_shot(load):
             load(f"pool: {{experts: [{{name: a, source: x, params_b: 1, {expert}}}]}}")
 
 
+@pytest.mark.parametrize(
+    ("expert", "message"),
+    [
+        ("prompt_format: template", "belong together"),
+        ("prompt_template: 'Q: {prompt}'", "belong together"),
+        ("prompt_format: template, prompt_template: 'Q: {question}'", r"needs \{prompt\} once"),
+        ("prompt_format: template, prompt_template: '{prompt} {prompt}'", r"needs \{prompt\} once"),
+    ],
+)
+def test_a_template_needs_its_text_and_one_place_for_the_prompt(load, expert, message):
+    with pytest.raises(ConfigError, match=message):
+        load(f"pool: {{experts: [{{name: a, source: x, params_b: 1, {expert}}}]}}")
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_configuration_loads_and_survives_being_dumped(path, tmp_path):
     config = load_config(path, ["--seed", "3"])

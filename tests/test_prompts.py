@@ -43,6 +43,17 @@ def test_few_shot_examples_take_the_form_of_the_call():
     assert render("2 + 2?", "5", "paper-v1") == f"Question: 1 + 1?{student}3{advice}\nAnswer: 2\n\nQuestion: 2 + 2?{student}5{advice}\nAnswer:"
 
 
+def test_a_template_frames_the_call_and_braces_stay_text():
+    render = PromptFormat("template", template="USER: {prompt} ASSISTANT:").render
+    assert render("Is {prompt} a set?", None, "paper-v1") == "USER: Is {prompt} a set? ASSISTANT:"
+    assert render("Why?", "{prompt}", "code-v1").startswith("USER: Why?\n\nThere are answers from other students: {prompt}\n\nUsing them")
+
+
+def test_only_a_template_is_part_of_the_identity_of_answers_so_that_older_ones_are_found():
+    assert PromptFormat("plain").identity() == {"kind": "plain", "system_prompt": None, "examples": []}
+    assert PromptFormat("template", template="{prompt}!").identity() != PromptFormat("template", template="{prompt}").identity()
+
+
 def test_a_few_shot_line_of_another_shape_is_named(tmp_path):
     path = tmp_path / "shots.jsonl"
     path.write_text(json.dumps({"question": "a", "previous_answer": "b", "answer": "c"}) + "\n" + json.dumps({"question": "a"}) + "\n")

@@ -16,6 +16,8 @@ from experts import ExpertPool
 from questions import Question
 from reward import charge, score_answers
 
+PLAY_WIDTH = 256  # questions in flight
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -66,7 +68,7 @@ class Route:
 
 
 def play(
-    questions: Sequence[Question], policy: Policy, pool: ExpertPool, judge: Judge, t_max: int, *, width: int = 256, on_progress: Callable[[int], None] | None = None
+    questions: Sequence[Question], policy: Policy, pool: ExpertPool, judge: Judge, t_max: int, *, width: int = PLAY_WIDTH, on_progress: Callable[[int], None] | None = None
 ) -> list[Route]:
     """Play each question exactly once, `width` at a time, in order of the list. Deterministic if policy and experts are.
 

@@ -3,6 +3,7 @@
     python train_ppo_multi.py                                        # configs/quickstart.yaml: embedded pool, CPU, minutes
     python train_ppo_multi.py --config configs/X.yaml --reward.alpha 0.05 --seed 1
     python train_ppo_multi.py --resume runs/NAME                     # continue a killed run; the metrics come out the same
+    python train_ppo_multi.py --config configs/X.yaml --dry_run      # check it and plan answers, tokens, memory and hours; nothing is loaded
     python train_ppo_multi.py --config configs/X.yaml --print_config
 
 Lands in runs/NAME/: config.yaml, environment.json, metrics.jsonl, tb/, checkpoints/, agent/, terminator/.
@@ -32,6 +33,8 @@ from command_line import dump_config, load_config, run_command
 from config import Config, ConfigError
 from der_env import DEREnv, DERVectorEnv, Episode, OracleJudge, encode_states
 from experts import build_pool, pick_device
+from plan import make_plan
+from plan_table import plan_text
 from questions import load_splits
 from reward import charge, check_metrics
 from rollout import Route, play, score_routes
@@ -290,7 +293,12 @@ def main(arguments: list[str]) -> Path | None:
     parser.add_argument("--config", type=Path, default=Path("configs/quickstart.yaml"))
     parser.add_argument("--resume", type=Path, metavar="RUN", help="continue this run from its last checkpoint")
     parser.add_argument("--print_config", action="store_true", help="show the resolved configuration and stop")
+    parser.add_argument("--dry_run", action="store_true", help="check the configuration without weights or network, show the plan and stop")
     options, overrides = parser.parse_known_args(arguments)
+    if options.dry_run:
+        plan = make_plan(load_config(options.config, overrides))
+        print(f"{options.config} can be run, as far as can be seen without weights and network; nothing was loaded, asked or written.\n\n{plan_text(plan)}")
+        return None
     if options.print_config:
         print(dump_config(load_config(options.config, overrides)), end="")
         return None

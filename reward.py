@@ -1,7 +1,8 @@
 """Quality metrics, the cost of a call, and the two rewards.
 
 Metrics share one interface, `compute(predictions=, references=)`, and return one score in [0, 1] per answer. They are named in the
-data (`metric` of a question) as one of `METRICS`, `reasoning_gym:NAME`, `evaluate:NAME`, or the import path `package.module:name`.
+data (`metric` of a question) as one of `METRICS`, `bertscore:MODEL:LAYERS`, `bartscore:MODEL`, `bleurt:MODEL` (text_metrics.py),
+`reasoning_gym:NAME`, `evaluate:NAME`, or the import path `package.module:name`.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def choice_in(text: str) -> str | None:
     return match[1] if match else None
 
 
-def _accepted(reference: Reference) -> list[str]:
+def accepted(reference: Reference) -> list[str]:
+    """The texts that count as right. Raises MetricError where the reference is an object."""
     if isinstance(reference, dict):
         raise MetricError("this metric compares texts; the reference is an object (reasoning_gym:NAME reads those)")
     return reference if isinstance(reference, list) else [reference]
@@ -69,7 +71,7 @@ class PairMetric:
     score: Callable[[str, str], float]
 
     def compute(self, *, predictions: Sequence[str], references: Sequence[Reference]) -> list[float]:
-        return [max(self.score(p, r) for r in _accepted(reference)) for p, reference in zip(predictions, references, strict=True)]
+        return [max(self.score(p, r) for r in accepted(reference)) for p, reference in zip(predictions, references, strict=True)]
 
 
 def exact_match(prediction: str, reference: str) -> float:
@@ -114,36 +116,19 @@ def multiple_choice(prediction: str, reference: str) -> float:
     return float(choice_in(prediction) == reference.strip().upper())
 
 
-def rouge_l(prediction: str, reference: str) -> float:
-    """ROUGE-L F1 with stemming (package rouge-score)."""
-    return _rouge_scorer().score(reference, prediction)["rougeL"].fmeasure
-
-
-@functools.cache
-def _rouge_scorer() -> Any:
+def rouge(kind: str) -> PairMetric:
+    """F1 of rouge1, rouge2 or rougeL with stemming, by package rouge-score."""
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rougeL"], use_stemmer=True)
+    scorer = RougeScorer([kind], use_stemmer=True)
+    return PairMetric(lambda prediction, reference: scorer.score(reference, prediction)[kind].fmeasure)
 
 
-class BertScore:
-    """BERTScore F1 (paper's P(y)) with any encoder, through package bert-score; `bertscore:MODEL:LAYERS`.
+def text_metric(name: str, *arguments: Any) -> Metric:
+    """bertscore, bartscore or bleurt; text_metrics.py brings transformers and is imported when one is first named."""
+    import text_metrics
 
-    Without a model: bert-base-multilingual-cased, layer 9, no rescaling, as in the authors' code. Scores below 0 count as 0.
-    """
-
-    def __init__(self, model: str = "bert-base-multilingual-cased", num_layers: int = 9):
-        self.model, self.num_layers = model, num_layers
-        self._scorer: Any = None
-
-    def compute(self, *, predictions: Sequence[str], references: Sequence[Reference]) -> list[float]:
-        from bert_score import BERTScorer
-
-        if self._scorer is None:
-            self._scorer = BERTScorer(model_type=self.model, num_layers=self.num_layers)
-        accepted = [_accepted(reference) for reference in references]
-        _, _, f1 = self._scorer.score(list(predictions), accepted)
-        return [min(1.0, max(0.0, value)) for value in f1.tolist()]
+    return {"bertscore": text_metrics.BertScore, "bartscore": text_metrics.BartScore, "bleurt": text_metrics.Bleurt}[name](*arguments)
 
 
 @dataclass(frozen=True)
@@ -159,7 +144,7 @@ class ReasoningGymMetric:
             score = reasoning_gym.get_score_answer_fn(self.name)
         except ValueError as error:
             raise MetricError(f"reasoning_gym:{self.name}: {error}") from error
-        entries = [r if isinstance(r, dict) else {"answer": _accepted(r)[0], "metadata": {}} for r in references]
+        entries = [r if isinstance(r, dict) else {"answer": accepted(r)[0], "metadata": {}} for r in references]
         return [float(score(p, entry)) for p, entry in zip(predictions, entries, strict=True)]
 
 
@@ -178,7 +163,7 @@ class EvaluateMetric:
     def compute(self, *, predictions: Sequence[str], references: Sequence[Reference]) -> list[float]:
         out = []
         for prediction, reference in zip(predictions, references, strict=True):  # modules average over what they get: one at a time
-            result = self._module.compute(predictions=[prediction], references=[_accepted(reference)[0]])
+            result = self._module.compute(predictions=[prediction], references=[accepted(reference)[0]])
             value = result[self.output or self.name]
             out.append(float(value[0] if isinstance(value, list) else value))
         return out
@@ -189,8 +174,12 @@ METRICS: dict[str, Callable[[], Metric]] = {
     "short_answer": lambda: PairMetric(short_answer),
     "numeric_match": lambda: PairMetric(numeric_match),
     "multiple_choice": lambda: PairMetric(multiple_choice),
-    "rouge_l": lambda: PairMetric(rouge_l),
-    "bertscore": BertScore,
+    "rouge_1": lambda: rouge("rouge1"),
+    "rouge_2": lambda: rouge("rouge2"),
+    "rouge_l": lambda: rouge("rougeL"),
+    "bertscore": lambda: text_metric("bertscore"),
+    "bartscore": lambda: text_metric("bartscore"),
+    "bleurt": lambda: text_metric("bleurt"),
 }
 
 
@@ -208,13 +197,16 @@ def get_metric(name: str) -> Metric:
         model, _, layers = rest.rpartition(":")
         if not model or not layers.isdigit():
             raise MetricError(f"{name}: expected bertscore:MODEL:LAYERS")
-        return BertScore(model, int(layers))
+        return text_metric("bertscore", model, int(layers))
+    if kind in ("bartscore", "bleurt") and rest:
+        return text_metric(kind, rest)
     if rest:
         try:
             return getattr(importlib.import_module(kind), rest)()
         except (ImportError, AttributeError) as error:
             raise MetricError(f"metric {name!r}: {error}") from error
-    raise MetricError(f"unknown metric {name!r}; known: {', '.join(METRICS)}, bertscore:MODEL:LAYERS, reasoning_gym:NAME, evaluate:NAME, package.module:name")
+    known = [*METRICS, "bertscore:MODEL:LAYERS", "bartscore:MODEL", "bleurt:MODEL", "reasoning_gym:NAME", "evaluate:NAME", "package.module:name"]
+    raise MetricError(f"unknown metric {name!r}; known: {', '.join(known)}")
 
 
 def check_metrics(questions: Sequence[Question]) -> None:

@@ -239,6 +239,7 @@ class EvalConfig(Section):
     full: bool = Field(False, description="all baselines, the exact optimum, the full-information router and the transfer audit: many expert calls, all stored")
     tree_questions: int | None = Field(None, ge=2, description="full: training questions whose route trees teach the full-information router; none: all")
     composition_tasks: tuple[str, ...] = Field((), description="full: tasks that chain skills by construction, reported apart in the transfer audit")
+    use_terminator: bool = Field(True, description="false: every route runs to T_max, the paper's ablation without the Terminator")
     max_tree_calls: int = Field(1_000_000, ge=1, description="full: refuse route trees that could need more expert calls")
 
 

@@ -29,7 +29,7 @@ from reward import check_metrics
 from rollout import NeverSatisfied, Policy, Route, play, score_routes
 from route_tree import RouteTree, best_fixed_route, grow, max_calls, optimal_routes
 from run_folder import RunError
-from terminator import Terminator, TerminatorJudge, answer_shape, cut_at, load_terminator, terminator_figures
+from terminator import NEVER, Terminator, TerminatorJudge, answer_shape, cut_at, load_terminator, terminator_figures
 from transfer import audit, best_pairs
 
 NEIGHBOURS = (5, 10, 20, 50)  # of the k-NN router; the best on validation is taken
@@ -45,6 +45,8 @@ class Trained:
         self.path, self.seed = path, config.seed
         self.agent: Agent = load_agent(path / "agent", pool, device=device, other_pool=other_pool)
         self.terminator: Terminator = load_terminator(path / "terminator", device)
+        if not config.eval.use_terminator:
+            self.terminator.threshold = NEVER
         self.judge = TerminatorJudge(self.agent, self.terminator)
 
 

@@ -135,6 +135,7 @@ def test_bleurt_cuts_the_longer_text_to_the_length_in_the_checkpoints_name(make_
     cut = " ".join(long.split()[: 16 - 3 - 1])  # of 16 tokens, [CLS], two [SEP] and the reference's one are taken
     short, free = make_bleurt("bleurt-tiny-16"), make_bleurt("bleurt-tiny")
     assert raw(f"bleurt:{short}", [long], ["paris"]) == pytest.approx([regression(short, "paris", cut)], abs=1e-5)
+    assert raw(f"bleurt:{short}", ["paris"], [long]) == pytest.approx([regression(short, cut, "paris")], abs=1e-5)
     assert raw(f"bleurt:{free}", [long], ["paris"]) == pytest.approx([regression(free, "paris", long)], abs=1e-5)
 
 

@@ -1,0 +1,279 @@
+"""Put a table of the paper beside what this project measures: paper value, ours with its 95% interval, difference, or why it was not run.
+
+    bash scripts/reproduce.sh embedded                                    # trains and evaluates 3 seeds: minutes on two CPU cores
+    bash scripts/reproduce.sh embedded --reuse runs/s0 runs/s1 runs/s2    # trains nothing
+    bash scripts/reproduce.sh ablations --config configs/quickstart.yaml  # the paper's ablations on another pool
+    bash scripts/reproduce.sh table1                                      # MixInstruct: eleven experts of 6 to 16 billion parameters
+
+Tables and the paper's numbers are in docs/paper_tables.yaml, where they are from in docs/paper.md. Runs land in runs/NAME-s0, ..., their
+common evaluation in runs/NAME, ablations in runs/NAME-SETTING; finished ones are reused. Settings are passed on: --train.epochs 12.
+What cannot be run here is said and is no failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import re
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+import torch
+import yaml
+from experiment import evaluate, train, trained_otherwise
+from huggingface_hub import constants, try_to_load_from_cache
+
+from command_line import load_config, run_command, validate
+from config import Config, ConfigError, DERError, HFExpertConfig, RayExpertConfig, RecordedExpertConfig
+from experts import pick_device
+from hf_expert import resolve_source
+from report import Sheet, read_records, sheets_of
+from reward import get_metric
+from stats import interval
+
+TABLES = ROOT / "docs" / "paper_tables.yaml"
+LARGEST_ON_CPU_B = 3.0  # billion parameters; a larger expert would take days without a GPU
+WEIGHT_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "auto": 2.0, "8bit": 1.0, "4bit": 0.5}
+
+
+class NotRunError(DERError):
+    """Why something was not run: one reason per argument."""
+
+
+# --- what is missing here --------------------------------------------------------------------------------------------
+
+
+def missing(config: Config) -> Iterator[str]:
+    """What this machine lacks to train and evaluate a configuration: files, memory, weights."""
+    for split in (config.data.train, config.data.validation, config.data.test):
+        path = Path(split.path)
+        if path.suffix == ".jsonl" and not path.is_file():
+            yield f"{path} is missing (python scripts/prepare_data.py {path.parent.name})"
+    for name in {e.path for e in config.pool.experts if isinstance(e, RecordedExpertConfig)}:
+        if not Path(name).is_file():
+            yield f"{name} is missing: recorded answers"
+    local = [e for e in config.pool.experts if isinstance(e, HFExpertConfig) and not isinstance(e, RayExpertConfig)]
+    if local and (reason := too_large(max(local, key=lambda e: e.params_b), config.device)):
+        yield reason
+    if reason := not_here([(e.source, e.revision) for e in config.pool.experts if isinstance(e, HFExpertConfig)]):
+        yield f"weights of experts: {reason}"
+    if reason := not_here([(config.agent.encoder, config.agent.revision)]):
+        yield f"the agent's encoder: {reason}"
+
+
+def too_large(expert: HFExpertConfig, device_name: str) -> str | None:
+    """Why this expert, the pool's largest, cannot be run on the device; None if it can."""
+    try:
+        device = pick_device(device_name)
+    except ConfigError as error:
+        return str(error)
+    size = expert.params_b * WEIGHT_BYTES[expert.quantization or expert.dtype]  # GB
+    if device.type == "cpu" and expert.params_b > LARGEST_ON_CPU_B:
+        return f"no CUDA device: {expert.name} has {expert.params_b:g} billion parameters, {size:.0f} GB of weights"
+    if device.type == "cuda" and expert.device_map is None and size > (memory := torch.cuda.get_device_properties(device).total_memory / 1e9):
+        return f"{expert.name} has {size:.0f} GB of weights, {device} {memory:.0f} GB: set quantization or device_map"
+    return None
+
+
+def not_here(models: Sequence[tuple[str, str | None]]) -> str | None:
+    """Which of these models are neither in a folder nor in the hub's cache, if the hub cannot be reached either; None otherwise."""
+    wanted = [source for source, revision in models if not Path(resolve_source(source)).is_dir() and try_to_load_from_cache(source, "config.json", revision=revision) is None]
+    if not wanted or (problem := hub_problem()) is None:
+        return None
+    return f"{', '.join(wanted[:3])}{f' and {len(wanted) - 3} more' if len(wanted) > 3 else ''} not on this machine, {problem}"
+
+
+@functools.cache
+def hub_problem() -> str | None:
+    """Why the Hugging Face hub cannot be reached; None if it can."""
+    if constants.HF_HUB_OFFLINE:
+        return "and HF_HUB_OFFLINE forbids to fetch them"
+    try:
+        urllib.request.urlopen(constants.ENDPOINT, timeout=10).close()
+    except urllib.error.HTTPError:
+        return None  # it answers
+    except OSError as error:
+        return f"and the hub does not answer ({constants.ENDPOINT}: {error})"
+    return None
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluated:
+    """A finished evaluation: results.json and its folder."""
+
+    folder: Path
+    results: Mapping[str, Any]
+
+    @functools.cached_property
+    def sheets(self) -> dict[str, Sheet]:
+        return {sheet.policy: sheet for sheet in sheets_of(read_records(self.folder / "routes.jsonl"))}
+
+    def row(self, pattern: str) -> Mapping[str, Any]:
+        """The row whose whole policy name matches. Raises NotRunError when there is none."""
+        found = [row for row in self.results["rows"] if re.fullmatch(pattern, row["policy"])]
+        if not found:
+            raise NotRunError(f"no policy named {pattern!r} in {self.folder / 'report' / 'results.json'}")
+        return found[0]
+
+    @functools.cache  # noqa: B019 (lives as long as the command)
+    def scores(self, metric: str, policy: str) -> np.ndarray:
+        """The metric's own values (S, Q) of a policy's final answers. Raises NotRunError where its weights cannot be had."""
+        scorer = get_metric(metric)
+        if (model := getattr(scorer, "model", None)) and (reason := not_here([(model, None)])):
+            raise NotRunError(f"metric {metric}: {reason}")
+        score = getattr(scorer, "raw", scorer.compute)
+        rows = self.sheets[policy].records
+        return np.array([score(predictions=[r["steps"][-1]["answer"] for r in row], references=[r["reference"] for r in row]) for row in rows])
+
+
+class Runs:
+    """The evaluations of one configuration and its variants, made when first asked for."""
+
+    def __init__(self, config: Path, name: str, seeds: Sequence[int], reuse: Sequence[Path], settings: Sequence[str]):
+        self.config, self.name, self.seeds, self.reuse, self.settings = config, name, seeds, reuse, list(settings)
+        self.found: dict[str, Evaluated | NotRunError] = {}
+
+    def evaluated(self, row: Mapping[str, Any]) -> Evaluated:
+        """The evaluation that a row of a table wants. Raises NotRunError."""
+        training, evaluation = ([part for key, value in row.get(kind, {}).items() for part in (f"--{key}", str(value))] for kind in ("train", "evaluate"))
+        variant = "".join(f"-{key.rpartition('.')[2]}_{value}" for kind in ("train", "evaluate") for key, value in row.get(kind, {}).items())
+        if self._load(training + evaluation) == self._load([]):
+            training, evaluation, variant = [], [], ""
+        if variant not in self.found:
+            try:
+                self.found[variant] = self._evaluate(training, evaluation, variant)
+            except DERError as error:
+                self.found[variant] = error if isinstance(error, NotRunError) else NotRunError(str(error))
+        if isinstance(found := self.found[variant], NotRunError):
+            raise found
+        return found
+
+    def _load(self, overrides: Sequence[str]) -> Config:
+        try:
+            return load_config(self.config, [*self.settings, *overrides])
+        except ConfigError as error:
+            raise NotRunError(str(error)) from error
+
+    def _evaluate(self, training: list[str], evaluation: list[str], variant: str) -> Evaluated:
+        wanted, folder = self._load(training + evaluation), Path("runs") / f"{self.name}{variant}"
+        trained_name = self.name if not training else f"{self.name}{variant}"
+        runs = list(self.reuse) if self.reuse and not training else [Path("runs") / f"{trained_name}-s{seed}" for seed in self.seeds]
+        if (results := finished(folder, runs, wanted, any_training=runs == list(self.reuse))) is None:
+            if reasons := list(missing(wanted)):
+                raise NotRunError(*reasons)
+            if runs != list(self.reuse):
+                runs = [train(self.config, trained_name, seed, [*self.settings, *training]) for seed in self.seeds]
+            results = evaluate(runs, folder, [*self.settings, *training, *evaluation])
+        return Evaluated(folder, results)
+
+
+def finished(folder: Path, runs: Sequence[Path], wanted: Config, *, any_training: bool) -> dict[str, Any] | None:
+    """results.json of an evaluation of these runs as they are wanted; None when it has to be made."""
+    path = folder / "report" / "results.json"
+    if not path.is_file():
+        return None
+    results = json.loads(path.read_text())
+    found = validate(results["evaluation"]["config"], str(path))
+    is_same = found.eval == wanted.eval and (any_training or not trained_otherwise(found, wanted))
+    return results if is_same and results["evaluation"]["runs"] == [str(run) for run in runs] else None
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def figure(measure: Mapping[str, Any], evaluated: Evaluated, row: Mapping[str, Any]) -> tuple[float, ...]:
+    """A measure of a row of results.json: mean, and its interval where there is one. Raises NotRunError."""
+    kind, _, metric = measure["of"].partition(":")
+    match kind:
+        case "quality" | "return" | "calls":
+            span = row[kind]
+        case "gain":
+            span = {"mean": row["vs_best_single"]["diff"], **row["vs_best_single"]}
+        case "metric":
+            span = interval(evaluated.scores(metric, row["policy"]))
+        case "params_b":
+            return (row["cost"]["params_b"],)
+        case "share":
+            return (row["cost"]["params_b"] / sum(expert["params_b"] for expert in evaluated.results["experts"]),)
+        case "latency_s":
+            return (row["cost"]["latency_s"] + row["overhead"]["latency_s"],)
+        case _:
+            raise ConfigError(f"{TABLES}: no figure {measure['of']!r}")
+    return tuple(measure.get("scale", 1) * span[name] for name in ("mean", "lo", "hi"))
+
+
+def lines(table: Mapping[str, Any], runs: Runs, *, comparable: bool) -> Iterator[str]:
+    """The table, a measure a line, then every reason why something was not run."""
+    width = max(len(name) for name in table["measures"])
+    yield f"{'method':<40} {'measure':<{width}} {'paper':>20} {'ours':>26} {'difference':>10}"
+    reasons: dict[str, None] = {}
+    for row in table["rows"]:
+        method, said_before = row["method"], None
+        for name, paper in row["paper"].items():
+            measure = table["measures"][name]
+            value = paper if isinstance(paper, str) else f"{paper:.{measure.get('decimals', 2)}f}"
+            start, method = f"{method:<40} {name:<{width}} {value:>20} ", ""
+            try:
+                if why_not := row.get("why_not") or measure.get("why_not"):
+                    raise NotRunError(why_not)
+                evaluated = runs.evaluated(row)
+                values = figure(measure, evaluated, evaluated.row(row["policy"]))
+            except NotRunError as error:
+                first, *more = error.args
+                reasons.update(dict.fromkeys(error.args))
+                yield f"{start} not run" if error.args == said_before else f"{start} not run: {first}{f' (and {len(more)} more, below)' if more else ''}"
+                said_before = error.args
+            else:
+                yield start + told(values, paper if comparable else None, measure.get("decimals", 2))
+    if reasons:
+        yield ""
+        yield "Not run, because:"
+        yield from (f"  - {reason}" for reason in reasons)
+
+
+def told(values: Sequence[float], paper: float | str | None, decimals: int) -> str:
+    """`0.851 [0.820, 0.880]    +0.011`."""
+    mean, *limits = (f"{value:.{decimals}f}" for value in values)
+    ours = f"{mean} [{', '.join(limits)}]" if limits else mean
+    difference = f"{values[0] - paper:+.{decimals}f}" if isinstance(paper, int | float) else ""
+    return f"{ours:>26} {difference:>10}".rstrip()
+
+
+def main(arguments: list[str]) -> None:
+    tables = yaml.safe_load(TABLES.read_text(encoding="utf-8"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("table", choices=tables, metavar="TABLE", help=", ".join(tables))
+    parser.add_argument("--config", type=Path, help="another configuration than the table's")
+    parser.add_argument("--name", help="of the runs: runs/NAME-s0, ...; default: paper-CONFIGURATION")
+    parser.add_argument("--seeds", default="0,1,2", help="comma-separated")
+    parser.add_argument("--reuse", type=Path, nargs="+", default=[], metavar="RUN", help="finished runs of several seeds to evaluate instead of training")
+    options, settings = parser.parse_known_args(arguments)
+    table = tables[options.table]
+    config = options.config or Path(table["config"])
+    runs = Runs(config, options.name or f"paper-{config.stem}", [int(seed) for seed in options.seeds.split(",")], options.reuse, settings)
+    text = list(lines(table, runs, comparable=options.config is None))
+    print(f"\n{options.table}: {table['title']}\n{config}, intervals 95%\n")
+    print("\n".join(text))
+    for run in options.reuse:
+        found = load_config(run / "config.yaml")
+        if differing := trained_otherwise(found, load_config(config, [*settings, "--pool.store", found.pool.store])):
+            print(f"{run} was trained with other settings than {config}: {', '.join(differing)}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -65,10 +65,16 @@ def evaluate(runs: Sequence[Path], out: Path, overrides: Sequence[str]) -> dict[
 
 
 def _python(script: str, *arguments: str) -> None:
-    command = [sys.executable, str(ROOT / script), *arguments]
     print(f"\n$ python {script} {' '.join(arguments)}", flush=True)
-    if code := subprocess.run(command, check=False).returncode:
-        raise ConfigError(f"{script} ended with exit status {code}; what was trained and answered is kept: mend the cause and run the same command again")
+    said = ""
+    with subprocess.Popen([sys.executable, str(ROOT / script), *arguments], stderr=subprocess.PIPE) as process:
+        while chunk := process.stderr.read1().decode(errors="replace"):  # shown at once, progress bars too; the end is kept for the message
+            sys.stderr.write(chunk)
+            sys.stderr.flush()
+            said = (said + chunk)[-10_000:]
+    if code := process.returncode:
+        why = (said.strip().splitlines() or ["it said nothing"])[-1].removeprefix("error: ")
+        raise ConfigError(f"{script} ended with exit status {code}: {why}. What was trained and answered is kept: mend the cause and run the same command again")
 
 
 def parse_sweep(text: str) -> tuple[str, list[Any]]:

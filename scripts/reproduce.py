@@ -170,27 +170,28 @@ class Runs:
             raise NotRunError(str(error)) from error
 
     def _evaluate(self, training: list[str], evaluation: list[str], variant: str) -> Evaluated:
-        wanted, folder = self._load(training + evaluation), Path("runs") / f"{self.name}{variant}"
-        trained_name = self.name if not training else f"{self.name}{variant}"
-        runs = list(self.reuse) if self.reuse and not training else [Path("runs") / f"{trained_name}-s{seed}" for seed in self.seeds]
-        if (results := finished(folder, runs, wanted, any_training=runs == list(self.reuse))) is None:
+        folder, settings = Path("runs") / f"{self.name}{variant}", [*self.settings, *training]
+        reused = list(self.reuse) if not training else []
+        trained_name = f"{self.name}{variant}" if training else self.name
+        runs = reused or [Path("runs") / f"{trained_name}-s{seed}" for seed in self.seeds]
+        wanted = self._load([*training, *evaluation])
+        if (results := finished(folder, runs, [*settings, *evaluation], None if reused else wanted)) is None:
             if reasons := list(missing(wanted)):
                 raise NotRunError(*reasons)
-            if runs != list(self.reuse):
-                runs = [train(self.config, trained_name, seed, [*self.settings, *training]) for seed in self.seeds]
-            results = evaluate(runs, folder, [*self.settings, *training, *evaluation])
+            runs = reused or [train(self.config, trained_name, seed, settings) for seed in self.seeds]
+            results = evaluate(runs, folder, [*settings, *evaluation])
         return Evaluated(folder, results)
 
 
-def finished(folder: Path, runs: Sequence[Path], wanted: Config, *, any_training: bool) -> dict[str, Any] | None:
-    """results.json of an evaluation of these runs as they are wanted; None when it has to be made."""
+def finished(folder: Path, runs: Sequence[Path], settings: Sequence[str], wanted: Config | None) -> dict[str, Any] | None:
+    """results.json of an evaluation of these runs under these settings; None when it has to be made, or the runs were not trained as `wanted`."""
     path = folder / "report" / "results.json"
-    if not path.is_file():
+    if not path.is_file() or not all((run / "config.yaml").is_file() for run in runs):
         return None
     results = json.loads(path.read_text())
-    found = validate(results["evaluation"]["config"], str(path))
-    is_same = found.eval == wanted.eval and (any_training or not trained_otherwise(found, wanted))
-    return results if is_same and results["evaluation"]["runs"] == [str(run) for run in runs] else None
+    evaluated = validate(results["evaluation"]["config"], str(path))
+    is_same = results["evaluation"]["runs"] == [str(run) for run in runs] and evaluated == load_config(runs[0] / "config.yaml", list(settings))
+    return results if is_same and (wanted is None or not trained_otherwise(evaluated, wanted)) else None
 
 
 # --- the table -------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from rouge_score.rouge_scorer import RougeScorer
 import test_ppo_multi
 import train_ppo_multi
 
-REAL_TABLES = reproduce.TABLES
+REAL_TABLES, START_SCRIPT = reproduce.TABLES, experiment._python
 TABLES = yaml.safe_load(REAL_TABLES.read_text(encoding="utf-8"))
 MEASURES = {
     "quality": {"of": "quality", "decimals": 3},
@@ -83,9 +83,10 @@ def place(project: Path, tiny_pool_dir: Path, bert_encoder: Path, tmp_path_facto
 
 @pytest.fixture
 def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with nothing in it, and the real tables."""
+    """A working directory with nothing in it, the real tables and scripts started as processes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(reproduce, "TABLES", REAL_TABLES)
+    monkeypatch.setattr(experiment, "_python", START_SCRIPT)
     return tmp_path
 
 
@@ -173,15 +174,19 @@ def test_another_configuration_is_shown_without_differences(place: tuple, show: 
 
 
 def test_a_results_file_of_other_settings_is_not_taken_for_ours(place: tuple) -> None:
-    runs = [Path("runs/paper-quickstart-s0")]
-    wanted = lambda *more: reproduce.load_config(Path("configs/quickstart.yaml"), [*place[0], *more])  # noqa: E731
-    folder = Path("runs/paper-quickstart")
-    assert reproduce.finished(folder, runs, wanted(), any_training=False)["seeds"] == [0]
-    assert reproduce.finished(folder, runs, wanted("--ppo.lr", "0.5"), any_training=False) is None
-    assert reproduce.finished(folder, runs, wanted("--ppo.lr", "0.5"), any_training=True) is not None
-    assert reproduce.finished(folder, runs, wanted("--eval.use_terminator", "false"), any_training=False) is None
-    assert reproduce.finished(folder, [*runs, Path("runs/other")], wanted(), any_training=False) is None
-    assert reproduce.finished(Path("runs/none"), runs, wanted(), any_training=False) is None
+    folder, runs, settings = Path("runs/paper-quickstart"), [Path("runs/paper-quickstart-s0")], place[0]
+    wanted = lambda *more: reproduce.load_config(Path("configs/quickstart.yaml"), [*settings, *more])  # noqa: E731
+    assert reproduce.finished(folder, runs, settings, wanted())["seeds"] == [0]
+    assert reproduce.finished(folder, runs, settings, wanted("--ppo.lr", "0.5")) is None  # to be trained otherwise
+    assert reproduce.finished(folder, runs, [*settings, "--eval.use_terminator", "false"], None) is None  # to be evaluated otherwise
+    assert reproduce.finished(folder, [*runs, *runs], settings, None) is None  # other runs
+    assert reproduce.finished(Path("runs/none"), runs, settings, None) is None
+
+
+def test_a_run_that_fails_is_a_reason_in_its_own_words(show: Callable, empty: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reproduce, "missing", lambda config: iter(()))
+    shown = show("embedded", "--config", str(project / "configs" / "quickstart.yaml"), "--seeds", "0")
+    assert "  - train_ppo_multi.py ended with exit status 1: data/tiny_questions/test.jsonl: no such file. What was trained" in shown
 
 
 @pytest.mark.parametrize("table", TABLES)

@@ -41,7 +41,14 @@ PREPARED = {
     "hellaswag": (35_914, 3_991, 10_042),
     "multidomain": (5_000, 1_000, 2_000),
 }
-METRIC_PACKAGES = {"bertscore": "bert_score", "rouge_l": "rouge_score", "reasoning_gym": "reasoning_gym", "evaluate": "evaluate"}
+METRIC_PACKAGES = {
+    "bertscore": "bert_score",
+    "rouge_1": "rouge_score",
+    "rouge_2": "rouge_score",
+    "rouge_l": "rouge_score",
+    "reasoning_gym": "reasoning_gym",
+    "evaluate": "evaluate",
+}
 
 
 @contextmanager

@@ -61,8 +61,8 @@ def missing(config: Config) -> Iterator[str]:
         path = Path(split.path)
         if path.suffix == ".jsonl" and not path.is_file():
             yield f"{path} is missing (python scripts/prepare_data.py {path.parent.name})"
-    for name in {e.path for e in config.pool.experts if isinstance(e, RecordedExpertConfig)}:
-        if not Path(name).is_file():
+    for name in dict.fromkeys(e.path if isinstance(e, RecordedExpertConfig) else getattr(e, "first_answers", None) for e in config.pool.experts):
+        if name is not None and not Path(name).is_file():
             yield f"{name} is missing: recorded answers"
     local = [e for e in config.pool.experts if isinstance(e, HFExpertConfig) and not isinstance(e, RayExpertConfig)]
     if local and (reason := too_large(max(local, key=lambda e: e.params_b), config.device)):

@@ -75,6 +75,25 @@ def test_a_named_setting_exists_and_takes_the_value_named_with_it(name: str) -> 
         load_config(ROOT / "configs" / "quickstart.yaml", [f"--{key}", value])
 
 
+def test_the_papers_configuration_has_the_values_of_the_settings_table() -> None:
+    paper = load_config(ROOT / "configs" / "mixinstruct_paper.yaml")
+    named = re.findall(rf"`{SETTING.pattern}`", LEDGER.partition("## Settings")[2].partition("## Metrics")[0])
+    stated = [(key, value) for key, value in named if value and not key.startswith("pool.experts.")]
+    assert len(stated) > 12
+    again = load_config(ROOT / "configs" / "mixinstruct_paper.yaml", [f"--{key}={value}" for key, value in stated])
+    assert again == paper
+    assert all(expert.decoding.max_new_tokens == 512 and expert.first_answers for expert in paper.pool.experts)
+
+
+def test_every_expert_of_the_papers_table_is_one_of_its_configuration() -> None:
+    tables = yaml.safe_load((ROOT / "docs" / "paper_tables.yaml").read_text(encoding="utf-8"))
+    experts = load_config(ROOT / "configs" / "mixinstruct_paper.yaml").pool.experts
+    rows = [row for row in tables["table1"]["rows"] if row.get("policy", "").startswith("(?i)")]
+    found = [[expert for expert in experts if re.fullmatch(row["policy"], expert.name)] for row in rows]
+    assert [len(experts) for experts in found] == [1] * 11
+    assert [expert.params_b for (expert,) in found] == [row["paper"]["Infer. (B)"] for row in rows]
+
+
 def test_every_row_of_the_process_names_a_function_and_a_test() -> None:
     rows = LEDGER.partition("## The decision process")[2].partition("## Settings")[0].splitlines()[4:]
     rows = [row for row in rows if row.startswith("|")]

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from answer_store import Answer
 from config import DERError, HFExpertConfig
 from generation import SeededSampling, generate
-from prompts import KTP_TEMPLATES, PromptFormat, cut_middle
+from prompts import KTP_TEMPLATES, PromptFormat, before_stop, cut_middle
 
 LOCAL_MODELS = Path("models")  # where scripts/get_small_llms.py puts models, by the last part of their hub id
 CHUNK_BYTES = 1 << 20
@@ -59,6 +59,8 @@ def weights_fingerprint(folder: str) -> str:
 
 class HFExpert:
     """One local model. Cheap to create: tokenizer and weights are loaded when first needed."""
+
+    is_remote = False
 
     def __init__(self, config: HFExpertConfig, device: torch.device, *, max_batch_tokens: int = 16384, max_batch_size: int = 128):
         self.config, self.device = config, device
@@ -239,7 +241,7 @@ class HFExpert:
         seconds = time.perf_counter() - start
         self.num_generate_calls += 1
         self.generate_s += seconds
-        return [self._before_stop(text) for text in texts], [len(completion) for completion in completions], seconds
+        return [before_stop(text, self.config.stop) for text in texts], [len(completion) for completion in completions], seconds
 
     def _prefix(self, opening: tuple[int, ...], ids: list[list[int]]) -> tuple[torch.Tensor, dict[str, Any]]:
         """What generation starts from: tokens (B, T) to continue, and the other arguments of `generate`."""
@@ -278,9 +280,3 @@ class HFExpert:
             return own
         pieces = self.tokenizer.batch_decode([[token] for token in range(len(self.tokenizer))])
         return own | {token for token, piece in enumerate(pieces) if any(stop in piece for stop in self.config.stop)}
-
-    def _before_stop(self, text: str) -> str:
-        text = text.strip()
-        for stop in self.config.stop:
-            text = text.partition(stop)[0]
-        return text.strip()

@@ -128,6 +128,14 @@ class PromptFormat:
         return identity | ({} if self.template is None else {"template": self.template})  # absent elsewhere: answers stored before it was known keep their keys
 
 
+def before_stop(text: str, stop: Sequence[str]) -> str:
+    """A completion as an answer: stripped, and ended before any of the stop strings."""
+    text = text.strip()
+    for end in stop:
+        text = text.partition(end)[0]
+    return text.strip()
+
+
 def cut_middle(ids: list[int], room: int) -> list[int]:
     """At most `room` token ids: a longer list loses its middle, since a task opens and an answer closes with what matters."""
     if len(ids) <= room:

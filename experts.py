@@ -15,6 +15,7 @@ import importlib.metadata
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -40,14 +41,15 @@ class Request:
 
 
 class Expert(Protocol):
-    """What the pool asks of an expert kind."""
+    """What the pool asks of an expert kind. `answer` says None for a request that failed for good where the run is to go on."""
 
     config: ExpertConfig
+    is_remote: bool  # works on other machines, so that it is asked at the same time as the other remote ones, from a thread
 
     def identity(self) -> dict[str, Any]: ...
     def decoding(self) -> dict[str, Any]: ...
     def render(self, question: str, previous_answer: str | None, ktp: str) -> str: ...
-    def answer(self, prompts: Sequence[str]) -> Iterator[list[tuple[int, Answer]]]: ...
+    def answer(self, prompts: Sequence[str]) -> Iterator[list[tuple[int, Answer | None]]]: ...
     def load(self) -> None: ...
     def unload(self) -> None: ...
 
@@ -62,6 +64,7 @@ class PoolStats:
     requests: int = 0
     hits: int = 0  # answered from the store
     generated: int = 0
+    failed: int = 0  # requests given up: their empty answers are not stored
     loads: int = 0
     cut_prompts: int = 0
     empty_answers: int = 0
@@ -144,7 +147,10 @@ class ExpertPool:
             on_missing(num_missing)
         self._check_budget(num_missing)
         self.stats.hits += sum(key in found for key in keys)
-        for expert_idx in sorted(missing, key=lambda idx: (idx not in self._loaded, idx)):  # loaded experts first: each loads at most once
+        local = [idx for idx in missing if not self.experts[idx].is_remote]
+        if len(local) < len(missing):
+            found |= self._generate_remotely({idx: prompts for idx, prompts in missing.items() if idx not in local})
+        for expert_idx in sorted(local, key=lambda idx: (idx not in self._loaded, idx)):  # loaded experts first: each loads at most once
             found |= self._generate(expert_idx, missing[expert_idx])
         answers = [found[key] for key in keys]
         self.stats.requests += len(requests)
@@ -161,16 +167,46 @@ class ExpertPool:
             )
 
     def _generate(self, expert_idx: int, prompts: dict[bytes, str]) -> dict[bytes, Answer]:
-        """Generate and store, batch by batch; what the store kept is what counts."""
-        expert, keys, kept = self.experts[expert_idx], list(prompts), {}
+        """Generate and store, batch by batch."""
+        kept = {}
         self._make_room(expert_idx)
-        for batch in expert.answer(list(prompts.values())):
-            rows = [StoredAnswer(keys[index], expert.config.name, prompts[keys[index]], answer) for index, answer in batch]
-            kept |= self.store.put_many(rows)
-            self.stats.generated += len(rows)
-            if self.on_generated is not None:
-                self.on_generated(self.stats.generated)
+        for batch in self.experts[expert_idx].answer(list(prompts.values())):
+            kept |= self._keep(expert_idx, prompts, batch)
         return kept
+
+    def _generate_remotely(self, missing: dict[int, dict[bytes, str]]) -> dict[bytes, Answer]:
+        """Generate with several experts at once, each in a thread of its own; this thread stores what arrives.
+
+        When one fails the others finish first: what they were asked is needed all the same.
+        """
+        kept, errors = {}, []
+        for expert_idx in missing:
+            self._make_room(expert_idx)
+        streams = {idx: iter(self.experts[idx].answer(list(prompts.values()))) for idx, prompts in missing.items()}
+        with ThreadPoolExecutor(len(streams)) as threads:
+            waiting = {threads.submit(next, stream, None): idx for idx, stream in streams.items()}
+            while waiting:
+                for arrived in wait(waiting, return_when=FIRST_COMPLETED).done:
+                    expert_idx = waiting.pop(arrived)
+                    if isinstance(error := arrived.exception(), DERError):
+                        errors.append(error)
+                    elif (batch := arrived.result()) is not None:
+                        waiting[threads.submit(next, streams[expert_idx], None)] = expert_idx
+                        kept |= self._keep(expert_idx, missing[expert_idx], batch)
+        if errors:
+            raise errors[0]
+        return kept
+
+    def _keep(self, expert_idx: int, prompts: dict[bytes, str], batch: Sequence[tuple[int, Answer | None]]) -> dict[bytes, Answer]:
+        """Store a batch; what the store kept is what counts. A request that failed counts as an empty answer, this once."""
+        keys, name = list(prompts), self.experts[expert_idx].config.name
+        rows = [StoredAnswer(keys[index], name, prompts[keys[index]], answer) for index, answer in batch if answer is not None]
+        kept = self.store.put_many(rows)
+        self.stats.generated += len(rows)
+        self.stats.failed += len(batch) - len(rows)
+        if self.on_generated is not None:
+            self.on_generated(self.stats.generated)
+        return kept | {keys[index]: Answer("", 0, 0, 0.0) for index, answer in batch if answer is None}
 
     def _make_room(self, expert_idx: int) -> None:
         """Load an expert, after evicting others where the memory limit asks for it."""

@@ -40,6 +40,7 @@ def evaluate(evaluation: Evaluation) -> tuple[dict[str, Any], list[Record]]:
         "runs": [str(run.path) for run in evaluation.runs],
         "seconds": time.perf_counter() - start,
         "answers_generated": pool.stats.generated,
+        "answers_failed": pool.stats.failed,
         "config": config.model_dump(mode="json"),
     }
     experts = [{"name": expert.config.name, "params_b": expert.config.params_b} for expert in pool.experts]

@@ -119,6 +119,7 @@ class Trainer:
             "time/update_s": time.perf_counter() - collected,
             "pool/hit_rate": self.pool.stats.hit_rate,
             "pool/generated": self.pool.stats.generated,
+            "pool/failed": self.pool.stats.failed,
         }
 
     def validate(self) -> dict[str, float]:

@@ -20,6 +20,8 @@ class ScriptedExpert:
     `num_answer_calls` counts calls of `answer`, `prompts` holds every prompt generated for, `events` the loads and unloads.
     """
 
+    is_remote = False
+
     def __init__(
         self,
         function: AnswerFunction,

@@ -128,7 +128,7 @@ class EndpointExpertConfig(PromptedExpertConfig):
     revision: str | None = Field(None, description="what tells these weights from others of the same name; part of every answer's key")
     api_key_env: str | None = Field(None, description="environment variable that holds the key; keys are never read from a file or logged")
     concurrency: int = Field(16, ge=1, description="requests in flight per replica")
-    timeout_s: float = Field(120.0, gt=0, description="deadline of one request")
+    timeout_s: float = Field(120.0, gt=0, description="deadline of one try")
     max_retries: int = Field(5, ge=0, description="tries after the first, with growing waits, on whichever replica is healthy")
     on_failure: Literal["stop", "empty"] = Field("stop", description="when a request fails for good: end the run, or go on with an empty answer that is not stored")
 

@@ -385,6 +385,15 @@ def test_a_request_that_no_server_could_answer_is_not_tried_again(small_server, 
     assert "set aside" not in caplog.text
 
 
+def test_a_run_that_stops_does_not_wait_for_requests_that_were_to_be_tried_again(small_server, monkeypatch):
+    monkeypatch.setattr(endpoint_expert, "FIRST_WAIT_S", 20.0)
+    server = small_server(lambda body, number: (500, {}) if body["prompt"] == "a" else time.sleep(0.2) or (400, {}))
+    start = time.monotonic()
+    with pytest.raises(ExpertError, match="status 400"):
+        ask(endpoint(server.url), ["a", "c"])
+    assert time.monotonic() - start < 10
+
+
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_wrong_key_or_model_stops_the_run_even_where_failures_are_let_pass(small_server, status):
     server = small_server(lambda body, number: (status, {"error": {"message": "no"}}))

@@ -1,6 +1,6 @@
 """Expert kind `endpoint`: a model behind one or several OpenAI-compatible servers (vLLM, SGLang, TGI, llama.cpp, Ollama, transformers serve).
 
-prompt_format chat asks /chat/completions, plain and few_shot ask /completions.
+prompt_format chat asks /chat/completions, the others ask /completions.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import os
 import random
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,7 +22,7 @@ import openai
 from answer_store import Answer
 from config import EndpointExpertConfig
 from hf_expert import ExpertError
-from prompts import PromptFormat, before_stop, read_few_shot
+from prompts import PromptFormat, before_stop
 
 CONNECT_S = 10.0  # a server that is up accepts a connection at once, however slow its model
 FIRST_WAIT_S = 1.0  # a failing replica is left alone for 1, 2, 4 ... 64 seconds, and up to half as long again by chance
@@ -72,8 +71,7 @@ class EndpointExpert:
         self.config = config
         if any(parts.scheme not in ("http", "https") or "@" in parts.netloc or parts.query for parts in map(urlsplit, config.urls)):
             raise ExpertError(f"expert {config.name}: urls are http(s)://host:port/v1, without password or query: they are saved with the run, keys belong in api_key_env")
-        examples = read_few_shot(Path(config.few_shot)) if config.few_shot else ()
-        self.prompt_format = PromptFormat(config.prompt_format, config.system_prompt, examples)
+        self.prompt_format = PromptFormat.of(config)
         self.replicas = [Replica(url) for url in config.urls]
         self._error: ExpertError | None = None  # what ended the current call of answer
         self._estimates_tokens = False

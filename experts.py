@@ -168,10 +168,10 @@ class ExpertPool:
 
     def _generate(self, expert_idx: int, prompts: dict[bytes, str]) -> dict[bytes, Answer]:
         """Generate and store, batch by batch."""
-        kept = {}
+        kept, asked = {}, list(prompts.items())
         self._make_room(expert_idx)
         for batch in self.experts[expert_idx].answer(list(prompts.values())):
-            kept |= self._keep(expert_idx, prompts, batch)
+            kept |= self._keep(expert_idx, asked, batch)
         return kept
 
     def _generate_remotely(self, missing: dict[int, dict[bytes, str]]) -> dict[bytes, Answer]:
@@ -182,6 +182,7 @@ class ExpertPool:
         kept, errors = {}, []
         for expert_idx in missing:
             self._make_room(expert_idx)
+        asked = {idx: list(prompts.items()) for idx, prompts in missing.items()}
         streams = {idx: iter(self.experts[idx].answer(list(prompts.values()))) for idx, prompts in missing.items()}
         with ThreadPoolExecutor(len(streams)) as threads:
             waiting = {threads.submit(next, stream, None): idx for idx, stream in streams.items()}
@@ -192,21 +193,21 @@ class ExpertPool:
                         errors.append(error)
                     elif (batch := arrived.result()) is not None:
                         waiting[threads.submit(next, streams[expert_idx], None)] = expert_idx
-                        kept |= self._keep(expert_idx, missing[expert_idx], batch)
+                        kept |= self._keep(expert_idx, asked[expert_idx], batch)
         if errors:
             raise errors[0]
         return kept
 
-    def _keep(self, expert_idx: int, prompts: dict[bytes, str], batch: Sequence[tuple[int, Answer | None]]) -> dict[bytes, Answer]:
-        """Store a batch; what the store kept is what counts. A request that failed counts as an empty answer, this once."""
-        keys, name = list(prompts), self.experts[expert_idx].config.name
-        rows = [StoredAnswer(keys[index], name, prompts[keys[index]], answer) for index, answer in batch if answer is not None]
+    def _keep(self, expert_idx: int, asked: list[tuple[bytes, str]], batch: Sequence[tuple[int, Answer | None]]) -> dict[bytes, Answer]:
+        """Store a batch of answers to `asked` (key, prompt); what the store kept is what counts. A failed request counts as an empty answer, this once."""
+        name = self.experts[expert_idx].config.name
+        rows = [StoredAnswer(asked[index][0], name, asked[index][1], answer) for index, answer in batch if answer is not None]
         kept = self.store.put_many(rows)
         self.stats.generated += len(rows)
         self.stats.failed += len(batch) - len(rows)
         if self.on_generated is not None:
             self.on_generated(self.stats.generated)
-        return kept | {keys[index]: Answer("", 0, 0, 0.0) for index, answer in batch if answer is None}
+        return kept | {asked[index][0]: Answer("", 0, 0, 0.0) for index, answer in batch if answer is None}
 
     def _make_room(self, expert_idx: int) -> None:
         """Load an expert, after evicting others where the memory limit asks for it."""

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 CostUnit = Literal["params", "flops", "tokens", "latency", "usd"]
+DEVICE_MAPS = r"^(auto|balanced|balanced_low_0|sequential|cpu|mps|cuda(:\d+)?)$"
 
 
 class DERError(Exception):
@@ -106,17 +107,35 @@ class HFExpertConfig(PromptedExpertConfig):
     gguf_file: str | None = Field(None, description="file in the source to read instead of safetensors")
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     quantization: Literal["8bit", "4bit"] | None = Field(None, description="weights in 8 or 4 bits through bitsandbytes")
-    device_map: str | None = Field(None, description="accelerate's placement, e.g. auto; none: the run's device")
+    device_map: str | None = Field(
+        None, pattern=DEVICE_MAPS, description="auto: over all GPUs, then CPU memory, then disk (accelerate); or one device, e.g. cuda:1; none: the run's device"
+    )
+    max_memory: dict[int | str, str] | None = Field(None, description="for device_map auto: most that each device may hold, e.g. {0: 20GiB, cpu: 60GiB}")
     trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _weights_can_be_held_so(self) -> HFExpertConfig:
+        if self.quantization and self.gguf_file:
+            raise ValueError("quantization and gguf_file exclude each other: GGUF weights are quantised already")
+        if self.max_memory and self.device_map not in ("auto", "balanced", "balanced_low_0", "sequential"):
+            raise ValueError("max_memory needs a device_map that spreads the weights, such as auto")
+        return self
 
 
 class RayExpertConfig(HFExpertConfig):
     """The same model as Ray actors, on one machine or many."""
 
     kind: Literal["ray"]
-    replicas: int = Field(1, ge=1, description="actors that share this expert's requests")
+    replicas: int = Field(1, ge=1, description="actors that share this expert's requests; one is enough to go on, the others join when there is room")
     num_gpus: float = Field(0.0, ge=0, description="GPUs each replica holds; fractions share a card")
-    num_cpus: float = Field(1.0, ge=0, description="CPU cores each replica holds")
+    num_cpus: float = Field(1.0, gt=0, description="CPU cores each replica holds")
+
+    @field_validator("num_gpus")
+    @classmethod
+    def _gpus_are_whole_or_one_is_shared(cls, num_gpus: float) -> float:
+        if num_gpus > 1 and num_gpus != int(num_gpus):
+            raise ValueError("a share of one GPU (up to 1) or a whole number")
+        return num_gpus
 
 
 class EndpointExpertConfig(PromptedExpertConfig):
@@ -152,6 +171,7 @@ AnyExpertConfig = Annotated[
 class PoolConfig(Section):
     experts: tuple[AnyExpertConfig, ...] = Field((), description="the pool; the order numbers the actions")
     ray_address: str | None = Field(None, description="kind ray: address of a running cluster; none: start one on this machine")
+    ray_wait_s: float = Field(300.0, gt=0, description="kind ray: seconds to wait for the cluster to have room for an expert")
     store: str = Field("runs/answers.sqlite", description="every answer ever generated; shared by runs")
     memory_gb: float | None = Field(None, gt=0, description="memory for loaded experts; the least recently used is evicted; none: no limit")
     max_batch_tokens: int = Field(16384, ge=64, description="padded prompt and new tokens of one generate call")

@@ -22,8 +22,9 @@ from typing import Any, Protocol
 import torch
 
 from answer_store import Answer, AnswerStore, StoredAnswer, answer_key
-from config import Config, ConfigError, DERError, EndpointExpertConfig, ExpertConfig, PoolConfig, RayExpertConfig, RecordedExpertConfig
+from config import Config, DERError, EndpointExpertConfig, ExpertConfig, PoolConfig, RayExpertConfig, RecordedExpertConfig
 from hf_expert import HFExpert
+from placement import pick_device
 from reward import Cost, call_cost
 
 
@@ -230,16 +231,6 @@ class ExpertPool:
 def library_versions() -> dict[str, str]:
     """Versions that stand beside each stored answer and in a run's environment.json."""
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers", "tianshou", "numpy")}}
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is cuda, then mps, then cpu. Raises ConfigError for a device this machine does not have."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
-    device = torch.device(name)
-    if (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()) or (device.type == "mps" and not torch.backends.mps.is_available()):
-        raise ConfigError(f"device {name}: not available here (CUDA devices: {torch.cuda.device_count()})")
-    return device
 
 
 def build_expert(expert: ExpertConfig, pool: PoolConfig, device: torch.device) -> Expert:

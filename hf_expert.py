@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from answer_store import Answer
 from config import DERError, HFExpertConfig
 from generation import SeededSampling, generate
+from placement import check_placement, loading_options, weights_gb
 from prompts import KTP_TEMPLATES, PromptFormat, before_stop, cut_middle
 
 LOCAL_MODELS = Path("models")  # where scripts/get_small_llms.py puts models, by the last part of their hub id
@@ -76,7 +77,7 @@ class HFExpert:
         """What makes this expert's answers its own: weights, precision, prompt format."""
         is_local = Path(self.source).is_dir()
         weights = weights_fingerprint(self.source) if is_local else f"{self.source}@{self.config.revision or self._hub_commit()}"
-        return {
+        identity = {
             "kind": "hf",
             "weights": weights,
             "gguf": self.config.gguf_file,
@@ -84,6 +85,7 @@ class HFExpert:
             "format": self.prompt_format.identity(),
             "stop": list(self.config.stop),
         }
+        return identity | ({"quantization": self.config.quantization} if self.config.quantization else {})
 
     def decoding(self) -> dict[str, Any]:
         return self.config.decoding.model_dump()
@@ -124,24 +126,39 @@ class HFExpert:
     @property
     def memory_gb(self) -> float:
         """Estimated memory of the loaded weights."""
-        bytes_per_parameter = 4 if self.config.dtype == "float32" else 2
-        return self.config.params_b * bytes_per_parameter
+        return weights_gb(self.config)
 
     def load(self) -> None:
-        """Load the weights. Raises ExpertError."""
+        """Load the weights. Raises ConfigError and ExpertError."""
         if self.model is not None:
             return
+        check_placement(self.config)
         auto_class = AutoModelForSeq2SeqLM if self.model_config.is_encoder_decoder else AutoModelForCausalLM
-        dtype = self.config.dtype if self.config.dtype == "auto" else getattr(torch, self.config.dtype)
-        model = self._from_pretrained(auto_class, dtype=dtype, device_map=self.config.device_map)
-        self.model = (model if self.config.device_map else model.to(self.device)).eval()
+        options = loading_options(self.config, self.device)
+        model = self._from_pretrained(auto_class, **options)
+        self.model = (model if options["device_map"] else model.to(self.device)).eval()
+        if self.model.device.type == "meta":
+            self.unload()
+            raise ExpertError(f"expert {self.config.name}: not even its first layer fits the memory that device_map and max_memory leave it; raise max_memory")
+        if self.config.quantization:
+            self._try_quantized()
+
+    def _try_quantized(self) -> None:
+        """Read one token: not every backend of bitsandbytes can multiply weights of every shape."""
+        try:
+            self.model.generate(input_ids=torch.tensor([[self.tokenizer.pad_token_id]], device=self.model.device), max_new_tokens=1)
+        except (AssertionError, RuntimeError) as error:
+            self.unload()
+            raise ExpertError(
+                f"expert {self.config.name}: bitsandbytes cannot compute with its {self.config.quantization} weights on {self.device}: {error}. Try the other width or none"
+            ) from error
 
     def unload(self) -> None:
         """Free the weights' memory."""
         self.model = None
         self._opening_caches.clear()
         gc.collect()
-        if self.device.type == "cuda":
+        if torch.cuda.is_available():  # device_map may have used GPUs other than the run's device
             torch.cuda.empty_cache()
 
     @property
@@ -151,7 +168,7 @@ class HFExpert:
         limit = next((value for value in limits if value), None)
         return None if limit is None and self.tokenizer.model_max_length > 10**6 else limit or self.tokenizer.model_max_length
 
-    def _encode(self, prompts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
+    def encode(self, prompts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
         """Token ids of each prompt, and whether it was cut: a prompt too long for the context loses its middle."""
         ids = self.tokenizer(list(prompts), add_special_tokens=self.config.prompt_format != "chat")["input_ids"]
         if self.context is None:
@@ -169,7 +186,7 @@ class HFExpert:
         found = []
         for previous_answer, versions in ((None, ["paper-v1"]), ("1", KTP_TEMPLATES)):
             for version in versions:
-                ids, _ = self._encode([self.render(question, previous_answer, version) for question in ("What?", "7 + 1")])
+                ids, _ = self.encode([self.render(question, previous_answer, version) for question in ("What?", "7 + 1")])
                 same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*ids, strict=False))
                 found.append(tuple(token for token, _ in same))
         return sorted({opening for opening in found if len(opening) >= MIN_OPENING}, key=len, reverse=True)
@@ -193,16 +210,21 @@ class HFExpert:
         for row in sorted(range(len(ids)), key=lambda row: -len(ids[row])):
             by_opening.setdefault(self._opening_of(ids[row]), []).append(row)
         for opening, order in by_opening.items():
-            while order:
-                width = len(ids[order[0]]) + self.config.decoding.max_new_tokens
-                size = max(1, min(self.max_batch_size, self.max_batch_tokens // width))
-                yield opening, order[:size]
-                order = order[size:]
+            for rows in self.under_budget(ids, order, self.max_batch_size):
+                yield opening, rows
+
+    def under_budget(self, ids: list[list[int]], order: list[int], max_size: int) -> Iterator[list[int]]:
+        """Row numbers in batches under the token budget; `order` is by falling length."""
+        while order:
+            width = len(ids[order[0]]) + self.config.decoding.max_new_tokens
+            size = max(1, min(max_size, self.max_batch_tokens // width))
+            yield order[:size]
+            order = order[size:]
 
     def answer(self, prompts: Sequence[str]) -> Iterator[list[tuple[int, Answer]]]:
         """Answers to rendered prompts, batch by batch, as (index, answer) lists. Loads the model if needed."""
         self.load()
-        ids, cut = self._encode(prompts)
+        ids, cut = self.encode(prompts)
         for opening, rows in self._batches(ids):
             yield from self._generate(opening, rows, [ids[row] for row in rows], [prompts[row] for row in rows], cut)
 

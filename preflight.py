@@ -173,10 +173,12 @@ def check_needs(config: Config) -> dict[str, bool]:
             needs["package bitsandbytes (quantization)"] = find_spec("bitsandbytes") is not None
         if isinstance(expert, HFExpertConfig) and expert.device_map:
             needs["package accelerate (device_map)"] = find_spec("accelerate") is not None
-    try:
-        pick_device(config.device)
-    except ConfigError:
-        needs[f"device {config.device}"] = False
+    devices = {e.device_map for e in config.pool.experts if e.kind == "hf" and e.device_map} - {"auto", "balanced", "balanced_low_0", "sequential"}
+    for device in sorted({config.device, *devices}):
+        try:
+            pick_device(device)
+        except ConfigError:
+            needs[f"device {device}"] = False
     return needs
 
 

@@ -206,7 +206,7 @@ def measure_scaling(config: Config, folder: Path, repeats: int) -> dict[str, flo
     by_length = {}
     for times in (1, 2, 4, 8):
         longer = [replace(question, text=" ".join([question.text] * times)) for question in questions[:64]]
-        lengths = [len(ids) for expert in bench.pool.experts for ids in expert._encode([expert.render(q.text, None, bench.pool.ktp) for q in longer])[0]]
+        lengths = [len(ids) for expert in bench.pool.experts for ids in expert.encode([expert.render(q.text, None, bench.pool.ktp) for q in longer])[0]]
         by_length[float(np.mean(lengths))] = seconds(Plan.draw(longer, len(bench.pool), 1), 64)
         out[f"scaling/transitions_per_s/prompt_tokens_{np.mean(lengths):.0f}"] = len(longer) / by_length[float(np.mean(lengths))]
     out["scaling/prompt_tokens_exponent"] = exponent(list(by_length), list(by_length.values()))

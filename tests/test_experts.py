@@ -212,7 +212,7 @@ def test_an_opening_is_not_reused_where_a_sliding_window_or_a_recurrent_state_wo
     (tmp_path / "examples.jsonl").write_text(json.dumps({"question": "ab" * 20, "previous_answer": "c", "answer": "d"}) + "\n")
     expert = tiny(tiny_pool_dir, "mistral-0.8m", prompt_format="few_shot", few_shot=str(tmp_path / "examples.jsonl"))
     expert.load()
-    ids = expert._encode([expert.render("ba", None, "paper-v1")])[0][0]
+    ids = expert.encode([expert.render("ba", None, "paper-v1")])[0][0]
     assert len(expert._opening_of(ids)) >= 32
     expert.model_config.sliding_window = len(ids) + 40
     assert len(expert._opening_of(ids)) >= 32
@@ -272,7 +272,7 @@ def test_generation_in_rounds_gives_what_one_long_call_gives_and_finished_rows_l
     questions = [json.loads(line)["text"] for line in (project / "data/tiny_questions/validation.jsonl").read_text().splitlines()[:24]]
     expert = tiny(tiny_pool_dir, name, decoding={"max_new_tokens": 40, "temperature": temperature})
     expert.load()
-    ids, _ = expert._encode(prompts := [f"{question}\nAnswer:" for question in questions])
+    ids, _ = expert.encode(prompts := [f"{question}\nAnswer:" for question in questions])
     rows_run = []
     forward = expert.model.forward
 
@@ -307,7 +307,7 @@ def test_generation_in_rounds_gives_what_one_long_call_gives_and_finished_rows_l
 def test_a_prompt_longer_than_the_context_loses_its_middle_and_is_flagged(tiny_pool_dir, name, room):
     expert = tiny(tiny_pool_dir, name)
     long_prompt = "start" + "x" * 400 + "end\nAnswer:"
-    (kept,), (cut,) = expert._encode([long_prompt])
+    (kept,), (cut,) = expert.encode([long_prompt])
     assert cut
     assert len(kept) == room
     text = expert.tokenizer.decode(kept, skip_special_tokens=True)

@@ -32,6 +32,7 @@ class StateEncoder(ModuleWithVectorOutput):
         self.uses_segments = "token_type_ids" in tokenizer.model_input_names and getattr(model.config, "type_vocab_size", 0) > 1
         self.register_buffer("mean", torch.zeros(self.width))
         self.register_buffer("scale", torch.ones(self.width))
+        self.team: Any = None  # encoder_team.EncoderTeam, where several processes share the work
         self.cache: dict[bytes, np.ndarray] = {}
         self.num_rows, self.seconds = 0, 0.0  # encoder rows computed so far, and the wall time of those that were then cached
         self._memo: tuple[Any, Any, torch.Tensor] | None = None
@@ -52,6 +53,11 @@ class StateEncoder(ModuleWithVectorOutput):
         return self.mean.device
 
     def pooled(self, rows: np.ndarray) -> torch.Tensor:
+        """Pooled encoder output (B, D) of the rows, from all processes where several share the work."""
+        self.num_rows += len(rows)
+        return self.pooled_here(rows) if self.team is None else self.team.pooled(rows)
+
+    def pooled_here(self, rows: np.ndarray) -> torch.Tensor:
         """Pooled encoder output (B, D) of the rows, padding trimmed to the longest."""
         ids = rows[:, StateTokenizer.HEADER :]
         lengths = (ids != self.pad_id).sum(axis=1)
@@ -65,7 +71,6 @@ class StateEncoder(ModuleWithVectorOutput):
         autocast = torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
         with autocast:
             hidden = self.model(**inputs).last_hidden_state  # (B, T, D)
-        self.num_rows += len(rows)
         hidden = hidden.float()
         if self.config.pooling == "cls":
             return hidden[:, 0]

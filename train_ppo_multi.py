@@ -5,6 +5,7 @@
     python train_ppo_multi.py --resume runs/NAME                     # continue a killed run; the metrics come out the same
     python train_ppo_multi.py --config configs/X.yaml --dry_run      # check it and plan answers, tokens, memory and hours; nothing is loaded
     python train_ppo_multi.py --config configs/X.yaml --print_config
+    accelerate launch --multi_gpu --num_processes 4 train_ppo_multi.py ...   # four GPUs share the work of a large trainable encoder
 
 Lands in runs/NAME/: config.yaml, environment.json, metrics.jsonl, tb/, checkpoints/, agent/, terminator/.
 Evaluate with python test_ppo_multi.py.
@@ -32,6 +33,7 @@ from agent import build_agent, save_agent
 from command_line import dump_config, load_config, run_command
 from config import Config, ConfigError
 from der_env import DEREnv, DERVectorEnv, Episode, OracleJudge, encode_states
+from encoder_team import help_encode, is_helper, share_encoder
 from experts import build_pool, pick_device
 from plan import make_plan
 from plan_table import plan_text
@@ -57,6 +59,7 @@ class Trainer:
         self.pool.on_generated = folder.count_expert_calls
         seed_everything(config.seed)
         self.agent = build_agent(config.agent, len(self.pool), config.env.t_max).to(self.device)
+        share_encoder(self.agent)
         self.terminator = Terminator(self.agent.encoder.width, len(self.pool), config.env.t_max, config.terminator.hidden_size, config.terminator.dropout)
         self.terminator.to(self.device)
         self.terminator_data = TerminatorData()
@@ -303,12 +306,16 @@ def main(arguments: list[str]) -> Path | None:
     if options.print_config:
         print(dump_config(load_config(options.config, overrides)), end="")
         return None
+    if is_helper():
+        return help_encode()
     trainer = resumed_run(options.resume, overrides) if options.resume else new_run(options.config, overrides)
     path, splits = trainer.folder.path, trainer.splits
     print(f"{path}: {len(trainer.pool)} experts on {trainer.device}, {len(splits.train)} training and {len(splits.validation)} validation questions")
     if splits.num_merged:
         print(f"{splits.num_merged} questions repeat others, within or across splits, and were left out")
     train(trainer)
+    if trainer.agent.encoder.team:
+        trainer.agent.encoder.team.stop()
     print(f"agent and Terminator of the best epoch (validation return {trainer.best_return:.3f}) are in {path}. Evaluate: python test_ppo_multi.py --run {path}")
     return path
 

@@ -37,15 +37,14 @@ from huggingface_hub import constants, try_to_load_from_cache
 
 from command_line import load_config, run_command, validate
 from config import Config, ConfigError, DERError, HFExpertConfig, RayExpertConfig, RecordedExpertConfig
-from experts import pick_device
 from hf_expert import resolve_source
+from placement import pick_device, weights_gb
 from report import Sheet, read_records, sheets_of
 from reward import get_metric
 from stats import interval
 
 TABLES = ROOT / "docs" / "paper_tables.yaml"
 LARGEST_ON_CPU_B = 3.0  # billion parameters; a larger expert would take days without a GPU
-WEIGHT_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "auto": 2.0, "8bit": 1.0, "4bit": 0.5}
 
 
 class NotRunError(DERError):
@@ -79,7 +78,7 @@ def too_large(expert: HFExpertConfig, device_name: str) -> str | None:
         device = pick_device(device_name)
     except ConfigError as error:
         return str(error)
-    size = expert.params_b * WEIGHT_BYTES[expert.quantization or expert.dtype]  # GB
+    size = weights_gb(expert)
     if device.type == "cpu" and expert.params_b > LARGEST_ON_CPU_B:
         return f"no CUDA device: {expert.name} has {expert.params_b:g} billion parameters, {size:.0f} GB of weights"
     if device.type == "cuda" and expert.device_map is None and size > (memory := torch.cuda.get_device_properties(device).total_memory / 1e9):

@@ -128,6 +128,38 @@ class AnswerStore:
             raise self._explained(error) from error
         return self.get_many(a.key for a in answers)
 
+    def counts(self) -> list[tuple[str, int, int]]:
+        """Name, answers and generated tokens of every expert."""
+        return self._run("SELECT expert, COUNT(*), SUM(completion_tokens) FROM answers GROUP BY expert ORDER BY expert").fetchall()
+
+    def check(self) -> None:
+        """Read the whole file. Raises StoreError when it is damaged."""
+        if (verdict := self._run("PRAGMA quick_check").fetchone()[0]) != "ok":
+            raise self._explained(sqlite3.DatabaseError(verdict))
+
+    def merge(self, other: Path) -> tuple[int, int]:
+        """Take over another store's answers; where both have one, this store's stays. Returns how many came, and how many of the rest differ in text."""
+        before = len(self)
+        self._run("ATTACH ? AS other", [str(other)])
+        try:
+            self._run("INSERT OR IGNORE INTO main.answers SELECT * FROM other.answers")
+            differ = self._run("SELECT COUNT(*) FROM other.answers AS theirs JOIN main.answers AS ours USING (key) WHERE theirs.text != ours.text").fetchone()[0]
+        finally:
+            self._run("DETACH other")
+        return len(self) - before, differ
+
+    def move(self, expert: str, other: Path) -> int:
+        """Move an expert's answers into another store; returns how many. An answer leaves here only once it is there."""
+        AnswerStore(other).close()
+        self._run("ATTACH ? AS other", [str(other)])
+        try:
+            self._run("INSERT OR IGNORE INTO other.answers SELECT * FROM main.answers WHERE expert = ?", [expert])
+            moved = self._run("DELETE FROM main.answers WHERE expert = ? AND key IN (SELECT key FROM other.answers)", [expert]).rowcount
+        finally:
+            self._run("DETACH other")
+        self._run("VACUUM")
+        return moved
+
     def close(self) -> None:
         self._db.close()
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_val
 
 CostUnit = Literal["params", "flops", "tokens", "latency", "usd"]
 DEVICE_MAPS = r"^(auto|balanced|balanced_low_0|sequential|cpu|mps|cuda(:\d+)?)$"
+TOKEN_UNITS = ("flops", "tokens", "usd")  # costs that depend on how long prompts and answers are
 
 
 class DERError(Exception):
@@ -29,14 +30,22 @@ class Section(BaseModel):
 class SourceConfig(Section):
     """Where one split comes from."""
 
-    path: str = Field(description="a .jsonl file, or a name or folder that datasets.load_dataset takes")
+    path: str = Field(description="a .jsonl file of questions or of recorded answers, or a name or folder that datasets.load_dataset takes")
     subset: str | None = Field(None, description="configuration name of a hub data set")
-    split: str = Field("train", description="split of a hub data set")
+    split: str = Field("train", description="split of a hub data set, or meta.split of the recorded rows to take (rows without one are all taken)")
     revision: str | None = Field(None, description="commit of a hub data set")
     fields: dict[str, str] = Field(default_factory=dict, description="our field (id, text, reference, task, metric) -> theirs; dots reach into nested fields")
     task: str = Field("default", description="task of rows that name none")
     metric: str = Field("exact_match", description="metric of rows that name none")
+    score_range: tuple[float, float] = Field((0.0, 1.0), description="metric recorded: the lowest and highest score there can be; mapped to 0 and 1")
     limit: int | None = Field(None, ge=1, description="use the first N questions only")
+
+    @field_validator("score_range")
+    @classmethod
+    def _score_range_rises(cls, given: tuple[float, float]) -> tuple[float, float]:
+        if not given[0] < given[1]:
+            raise ValueError("expected [lowest, highest]")
+        return given
 
 
 class DataConfig(Section):
@@ -65,13 +74,21 @@ class ExpertConfig(Section):
 
 
 class RecordedExpertConfig(ExpertConfig):
-    """Answers that exist already, replayed. They do not react to the prompt: a second call gets the same text as a first."""
+    """Answers that exist already, replayed. They do not react to the prompt: a second call gets the same text as a first.
+
+    The expert's name is its key in the file's answers. Prompt tokens are the question's, 0 without a tokenizer; no call takes any time.
+    """
 
     kind: Literal["recorded"]
-    path: str = Field(description="JSONL with an object a question: {question, reference, answers: {expert: text}, scores?, meta?}")
-    answers_of: str | None = Field(None, description="key of this expert in the file's answers; none: its name")
-    tokenizer: str | None = Field(None, description="folder or hub id that counts tokens where the file's meta.tokens does not")
+    path: str | tuple[str, ...] = Field(description="JSONL, one file or several, with an object a question: {question, reference, answers: {expert: text}, scores?, meta?}")
+    tokenizer: str | None = Field(None, description="folder or hub id that counts tokens: of questions, and of answers where the file's meta.tokens does not")
     revision: str | None = Field(None, description="hub commit of the tokenizer")
+
+    @model_validator(mode="after")
+    def _priced_prompts_are_counted(self) -> RecordedExpertConfig:
+        if self.usd_per_million_prompt_tokens and self.tokenizer is None:
+            raise ValueError("usd_per_million_prompt_tokens needs a tokenizer to count the prompts with")
+        return self
 
 
 class PromptedExpertConfig(ExpertConfig):
@@ -85,7 +102,9 @@ class PromptedExpertConfig(ExpertConfig):
     few_shot: str | None = Field(None, description="JSONL of examples {question, previous_answer, answer} for prompt_format few_shot")
     stop: tuple[str, ...] = Field((), description="the answer ends before any of these")
     decoding: DecodingConfig = DecodingConfig()
-    first_answers: str | None = Field(None, description="recorded answers (as kind recorded reads them) that serve as this expert's first calls, so that those need no generation")
+    first_answers: str | tuple[str, ...] | None = Field(
+        None, description="recorded answers (as kind recorded reads them) that serve as this expert's first calls: no generation, but the same charge"
+    )
 
     @model_validator(mode="after")
     def _format_has_what_it_needs(self) -> PromptedExpertConfig:
@@ -285,4 +304,11 @@ class Config(Section):
         unpriced = [e.name for e in self.pool.experts if e.usd_per_million_completion_tokens is None]
         if self.reward.cost == "usd" and unpriced:
             raise ValueError(f"reward.cost is usd, but these experts have no price: {', '.join(unpriced)}")
+        return self
+
+    @model_validator(mode="after")
+    def _timed_where_latency_counts(self) -> Config:
+        untimed = [e.name for e in self.pool.experts if e.kind == "recorded" or e.first_answers is not None]
+        if self.reward.cost == "latency" and untimed:
+            raise ValueError(f"reward.cost is latency, but recorded answers took no time that is known: {', '.join(untimed)}")
         return self

@@ -94,13 +94,12 @@ class Judge(Protocol):
 class OracleJudge:
     """Knows the references: used in training, and in evaluation rows of kind `oracle` only."""
 
-    def __init__(self, questions: Sequence[Question], p0: float):
-        self.p0 = p0
+    def __init__(self, questions: Sequence[Question], p0: float, experts: Sequence[str]):
+        self.p0, self.experts = p0, list(experts)  # their names, in the pool's order
         self._with_reference = {question.id: question for question in questions}
 
     def judge(self, episodes: Sequence[Episode], expert_idxs: Sequence[int], answers: Sequence[str]) -> list[Judgement]:
-        del expert_idxs  # quality is in the answer, whoever gave it
-        qualities = score_answers([self._with_reference[e.question.id] for e in episodes], answers)
+        qualities = score_answers([self._with_reference[e.question.id] for e in episodes], answers, [self.experts[idx] for idx in expert_idxs])
         return [Judgement(quality >= self.p0, quality=quality) for quality in qualities]
 
 

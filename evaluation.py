@@ -25,7 +25,6 @@ from experts import ExpertPool, build_pool, pick_device
 from full_information import FullInformationRouter, fit_full_information, fit_key
 from questions import Question, load_splits
 from report import Overhead, Played
-from reward import check_metrics
 from rollout import NeverSatisfied, Policy, Route, play, score_routes
 from route_tree import RouteTree, best_fixed_route, grow, max_calls, optimal_routes
 from run_folder import RunError
@@ -66,7 +65,7 @@ class Evaluation:
         device = pick_device(self.config.device)
         self.pool = build_pool(self.config)
         self.splits = load_splits(self.config.data)
-        check_metrics([*self.splits.train, *self.splits.validation, *self.splits.test])
+        self.pool.check_questions([*self.splits.train, *self.splits.validation, *self.splits.test])
         self.runs = [Trained(path, config, self.pool, device, other_pool=other_pool) for path, config in zip(paths, configs, strict=True)]
         self.agent = self.runs[0].agent  # whose encoder the fitted baselines use
         if self.config.agent.freeze_encoder:
@@ -78,7 +77,7 @@ class Evaluation:
     def play(self, questions: Sequence[Question], policy: Policy, judge: Judge, t_max: int, pool: ExpertPool | None = None) -> list[Route]:
         """Play sealed copies of the questions, then score the routes."""
         routes = play([q.sealed() for q in questions], policy, pool or self.pool, judge, t_max)
-        score_routes(routes, questions)
+        score_routes(routes, questions, self.pool.names)
         return routes
 
     def singles(self, questions: Sequence[Question]) -> list[list[Route]]:
@@ -128,7 +127,7 @@ class Evaluation:
         yield Played("all once, oracle's pick", "oracle", baselines.ask_all_pick_best(self.test_singles), None, self.runs[0].seed, hands_on=False)
         for run in self.runs:
             self.say(f"DER, oracle stop, seed {run.seed}")
-            routes = self.play(test, run.agent, OracleJudge(test, config.env.p0), self._t_max)
+            routes = self.play(test, run.agent, OracleJudge(test, config.env.p0, pool.names), self._t_max)
             yield Played("DER, oracle stop", "oracle", routes, self.overheads(run.agent, routes), run.seed)
         if config.eval.full:
             self.say("the exact optimum")

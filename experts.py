@@ -14,7 +14,7 @@ import functools
 import importlib.metadata
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -25,7 +25,10 @@ from answer_store import Answer, AnswerStore, StoredAnswer, answer_key
 from config import Config, DERError, EndpointExpertConfig, ExpertConfig, PoolConfig, RayExpertConfig, RecordedExpertConfig
 from hf_expert import HFExpert
 from placement import pick_device
-from reward import Cost, call_cost
+from prompts import content
+from questions import Question
+from recorded_expert import RecordedExpert, first_answers_of
+from reward import Cost, call_cost, check_metrics
 
 
 class BudgetError(DERError):
@@ -65,6 +68,7 @@ class PoolStats:
     requests: int = 0
     hits: int = 0  # answered from the store
     generated: int = 0
+    replayed: int = 0  # read from recorded answers
     failed: int = 0  # requests given up: their empty answers are not stored
     loads: int = 0
     cut_prompts: int = 0
@@ -79,12 +83,24 @@ class PoolStats:
 class ExpertPool:
     """Experts and their store.
 
-    `max_calls` bounds what the pool may generate (stored answers are free); `memory_gb` bounds the loaded weights, the least
-    recently used expert leaving first.
+    `first_answers`, by expert, are recorded answers that stand for its first calls. `max_calls` bounds what the pool may generate (stored
+    and recorded answers are free); `memory_gb` bounds the loaded weights, the least recently used expert leaving first.
     """
 
-    def __init__(self, experts: Sequence[Expert], store: AnswerStore, *, ktp: str = "paper-v1", memory_gb: float | None = None, max_calls: int | None = None):
+    def __init__(
+        self,
+        experts: Sequence[Expert],
+        store: AnswerStore,
+        *,
+        ktp: str = "paper-v1",
+        memory_gb: float | None = None,
+        max_calls: int | None = None,
+        first_answers: Mapping[int, RecordedExpert] | None = None,
+    ):
         self.experts, self.store, self.ktp = list(experts), store, ktp
+        self.first_answers = dict(first_answers or {})
+        self.voices: list[Expert] = [*self.experts, *self.first_answers.values()]  # all who can answer
+        self._first_voice = {expert_idx: len(self.experts) + n for n, expert_idx in enumerate(self.first_answers)}
         self.memory_gb, self.max_calls = memory_gb, max_calls
         self.stats = PoolStats()
         self.on_generated: Callable[[int], None] | None = None  # told the total after every stored batch
@@ -112,18 +128,41 @@ class ExpertPool:
         return sum(expert.config.params_b for expert in self.experts)
 
     @functools.cached_property
+    def is_recorded(self) -> list[bool]:
+        """By voice: whether its answers are replayed, whatever the prompt."""
+        return [isinstance(voice.config, RecordedExpertConfig) for voice in self.voices]
+
+    @functools.cached_property
     def identities(self) -> list[dict[str, Any]]:
-        return [expert.identity() for expert in self.experts]
+        """By voice."""
+        return [voice.identity() for voice in self.voices]
 
     def fingerprint(self) -> list[dict[str, Any]]:
         """What an agent trained on this pool depends on: names, weights and costs of the experts in order."""
-        return [{"name": e.config.name, "params_b": e.config.params_b, "identity": i, "decoding": e.decoding()} for e, i in zip(self.experts, self.identities, strict=True)]
+        first = {expert_idx: {"first_answers": self.identities[voice]} for expert_idx, voice in self._first_voice.items()}
+        return [
+            {"name": e.config.name, "params_b": e.config.params_b, "identity": self.identities[idx], "decoding": e.decoding(), **first.get(idx, {})}
+            for idx, e in enumerate(self.experts)
+        ]
+
+    def check_questions(self, questions: Sequence[Question]) -> None:
+        """Raise before anything is spent on them: MetricError where answers cannot be judged, ExpertError where a recorded expert has none."""
+        check_metrics(questions, [expert.config for expert in self.experts])
+        for expert in self.experts:
+            if isinstance(expert, RecordedExpert):
+                expert.check_questions(questions)
+
+    def voice(self, request: Request) -> int:
+        """Who answers, an index into `voices`: the expert, or on a first call its recorded answers where they have the question."""
+        first = self._first_voice.get(request.expert_idx)
+        is_bare = first is not None and content(request.question, request.previous_answer, self.ktp) == request.question
+        return first if is_bare and request.question in self.voices[first] else request.expert_idx
 
     def render(self, request: Request) -> str:
-        return self.experts[request.expert_idx].render(request.question, request.previous_answer, self.ktp)
+        return self.voices[self.voice(request)].render(request.question, request.previous_answer, self.ktp)
 
-    def key(self, expert_idx: int, prompt: str) -> bytes:
-        return answer_key(self.identities[expert_idx], prompt, self.experts[expert_idx].decoding())
+    def key(self, voice: int, prompt: str) -> bytes:
+        return answer_key(self.identities[voice], prompt, self.voices[voice].decoding())
 
     def cost(self, expert_idx: int, answer: Answer) -> Cost:
         return call_cost(self.experts[expert_idx].config, answer.prompt_tokens, answer.completion_tokens, answer.latency_s)
@@ -136,18 +175,21 @@ class ExpertPool:
         Raises BudgetError before generating when `max_calls` would be exceeded, ExpertError and StoreError as they come.
         """
         start = time.perf_counter()
-        prompts = [self.render(request) for request in requests]
-        keys = [self.key(request.expert_idx, prompt) for request, prompt in zip(requests, prompts, strict=True)]
+        voices = [self.voice(request) for request in requests]
+        prompts = [self.voices[voice].render(r.question, r.previous_answer, self.ktp) for voice, r in zip(voices, requests, strict=True)]
+        keys = [self.key(voice, prompt) for voice, prompt in zip(voices, prompts, strict=True)]
         found = self.store.get_many(keys)
+        self.stats.hits += sum(key in found for key in keys)
         missing: dict[int, dict[bytes, str]] = {}
-        for request, prompt, key in zip(requests, prompts, keys, strict=True):
+        for voice, prompt, key in zip(voices, prompts, keys, strict=True):
             if key not in found:
-                missing.setdefault(request.expert_idx, {})[key] = prompt
+                missing.setdefault(voice, {})[key] = prompt
+        for voice in [voice for voice in missing if self.is_recorded[voice]]:
+            found |= self._replay(voice, missing.pop(voice))
         num_missing = sum(map(len, missing.values()))
         if on_missing is not None:
             on_missing(num_missing)
         self._check_budget(num_missing)
-        self.stats.hits += sum(key in found for key in keys)
         local = [idx for idx in missing if not self.experts[idx].is_remote]
         if len(local) < len(missing):
             found |= self._generate_remotely({idx: prompts for idx, prompts in missing.items() if idx not in local})
@@ -159,6 +201,14 @@ class ExpertPool:
         self.stats.empty_answers += sum(not answer.text.strip() for answer in answers)
         self.stats.answer_s += time.perf_counter() - start
         return answers
+
+    def _replay(self, voice: int, prompts: dict[bytes, str]) -> dict[bytes, Answer]:
+        """Copy recorded answers into the store: nothing is loaded, and nothing counts as generated."""
+        speaker, asked, kept = self.voices[voice], list(prompts.items()), {}
+        for batch in speaker.answer(list(prompts.values())):
+            kept |= self.store.put_many([StoredAnswer(asked[index][0], speaker.config.name, asked[index][1], answer) for index, answer in batch])
+        self.stats.replayed += len(kept)
+        return kept
 
     def _check_budget(self, num_new: int) -> None:
         if self.max_calls is not None and self.stats.generated + num_new > self.max_calls:
@@ -237,8 +287,6 @@ def build_expert(expert: ExpertConfig, pool: PoolConfig, device: torch.device) -
     """An expert of any kind. Nothing is loaded or contacted yet; what a kind needs is imported only where it is used."""
     match expert:
         case RecordedExpertConfig():
-            from recorded_expert import RecordedExpert
-
             return RecordedExpert(expert)
         case EndpointExpertConfig():
             from endpoint_expert import EndpointExpert
@@ -252,8 +300,14 @@ def build_expert(expert: ExpertConfig, pool: PoolConfig, device: torch.device) -
 
 
 def build_pool(config: Config) -> ExpertPool:
-    """The pool of a configuration. No weights are loaded yet."""
+    """The pool of a configuration. No weights are loaded yet; recorded answers have been read and checked.
+
+    Raises ExpertError naming file and line for recorded answers that are broken, incomplete or cannot be charged.
+    """
     device = pick_device(config.device)
     experts = [build_expert(expert, config.pool, device) for expert in config.pool.experts]
+    first_answers = {idx: first_answers_of(expert) for idx, expert in enumerate(experts) if getattr(expert.config, "first_answers", None)}
+    for recorded in [*(expert for expert in experts if isinstance(expert, RecordedExpert)), *first_answers.values()]:
+        recorded.check_charge(config.reward.cost)
     store = AnswerStore(config.pool.store, library_versions())
-    return ExpertPool(experts, store, ktp=config.env.ktp, memory_gb=config.pool.memory_gb, max_calls=config.train.max_expert_calls)
+    return ExpertPool(experts, store, ktp=config.env.ktp, memory_gb=config.pool.memory_gb, max_calls=config.train.max_expert_calls, first_answers=first_answers)

@@ -1,7 +1,7 @@
 """Questions: read from JSONL or `datasets`, de-duplicated, split, sampled.
 
 JSONL, one object a line: {"id", "text", "reference", "task"?, "metric"?}. `reference` is a string, a list of accepted strings, or,
-for reasoning-gym's own scorers, the generated entry.
+for reasoning-gym's own scorers, the generated entry. Recorded answers (recorded_expert.py) are read as questions too.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from config import DataConfig, DERError, SourceConfig
 
 Reference = str | list[str] | dict[str, Any]
 
+RECORDED = "recorded"  # the metric of questions whose answers were scored before
+RECORDED_FIELDS = {"id": "meta.id", "text": "question", "task": "meta.task", "metric": "meta.metric", "split": "meta.split"}
+
 
 class DataError(DERError):
     """A question source that cannot be used; the message names file and line."""
@@ -27,13 +30,14 @@ class ReferenceSealedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Question:
-    """A question and how its answers are judged. Decisions are made on sealed copies, which do not hold the reference."""
+    """A question and how its answers are judged. Decisions are made on sealed copies, which hold neither reference nor scores."""
 
     id: str
     text: str
     task: str = "default"
     metric: str = "exact_match"
     _reference: Reference | None = field(default=None, repr=False)
+    _scores: dict[str, float] | None = field(default=None, repr=False)
 
     @property
     def reference(self) -> Reference:
@@ -42,9 +46,16 @@ class Question:
             raise ReferenceSealedError(f"question {self.id}: the reference is not available where decisions are made")
         return self._reference
 
+    @property
+    def scores(self) -> dict[str, float]:
+        """Quality in [0, 1] of each expert's recorded answer (metric `recorded`). Raises ReferenceSealedError on a sealed question."""
+        if self._scores is None:
+            raise ReferenceSealedError(f"question {self.id}: recorded scores are not available where decisions are made")
+        return self._scores
+
     def sealed(self) -> Question:
-        """The same question without its reference."""
-        return replace(self, _reference=None)
+        """The same question without its reference and scores."""
+        return replace(self, _reference=None, _scores=None)
 
 
 @dataclass(frozen=True)
@@ -65,12 +76,8 @@ def _rows(source: SourceConfig) -> Iterator[tuple[str, dict[str, Any]]]:
         return
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text ({error})") from error
     broken = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
         try:
@@ -85,6 +92,14 @@ def _rows(source: SourceConfig) -> Iterator[tuple[str, dict[str, Any]]]:
     if broken:
         more = f"\nand {len(broken) - 3} more lines" if len(broken) > 3 else ""
         raise DataError("\n".join(broken[:3]) + more)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8") as file:
+        try:
+            yield from file
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: not UTF-8 text ({error})") from error
 
 
 def _dataset_rows(source: SourceConfig) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -106,31 +121,56 @@ def _pick(row: dict[str, Any], name: str) -> Any:
     return value
 
 
+def _is_recorded(row: dict[str, Any], source: SourceConfig) -> bool:
+    """Whether a row is one of recorded answers (recorded_expert.py), which needs no mapping of fields."""
+    return "text" not in row and "text" not in source.fields and "question" in row and isinstance(row.get("answers"), dict)
+
+
+def _scores_of(row: dict[str, Any], source: SourceConfig, place: str) -> dict[str, float]:
+    """The recorded scores of a row, mapped from `score_range` to [0, 1]. Raises DataError for none and for one outside."""
+    given, (low, high) = row.get("scores"), source.score_range
+    if not isinstance(given, dict) or not given:
+        raise DataError(f"{place}: metric recorded needs scores: {{expert: number}}, and this row has none")
+    for expert, score in given.items():
+        if not isinstance(score, int | float) or not low <= score <= high:
+            raise DataError(f"{place}: the score {score!r} of {expert} is not in [{low:g}, {high:g}]; say what range scores have with data.SPLIT.score_range: [lowest, highest]")
+    return {expert: (score - low) / (high - low) for expert, score in given.items()}
+
+
 def read_questions(source: SourceConfig, *, need_reference: bool = True) -> list[Question]:
-    """All questions of a source, in order, repeats included. Raises DataError naming the row that lacks a text or reference."""
-    out = []
-    for place, row in _rows(source):
-        values = {ours: _pick(row, source.fields.get(ours, ours)) for ours in ("id", "text", "reference", "task", "metric")}
-        text, reference = values["text"], values["reference"]
+    """All questions of a source, in order, repeats included. Raises DataError naming the row that lacks a text, reference or score."""
+    out, other_splits = [], set()
+    for row_idx, (place, row) in enumerate(_rows(source)):
+        is_recorded = _is_recorded(row, source)
+        fields = {**RECORDED_FIELDS, **source.fields} if is_recorded else source.fields
+        if is_recorded and (split := _pick(row, fields["split"])) not in (None, source.split):
+            other_splits.add(str(split))
+            continue
+        values = {ours: _pick(row, fields.get(ours, ours)) for ours in ("id", "text", "reference", "task", "metric")}
+        text, reference, metric = values["text"], values["reference"], str(values["metric"] or source.metric)
         if not isinstance(text, str) or not text.strip():
-            raise DataError(f"{place}: no text in field {source.fields.get('text', 'text')!r}; its fields are {', '.join(row)}. Map yours with data.SPLIT.fields: {{text: yours}}")
+            raise DataError(f"{place}: no text in field {fields.get('text', 'text')!r}; its fields are {', '.join(row)}. Map yours with data.SPLIT.fields: {{text: yours}}")
         if isinstance(reference, int | float):
             reference = str(reference)
-        if need_reference and (reference is None or reference == "" or reference == []):
-            raise DataError(f"{place}: no reference answer in field {source.fields.get('reference', 'reference')!r}")
+        if reference is None and metric == RECORDED:
+            reference = ""  # the scores stand for it
+        if need_reference and metric != RECORDED and (reference is None or reference == "" or reference == []):
+            raise DataError(f"{place}: no reference answer in field {fields.get('reference', 'reference')!r}")
         out.append(
             Question(
-                id=str(values["id"] if values["id"] is not None else f"{Path(source.path).stem}-{len(out):06d}"),
+                id=str(values["id"] if values["id"] is not None else f"{Path(source.path).stem}-{row_idx:06d}"),
                 text=text.strip(),
                 task=str(values["task"] or source.task),
-                metric=str(values["metric"] or source.metric),
+                metric=metric,
                 _reference=reference,
+                _scores=_scores_of(row, source, place) if metric == RECORDED else None,
             )
         )
         if source.limit is not None and len(out) >= source.limit:
             break
     if not out:
-        raise DataError(f"{source.path}: no questions in it")
+        found = f" of split {source.split!r}; it has {', '.join(sorted(other_splits))}" if other_splits else " in it"
+        raise DataError(f"{source.path}: no questions{found}")
     return out
 
 

@@ -19,8 +19,9 @@ import numpy as np
 from scipy.spatial import ConvexHull, QhullError
 
 from config import Config, DERError, RewardConfig
-from experts import ExpertPool
+from experts import ExpertPool, Request
 from prompts import content
+from questions import RECORDED
 from reward import Cost, charge
 from rollout import Route
 from stats import adjust, few_seeds_note, interval, paired_difference
@@ -66,12 +67,12 @@ def route_records(played: Played, pool: ExpertPool, config: Config, references: 
     for route, overhead in zip(played.routes, overheads, strict=True):
         question, steps, previous = route.episode.question, [], None
         for step, decision in zip(route.episode.steps, route.decisions, strict=True):
-            prompt = pool.experts[step.expert_idx].render(question.text, previous, pool.ktp)
+            prompt = pool.render(Request(step.expert_idx, question.text, previous))
             steps.append(
                 {
                     "expert": pool.names[step.expert_idx],
                     "prompt_hash": hashlib.sha256(prompt.encode()).hexdigest()[:16],
-                    **({"prompt": content(question.text, previous, pool.ktp)} if played.kind == "der" else {}),
+                    **({"prompt": question.text if pool.is_recorded[step.expert_idx] else content(question.text, previous, pool.ktp)} if played.kind == "der" else {}),
                     "answer": step.answer.text,
                     "quality": step.quality,
                     "prompt_cut": step.answer.prompt_cut,
@@ -317,9 +318,37 @@ def notes(config: Config, records: Sequence[Record], num_seeds: int) -> list[str
         lines.append(note)
     cut = sum(step["prompt_cut"] for r in records for step in r["steps"])
     empty = sum(not step["answer"].strip() for r in records for step in r["steps"])
+    lines += _recorded_notes(config, records)
     if cut or empty:
         lines.append(f"Over all policies, {cut} prompts were longer than an expert's context and lost their middle; {empty} answers were empty.")
     return lines
+
+
+def _recorded_notes(config: Config, records: Sequence[Record]) -> list[str]:
+    """What a reader must know about recorded answers."""
+    recorded = [expert.name for expert in config.pool.experts if expert.kind == "recorded"]
+    first = [expert.name for expert in config.pool.experts if expert.kind != "recorded" and expert.first_answers is not None]
+    lines = []
+    if recorded:
+        lines.append(
+            f"Recorded answers do not react to the prompt: whatever {', '.join(recorded)} is handed, its answer is the one to the bare question. "
+            "A second call can choose another answer and never improve one, and the knowledge-transfer audit leaves these experts out."
+        )
+    if first:
+        lines.append(f"First calls of {', '.join(first)} are recorded answers where there is one, charged as if generated here.")
+    textless = {r["question"] for r in records for s in r["steps"] if s["expert"] in recorded and not s["answer"].strip()}
+    if textless:
+        scored = "; the scores that came with them count" if config.data.test.metric == RECORDED else ""
+        lines.append(f"{len(textless)} of {len({r['question'] for r in records})} test questions have a recorded answer without a text{scored}.")
+    if names := uncounted(records, config):
+        lines.append(f"How long the recorded answers of {', '.join(names)} are is not known (no meta.tokens, no tokenizer): in tokens, FLOPs and USD those stand as 0.")
+    return lines
+
+
+def uncounted(records: Sequence[Record], config: Config) -> list[str]:
+    """Experts with recorded answers of unknown length."""
+    recorded = {expert.name for expert in config.pool.experts if expert.kind == "recorded" or expert.first_answers is not None}
+    return sorted({step["expert"] for r in records for step in r["steps"] if step["expert"] in recorded and not step["cost"]["completion_tokens"]})
 
 
 # --- results.json and the table --------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 Metrics share one interface, `compute(predictions=, references=)`, and return one score in [0, 1] per answer. They are named in the
 data (`metric` of a question) as one of `METRICS`, `bertscore:MODEL:LAYERS`, `bartscore:MODEL`, `bleurt:MODEL` (text_metrics.py),
-`reasoning_gym:NAME`, `evaluate:NAME`, or the import path `package.module:name`.
+`reasoning_gym:NAME`, `evaluate:NAME`, or the import path `package.module:name`; `recorded` takes the scores
+that came with recorded answers.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from config import CostUnit, DERError, ExpertConfig, RewardConfig
-from questions import Question, Reference
+from config import CostUnit, DERError, ExpertConfig, RecordedExpertConfig, RewardConfig
+from questions import RECORDED, Question, Reference
 
 PUNCTUATION = re.escape(string.punctuation)
 
@@ -205,22 +206,38 @@ def get_metric(name: str) -> Metric:
             return getattr(importlib.import_module(kind), rest)()
         except (ImportError, AttributeError) as error:
             raise MetricError(f"metric {name!r}: {error}") from error
-    known = [*METRICS, "bertscore:MODEL:LAYERS", "bartscore:MODEL", "bleurt:MODEL", "reasoning_gym:NAME", "evaluate:NAME", "package.module:name"]
+    known = [*METRICS, RECORDED, "bertscore:MODEL:LAYERS", "bartscore:MODEL", "bleurt:MODEL", "reasoning_gym:NAME", "evaluate:NAME", "package.module:name"]
     raise MetricError(f"unknown metric {name!r}; known: {', '.join(known)}")
 
 
-def check_metrics(questions: Sequence[Question]) -> None:
-    """Raise MetricError for a metric that does not exist, before anything is spent on answers to it."""
-    for name in {question.metric for question in questions}:
+def check_metrics(questions: Sequence[Question], experts: Sequence[ExpertConfig]) -> None:
+    """Raise MetricError for a metric that does not exist or lacks a score of these experts, before anything is spent on answers."""
+    for name in {question.metric for question in questions} - {RECORDED}:
         get_metric(name)
+    for question in questions:
+        if question.metric == RECORDED:
+            _check_recorded(question, experts)
 
 
-def score_answers(questions: Sequence[Question], answers: Sequence[str]) -> list[float]:
-    """Quality in [0, 1] of each answer by its question's metric, one `compute` call per metric. Empty answers score 0."""
+def _check_recorded(question: Question, experts: Sequence[ExpertConfig]) -> None:
+    for expert in experts:
+        if not isinstance(expert, RecordedExpertConfig):
+            raise MetricError(f"question {question.id}: metric recorded judges experts of kind recorded only; nobody has scored what {expert.name} will answer")
+        if expert.name not in question.scores:
+            raise MetricError(f"question {question.id} ({question.text[:60]!r}): metric recorded, but no score of expert {expert.name}")
+
+
+def score_answers(questions: Sequence[Question], answers: Sequence[str], experts: Sequence[str]) -> list[float]:
+    """Quality in [0, 1] of each answer by its question's metric, one `compute` call per metric; `experts` names who gave each.
+
+    Empty answers score 0, except under metric `recorded`: there a text may be missing where its score is known.
+    """
     out = [0.0] * len(answers)
     groups: dict[str, list[int]] = {}
-    for index, (question, answer) in enumerate(zip(questions, answers, strict=True)):
-        if answer.strip():
+    for index, (question, answer, expert) in enumerate(zip(questions, answers, experts, strict=True)):
+        if question.metric == RECORDED:
+            out[index] = question.scores[expert]
+        elif answer.strip():
             groups.setdefault(question.metric, []).append(index)
     for name, rows in groups.items():
         scores = get_metric(name).compute(predictions=[answers[i] for i in rows], references=[questions[i].reference for i in rows])

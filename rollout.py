@@ -98,9 +98,12 @@ def play(
     return routes
 
 
-def score_routes(routes: Sequence[Route], questions: Sequence[Question]) -> None:
-    """Fill in the quality of every step, in place, from questions that hold their references (same order as the routes)."""
+def score_routes(routes: Sequence[Route], questions: Sequence[Question], experts: Sequence[str]) -> None:
+    """Fill in the quality of every step, in place, from questions that hold their references (same order as the routes).
+
+    `experts`: their names, in the pool's order.
+    """
     pairs = [(question, step) for route, question in zip(routes, questions, strict=True) for step in route.episode.steps]
-    scores = iter(score_answers([question for question, _ in pairs], [step.answer.text for _, step in pairs]))
+    scores = iter(score_answers([question for question, _ in pairs], [step.answer.text for _, step in pairs], [experts[step.expert_idx] for _, step in pairs]))
     for route in routes:
         route.episode.steps = [replace(step, quality=next(scores)) for step in route.episode.steps]

@@ -1,7 +1,8 @@
 """Every route a pool could take through a question, and the best of them.
 
 Answers are deterministic, so the routes of a question form a tree: experts branch, states of equal depth and equal answer are one
-node. Dynamic programming over it gives what hindsight would have chosen, the yardstick of every table.
+node (and of equal expert, where the metric is `recorded`: texts that are equal, or missing, may have unequal scores). Dynamic
+programming over it gives what hindsight would have chosen, the yardstick of every table.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from answer_store import Answer
 from config import RewardConfig
 from der_env import Episode, Step
 from experts import ExpertPool, Request
-from questions import Question
+from questions import RECORDED, Question
 from reward import Cost, charge, score_answers
 from rollout import Decision, Route
 
@@ -87,12 +88,18 @@ def grow(questions: Sequence[Question], pool: ExpertPool, t_max: int, *, expand_
         level.child = np.full((len(level.answers), num_experts), -1)
         level.given = [[None] * num_experts for _ in level.answers]
         level.cost = [[None] * num_experts for _ in level.answers]
-        nodes: dict[tuple[int, str], int] = {}
+        nodes: dict[tuple[int, str, int | None], int] = {}
+        named: list[str] = []  # who gave a node's answer first
         for (n, k), answer in zip(itertools.product(open_nodes, range(num_experts)), answers, strict=True):
-            level.child[n, k] = nodes.setdefault((int(level.question[n]), answer.text), len(nodes))
+            owner = int(level.question[n])
+            node = (owner, answer.text, k if questions[owner].metric == RECORDED else None)
+            if node not in nodes:
+                nodes[node] = len(nodes)
+                named.append(pool.names[k])
+            level.child[n, k] = nodes[node]
             level.given[n][k], level.cost[n][k] = answer, pool.cost(k, answer)
-        owners, texts = [question for question, _ in nodes], [text for _, text in nodes]
-        levels.append(Level(np.array(owners, dtype=int), texts, np.array(score_answers([questions[q] for q in owners], texts))))
+        owners, texts = [node[0] for node in nodes], [node[1] for node in nodes]
+        levels.append(Level(np.array(owners, dtype=int), texts, np.array(score_answers([questions[q] for q in owners], texts, named))))
     return RouteTree(questions, levels, num_experts)
 
 

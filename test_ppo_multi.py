@@ -21,9 +21,9 @@ from typing import Any
 os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 
 from command_line import load_config, merge, overrides_from, run_command, validate
-from config import ConfigError
+from config import TOKEN_UNITS, ConfigError
 from evaluation import Evaluation
-from report import Record, build_results, read_records, reprice, route_records, table
+from report import Record, ReportError, build_results, read_records, reprice, route_records, table, uncounted
 from report_html import write_report_files
 from run_folder import newest_run, write_atomically
 
@@ -52,6 +52,10 @@ def repriced(folder: Path, unit: str, overrides: list[str]) -> tuple[dict[str, A
     records = read_records(folder / "routes.jsonl")
     before = json.loads((folder / "report" / "results.json").read_text())
     config = validate(merge(before["evaluation"]["config"], overrides_from([*overrides, "--reward.cost", unit])), f"{folder}, priced in {unit}")
+    if unit in TOKEN_UNITS and (names := uncounted(records, config)):
+        raise ReportError(
+            f"{folder}: the recorded answers of {', '.join(names)} were not counted, so they have no price in {unit}: give meta.tokens or a tokenizer and evaluate again"
+        )
     kept = {name: before[name] for name in ("terminator", "transfer", "evaluation") if name in before}
     kept["terminator"] = {name: value for name, value in kept["terminator"].items() if name != "thresholds"}  # their costs are in the old unit
     records = reprice(records, config.reward)

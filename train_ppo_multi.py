@@ -38,7 +38,7 @@ from experts import build_pool, pick_device
 from plan import make_plan
 from plan_table import plan_text
 from questions import load_splits
-from reward import charge, check_metrics
+from reward import charge
 from rollout import Route, play, score_routes
 from run_folder import RunFolder, random_state, restore_random_state, run_name, seed_everything
 from terminator import Terminator, TerminatorData, TerminatorJudge, choose_threshold, cut_at, save_terminator
@@ -53,8 +53,8 @@ class Trainer:
         self.config, self.folder = config, folder
         self.device = pick_device(config.device)
         self.splits = load_splits(config.data)
-        check_metrics([*self.splits.train, *self.splits.validation])
         self.pool = build_pool(config)
+        self.pool.check_questions([*self.splits.train, *self.splits.validation])
         self.pool.stats.generated = folder.expert_calls()
         self.pool.on_generated = folder.count_expert_calls
         seed_everything(config.seed)
@@ -72,7 +72,7 @@ class Trainer:
         self.epoch, self.update_idx, self.env_step, self.best_return = 0, 0, 0, -np.inf
 
     def _make_envs(self) -> DERVectorEnv:
-        config, judge = self.config, OracleJudge(self.splits.train, self.config.env.p0)
+        config, judge = self.config, OracleJudge(self.splits.train, self.config.env.p0, self.pool.names)
         num_envs = min(config.train.num_envs, config.train.episodes_per_update)
         envs = [DEREnv(self.splits.train, self.pool, judge, self.agent.state_tokenizer, config.env, config.reward, self._on_step) for _ in range(num_envs)]
         return DERVectorEnv(envs, np.random.default_rng([config.seed, 1]))
@@ -134,7 +134,7 @@ class Trainer:
         most = config.terminator.max_threshold
         judge = TerminatorJudge(self.agent, self.terminator, most)
         routes = play([q.sealed() for q in self.splits.validation], self.agent, self.pool, judge, config.env.t_max)
-        score_routes(routes, self.splits.validation)
+        score_routes(routes, self.splits.validation, self.pool.names)
         self.terminator.threshold = choose_threshold(routes, config.reward, most)
         ended = [cut_at(route, self.terminator.threshold) for route in routes]
         return {

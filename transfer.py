@@ -1,7 +1,7 @@
 """The knowledge-transfer audit: is a second call better for the answer it was handed, or only for being a second call?
 
 For every ordered pair of experts, at an equal number of calls, the second is handed the first's answer as it is, nothing, another
-question's answer, or its own first answer.
+question's answer, or its own first answer. A recorded expert is never the second: it does not read what it is handed.
 """
 
 from __future__ import annotations
@@ -52,21 +52,22 @@ def audit(questions: Sequence[Question], pool: ExpertPool, composition_pairs: Ma
     Returns {"pairs": [...], "best": [...]} of results.json; `best` adds, per composition task, the paired gain of the handed-on answer
     over each other variant. Questions that are alone in their task are left out: there is nothing to swap.
     """
-    partner, num = swapped_partner(questions), len(pool)
-    size = len(questions)
+    partner, num, size = swapped_partner(questions), len(pool), len(questions)
+    reading = [k for k in range(num) if not pool.is_recorded[k]]
+    composition_pairs = {task: pair for task, pair in composition_pairs.items() if pair[1] in reading}
     asked = pool.answer([Request(k, question.text) for k in range(num) for question in questions])
     first = [[answer.text for answer in asked[k * size : (k + 1) * size]] for k in range(num)]  # [expert][question]
-    first_quality = [np.array(score_answers(questions, row)) for row in first]
+    first_quality = [np.array(score_answers(questions, row, [name] * size)) for name, row in zip(pool.names, first, strict=True)]
     handed = {
         (i, j, variant): [None if variant == "none" else first[j][q] if variant == "own" else first[i][partner[q] if variant == "swapped" else q] for q in range(len(questions))]
         for i in range(num)
-        for j in range(num)
+        for j in reading
         for variant in VARIANTS
     }
     plan = list(handed)
     requests = [Request(j, question.text, given) for i, j, variant in plan for question, given in zip(questions, handed[i, j, variant], strict=True)]
     texts = [answer.text for answer in pool.answer(requests)]
-    quality = {key: np.array(score_answers(questions, texts[n * size : (n + 1) * size])) for n, key in enumerate(plan)}  # each (Q,)
+    quality = {key: np.array(score_answers(questions, texts[n * size : (n + 1) * size], [pool.names[key[1]]] * size)) for n, key in enumerate(plan)}  # each (Q,)
 
     tasks = np.array([question.task for question in questions])
     chained = np.isin(tasks, list(composition_pairs))
@@ -74,7 +75,7 @@ def audit(questions: Sequence[Question], pool: ExpertPool, composition_pairs: Ma
     pairs = [
         _pair(pool.names[i], pool.names[j], group, mask, {v: quality[i, j, v] for v in VARIANTS}, first_quality[i])
         for i in range(num)
-        for j in range(num)
+        for j in reading
         for group, mask in groups.items()
         if mask.sum() > 1
     ]

@@ -1,48 +1,179 @@
-"""Look after an answer store.
+"""Look after an answer store, and move answers between stores and files of recorded answers.
 
-python scripts/store.py check runs/answers.sqlite     # is it whole, and what is in it
-python scripts/store.py rebuild runs/answers.sqlite   # rescue every readable answer of a damaged store; the old file is kept
+    python scripts/store.py info runs/answers.sqlite                          # experts, answers, size
+    python scripts/store.py check runs/answers.sqlite                         # the same, after reading all of it
+    python scripts/store.py merge runs/answers.sqlite other.sqlite ...        # take over others' answers; where both have one, the first store's stays
+    python scripts/store.py prune runs/answers.sqlite EXPERT ...              # move experts' answers into answers.sqlite.pruned; merge brings them back
+    python scripts/store.py export runs/answers.sqlite OUT.jsonl --config C   # first calls of C's pool to C's questions, as recorded answers
+    python scripts/store.py import runs/answers.sqlite IN.jsonl --config C    # recorded answers as first calls of C's experts, for `first_answers: IN.jsonl`
+    python scripts/store.py rebuild runs/answers.sqlite                       # rescue every readable answer of a damaged store; the old file is kept
+
+Settings of C can be overridden (--data.test.path ...). Nothing here asks an expert, and nothing overwrites a file.
 """
 
 from __future__ import annotations
 
 import argparse
-import sqlite3
+import json
+import os
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from answer_store import StoreError, rebuild
-from command_line import run_command
+from answer_store import AnswerStore, StoreError, rebuild
+from command_line import load_config, run_command
+from config import Config, RecordedExpertConfig
+from questions import RECORDED, Question, load_splits
+
+SPLITS = ("train", "validation", "test")
+CHUNK = 2000  # questions looked up or stored at a time
 
 
-def check(path: Path) -> None:
-    """Print answers per expert. Raises StoreError when the file is damaged."""
-    try:
-        database = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
-        verdict = database.execute("PRAGMA quick_check").fetchone()[0]
-        counts = database.execute("SELECT expert, COUNT(*), SUM(completion_tokens) FROM answers GROUP BY expert").fetchall()
-    except sqlite3.DatabaseError as error:
-        raise StoreError(f"{path}: {error}. Rescue what can be read: python scripts/store.py rebuild {path}") from error
-    if verdict != "ok":
-        raise StoreError(f"{path}: {verdict}. Rescue what can be read: python scripts/store.py rebuild {path}")
-    for expert, answers, tokens in counts:
+def existing(path: Path) -> Path:
+    if not path.is_file():
+        raise StoreError(f"{path}: no such store")
+    return path
+
+
+def info(path: Path, *, reads_all: bool) -> None:
+    """Print answers and tokens per expert, and the size."""
+    store = AnswerStore(existing(path))
+    if reads_all:
+        store.check()
+    for expert, answers, tokens in store.counts():
         print(f"{expert}: {answers} answers, {tokens} tokens")
-    print(f"{path}: whole, {path.stat().st_size / 1e6:.1f} MB")
+    print(f"{path}: {'whole, ' if reads_all else ''}{len(store)} answers, {path.stat().st_size / 1e6:.1f} MB")
+    store.close()
+
+
+def merge(path: Path, others: Sequence[Path]) -> None:
+    """Into the first, in order; the first may be new."""
+    for other in others:
+        AnswerStore(existing(other)).close()  # a file that is no store is refused before anything is taken
+    store = AnswerStore(path)
+    for other in others:
+        came, differ = store.merge(other)
+        print(f"{other}: {came} answers taken over; {differ} others differ from what {path} has, which stays")
+    store.close()
+
+
+def prune(path: Path, experts: Sequence[str]) -> None:
+    """Move experts' answers out. Raises StoreError for a name the store does not have, before anything is moved."""
+    store, backup = AnswerStore(existing(path)), path.with_name(path.name + ".pruned")
+    known = [expert for expert, *_ in store.counts()]
+    if unknown := [expert for expert in experts if expert not in known]:
+        raise StoreError(f"{path}: no answers of {', '.join(unknown)}; it has answers of {', '.join(known) or 'nobody'}")
+    for expert in experts:
+        print(f"{expert}: {store.move(expert, backup)} answers moved to {backup}")
+    store.close()
+
+
+def export(path: Path, out: Path, config: Config, splits: Sequence[str]) -> None:
+    """Write the first calls that a store holds for a pool's questions. Raises StoreError when there is nothing to write."""
+    from experts import build_pool
+
+    if out.exists():
+        raise StoreError(f"{out} exists; name another file")
+    pool = build_pool(with_store(config, existing(path)))
+    read, names, written, asked = load_splits(config.data), pool.names, 0, 0
+    partial = out.with_name(out.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        for split in splits:
+            questions = getattr(read, split)
+            asked += len(questions)
+            for question, answers in first_calls(pool, questions):
+                file.write(json.dumps(recorded_row(question, split, dict(zip(names, answers, strict=True))), ensure_ascii=False) + "\n")
+                written += 1
+    if not written:
+        partial.unlink()
+        raise StoreError(f"{path}: none of the {asked} questions has been answered by all of {', '.join(names)}")
+    partial.replace(out)
+    print(f"{out}: {written} of {asked} questions; the others have not been answered by all {len(names)} experts")
+
+
+def first_calls(pool: Any, questions: Sequence[Question]) -> Iterator[tuple[Question, list[Any]]]:
+    """Each question that every expert of the pool has answered, with the stored answers in the pool's order."""
+    from experts import Request
+
+    for start in range(0, len(questions), CHUNK):
+        chunk = questions[start : start + CHUNK]
+        requests = [[Request(idx, question.text) for idx in range(len(pool))] for question in chunk]
+        keys = [[pool.key(pool.voice(request), pool.render(request)) for request in row] for row in requests]
+        found = pool.store.get_many(key for row in keys for key in row)
+        yield from ((question, [found[key] for key in row]) for question, row in zip(chunk, keys, strict=True) if all(key in found for key in row))
+
+
+def recorded_row(question: Question, split: str, answers: dict[str, Any]) -> dict[str, Any]:
+    """A line as recorded_expert.py reads it."""
+    return {
+        "question": question.text,
+        "reference": question.reference,
+        "answers": {name: answer.text for name, answer in answers.items()},
+        **({"scores": {name: question.scores[name] for name in answers}} if question.metric == RECORDED else {}),
+        "meta": {
+            "id": question.id,
+            "split": split,
+            "task": question.task,
+            "metric": question.metric,
+            "tokens": {name: answer.completion_tokens for name, answer in answers.items()},
+        },
+    }
+
+
+def import_recorded(path: Path, source: Path, config: Config) -> None:
+    """Put recorded answers into a store under the keys of a pool that names the file; what is there already stays."""
+    from experts import Request, build_pool
+    from recorded_expert import read_recording
+
+    experts = [e.model_copy(update={"path" if isinstance(e, RecordedExpertConfig) else "first_answers": str(source)}) for e in config.pool.experts]
+    pool = build_pool(with_store(config.model_copy(update={"pool": config.pool.model_copy(update={"experts": tuple(experts)})}), path))
+    before, recording = len(pool.store), read_recording(str(source))
+    questions = list(recording.questions())
+    for start in range(0, len(questions), CHUNK):
+        pool.answer([Request(idx, question) for idx in range(len(pool)) for question in questions[start : start + CHUNK]])
+    print(f"{path}: {len(pool.store) - before} answers of {len(pool)} experts to {len(recording)} questions added")
+
+
+def with_store(config: Config, path: Path) -> Config:
+    return config.model_copy(update={"pool": config.pool.model_copy(update={"store": str(path)})})
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("check", "rebuild"))
-    parser.add_argument("path", type=Path)
-    options = parser.parse_args(arguments)
-    if not options.path.is_file():
-        raise StoreError(f"{options.path}: no such store")
-    if options.command == "check":
-        check(options.path)
-    else:
-        print(f"{options.path}: {rebuild(options.path)} answers rescued; the damaged file is kept as {options.path}.damaged")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("info", "check", "merge", "prune", "export", "import", "rebuild"):
+        command = commands.add_parser(name, allow_abbrev=False)
+        command.add_argument("store", type=Path)
+        if name == "merge":
+            command.add_argument("others", type=Path, nargs="+")
+        elif name == "prune":
+            command.add_argument("experts", nargs="+")
+        elif name in ("export", "import"):
+            command.add_argument("file", type=Path, help="JSONL of recorded answers")
+            command.add_argument("--config", type=Path, default=Path("configs/quickstart.yaml"))
+        if name == "export":
+            command.add_argument("--split", choices=SPLITS, nargs="+", default=SPLITS)
+    options, overrides = parser.parse_known_args(arguments)
+    if overrides and options.command not in ("export", "import"):
+        parser.error(f"unexpected {overrides[0]}")
+    match options.command:
+        case "info" | "check":
+            info(options.store, reads_all=options.command == "check")
+        case "merge":
+            merge(options.store, options.others)
+        case "prune":
+            prune(options.store, options.experts)
+        case "export":
+            export(options.store, options.file, load_config(options.config, overrides), options.split)
+        case "import":
+            import_recorded(options.store, options.file, load_config(options.config, overrides))
+        case "rebuild":
+            count = rebuild(existing(options.store))
+            print(f"{options.store}: {count} answers rescued; the damaged file is kept as {options.store}.damaged")
 
 
 if __name__ == "__main__":

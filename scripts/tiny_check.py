@@ -52,7 +52,7 @@ def measure(config: Config, questions: Sequence[Question], cells: Sequence[str])
         for idx, expert in enumerate(pool.experts):
             answers = pool.answer([Request(idx, question.text) for question in questions])
             costs = [charge(call_cost(expert.config, a.prompt_tokens, a.completion_tokens, a.latency_s), config.reward) for a in answers]
-            quality.append(score_answers(questions, [answer.text for answer in answers]))
+            quality.append(score_answers(questions, [answer.text for answer in answers], [expert.config.name] * len(answers)))
             value.append(np.array(quality[-1]) - config.reward.alpha * np.array(costs))
             first.append([answer.text for answer in answers])
         chained = np.array([question.task in CHAINED_TASKS for question in questions])
@@ -74,7 +74,7 @@ def second_calls(pool: ExpertPool, questions: Sequence[Question], rows: np.ndarr
     for i in range(len(pool)):
         for j in range(len(pool)):
             answers = pool.answer([Request(j, questions[row].text, first[i][other]) for row, other in zip(rows, passed_from, strict=True)])
-            out[i, j] = score_answers([questions[row] for row in rows], [answer.text for answer in answers])
+            out[i, j] = score_answers([questions[row] for row in rows], [answer.text for answer in answers], [pool.names[j]] * len(answers))
     return out
 
 

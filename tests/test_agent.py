@@ -46,7 +46,7 @@ def make_agent(bert_encoder: Path) -> Callable[..., Agent]:
 def scripted_envs(agent: Agent, make_pool: Callable, num_envs: int = 3) -> DERVectorEnv:
     """Expert 0 is always right, the others are right on top of another answer only: routes of one to three calls."""
     pool = make_pool([lambda q, a: "yes"] + [lambda q, a: "no" if a is None else "yes"] * (agent.num_experts - 1))
-    judge, env = OracleJudge(QUESTIONS, 1.0), EnvConfig(t_max=T_MAX, continue_past_p0=0.5)
+    judge, env = OracleJudge(QUESTIONS, 1.0, pool.names), EnvConfig(t_max=T_MAX, continue_past_p0=0.5)
     reward = RewardConfig(kind="paper", alpha=0.01)
     return DERVectorEnv([DEREnv(QUESTIONS, pool, judge, agent.state_tokenizer, env, reward) for _ in range(num_envs)], np.random.default_rng(0))
 

@@ -61,7 +61,8 @@ def make_env(make_pool: Callable, state_tokenizer: StateTokenizer) -> Callable[.
     """`make_env(experts, env=, reward=, questions=)`; the oracle judges."""
 
     def make(experts: Sequence, env: EnvConfig = NEVER_RIGHT, reward: RewardConfig = FREE, questions: Sequence[Question] = QUESTIONS, **options: object) -> DEREnv:
-        return DEREnv(questions, make_pool(experts), OracleJudge(questions, env.p0), state_tokenizer, env, reward, **options)
+        pool = make_pool(experts)
+        return DEREnv(questions, pool, OracleJudge(questions, env.p0, pool.names), state_tokenizer, env, reward, **options)
 
     return make
 
@@ -89,9 +90,9 @@ def test_gymnasium_finds_nothing_to_warn_of(make_env: Callable, t_max: int, num_
 def test_gym_make_builds_a_checked_environment(make_pool: Callable, state_tokenizer: StateTokenizer) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        env = gym.make(
-            "DER-v0", questions=QUESTIONS, pool=make_pool([echo, wrong]), judge=OracleJudge(QUESTIONS, 1.0), state_tokenizer=state_tokenizer, env=NEVER_RIGHT, reward=FREE
-        )
+        pool = make_pool([echo, wrong])
+        judge = OracleJudge(QUESTIONS, 1.0, pool.names)
+        env = gym.make("DER-v0", questions=QUESTIONS, pool=pool, judge=judge, state_tokenizer=state_tokenizer, env=NEVER_RIGHT, reward=FREE)
         check_env(env.unwrapped, skip_render_check=True)
         env.reset(seed=0)
         _, reward, terminated, truncated, info = env.step(0)  # through Gymnasium's own passive checker

@@ -128,7 +128,7 @@ def test_the_route_log_holds_what_was_sent_and_answered_and_can_be_read_back(mak
     pool = make_pool([lambda q, a: "no", lambda q, a: "yes"])
     question = Question("a", "question one", task="t", _reference="yes")
     routes = play([question], FixedRoute([0, 1]), pool, NeverSatisfied(), 2)
-    score_routes(routes, [question])
+    score_routes(routes, [question], pool.names)
     lines = [json.dumps(record) for record in route_records(Played("DER", "der", routes, seed=3), pool, CONFIG, {"a": "yes"})]
     (tmp_path / "routes.jsonl").write_text("\n".join(lines) + "\n")
     (record,) = read_records(tmp_path / "routes.jsonl")

@@ -130,18 +130,18 @@ def test_a_users_own_metric_is_named_by_import_path_and_asked_once_for_all_its_a
     questions = [
         Question(str(i), f"q{i}", metric=metric, _reference="abcd") for i, metric in enumerate(["my_metrics:Share", "exact_match", "my_metrics:Share", "my_metrics:Share"])
     ]
-    assert score_answers(questions, ["a", "ABCD", "abc", " \n"]) == [0.25, 1.0, 0.75, 0.0]
+    assert score_answers(questions, ["a", "ABCD", "abc", " \n"], ["e"] * 4) == [0.25, 1.0, 0.75, 0.0]
     import my_metrics
 
     assert my_metrics.calls == [["a", "abc"]]  # one call, and none for the empty answer
     with pytest.raises(MetricError, match=r"my_metrics:Share: score 1\.25 of question 0 is outside \[0, 1\]"):
-        score_answers(questions[:1], ["abcde"])
+        score_answers(questions[:1], ["abcde"], ["e"])
 
 
 def test_empty_answers_score_nothing_under_every_metric(bert_encoder):
     metrics = ["exact_match", "short_answer", "rouge_l", "numeric_match", "multiple_choice", "reasoning_gym:spell_backward", f"bertscore:{bert_encoder}:2"]
     questions = [Question(str(i), "q", metric=metric, _reference="") for i, metric in enumerate(metrics)]  # even where the reference is as empty
-    assert score_answers(questions, ["", " ", "\n", "", "", "\t", ""]) == [0.0] * 7
+    assert score_answers(questions, ["", " ", "\n", "", "", "\t", ""], ["e"] * 7) == [0.0] * 7
 
 
 @pytest.mark.parametrize("name", ["bleu", "exact-match", "reasoning_gym:", "evaluate:"])

@@ -44,7 +44,7 @@ def texts(routes: Sequence[Route]) -> list[list[tuple[int, str]]]:
 
 @pytest.mark.parametrize("width", [1, 3, 256])
 def test_each_question_is_played_once_in_order_whatever_the_width(make_pool: Callable, width: int) -> None:
-    policy, judge = Alternate(), OracleJudge(QUESTIONS, 1.0)
+    policy, judge = Alternate(), OracleJudge(QUESTIONS, 1.0, ["e0", "e1"])
     routes = play(QUESTIONS, policy, make_pool([right_if_even, improve]), judge, 3, width=width)
     assert [route.episode.question.id for route in routes] == [f"q{i}" for i in range(7)]
     # Even questions end after the first call, odd ones when expert 1 improves on "none".
@@ -87,8 +87,8 @@ def test_played_routes_hold_no_quality_until_they_are_scored(make_pool: Callable
     with pytest.raises(ValueError, match="q0"):
         _ = routes[0].quality
     with pytest.raises(ReferenceSealedError):
-        score_routes(routes, [question.sealed() for question in QUESTIONS])
-    score_routes(routes, QUESTIONS)
+        score_routes(routes, [question.sealed() for question in QUESTIONS], ["e0", "e1"])
+    score_routes(routes, QUESTIONS, ["e0", "e1"])
     # Calls: expert 0 (right on even numbers), expert 1 (right, being handed something), expert 0 again.
     assert [[step.quality for step in route.episode.steps] for route in routes] == [[1.0, 1.0, 1.0] if i % 2 == 0 else [0.0, 1.0, 0.0] for i in range(7)]
 
@@ -111,7 +111,7 @@ def test_an_empty_answer_goes_on_in_words_and_scores_nothing(make_pool: Callable
     pool = make_pool([lambda question, previous: "", improve])
     routes = play(QUESTIONS[:1], Alternate(), pool, NeverSatisfied(), 2)
     assert "There is an answer from another student: (no answer)\n" in pool.experts[1].prompts[0]
-    score_routes(routes, QUESTIONS[:1])
+    score_routes(routes, QUESTIONS[:1], pool.names)
     assert [step.quality for step in routes[0].episode.steps] == [0.0, 1.0]
 
 

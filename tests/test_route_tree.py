@@ -34,7 +34,7 @@ def brute_force(questions: Sequence[Question], pool: ExpertPool, t_max: int, rew
                 given = pool.answer([Request(idx, q.text, text) for q, text in zip(questions, texts, strict=True)])
                 texts = [answer.text for answer in given]
                 spent += [charge(pool.cost(idx, answer), reward) for answer in given]
-            best = np.maximum(best, np.array(score_answers(questions, texts)) - reward.alpha * spent)
+            best = np.maximum(best, np.array(score_answers(questions, texts, [pool.names[route[-1]]] * len(questions))) - reward.alpha * spent)
     return best
 
 
@@ -114,7 +114,7 @@ def test_the_full_information_router_learns_the_chain_and_when_to_stop(make_pool
     router = fit_full_information(agent, grow(questions[:64], pool, 3, expand_solved=True), reward)
     test = questions[64:]
     routes = play([q.sealed() for q in test], router, pool, NeverSatisfied(), 3)
-    score_routes(routes, test)
+    score_routes(routes, test, pool.names)
     # By hand: .5 x (1 - .02 x 2) + .5 x (1 - .02 x (1 + 3)) = .94
     assert np.mean([route.value_under(reward) for route in routes]) == pytest.approx(0.94, abs=0.02)
     router.save(tmp_path / "fits" / "router.pt")
@@ -136,6 +136,6 @@ def test_outcomes_that_nobody_could_foresee_are_not_counted_as_knowledge(make_po
     reward = RewardConfig(alpha=0.0)
     router = fit_full_information(agent, grow(questions[:200], pool, 1, expand_solved=True), reward)
     routes = play([q.sealed() for q in questions[200:]], router, pool, NeverSatisfied(), 1)
-    score_routes(routes, questions[200:])
+    score_routes(routes, questions[200:], pool.names)
     assert 0.3 < np.mean([route.quality for route in routes]) < 0.7
     assert np.mean([d.value for route in routes for d in route.decisions]) < 0.9  # nor expects what hindsight gets

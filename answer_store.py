@@ -90,11 +90,12 @@ class AnswerStore:
         )
 
     def __len__(self) -> int:
-        return self._run("SELECT COUNT(*) FROM answers").fetchone()[0]
+        return self._run("SELECT COUNT(*) FROM answers")[0][0]
 
-    def _run(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
+    def _run(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """All rows of a statement."""
         try:
-            return self._db.execute(sql, parameters)
+            return self._db.execute(sql, parameters).fetchall()
         except sqlite3.Error as error:
             raise self._explained(error) from error
 
@@ -105,10 +106,7 @@ class AnswerStore:
         for start in range(0, len(wanted), LOOKUP_CHUNK):
             chunk = wanted[start : start + LOOKUP_CHUNK]
             marks = ",".join("?" * len(chunk))
-            try:
-                rows = self._db.execute(f"SELECT key, {COLUMNS} FROM answers WHERE key IN ({marks})", chunk).fetchall()
-            except sqlite3.Error as error:
-                raise self._explained(error) from error
+            rows = self._run(f"SELECT key, {COLUMNS} FROM answers WHERE key IN ({marks})", chunk)
             out.update({key: Answer(*values[:-1], prompt_cut=bool(values[-1])) for key, *values in rows})
         return out
 
@@ -130,11 +128,11 @@ class AnswerStore:
 
     def counts(self) -> list[tuple[str, int, int]]:
         """Name, answers and generated tokens of every expert."""
-        return self._run("SELECT expert, COUNT(*), SUM(completion_tokens) FROM answers GROUP BY expert ORDER BY expert").fetchall()
+        return self._run("SELECT expert, COUNT(*), SUM(completion_tokens) FROM answers GROUP BY expert ORDER BY expert")
 
     def check(self) -> None:
         """Read the whole file. Raises StoreError when it is damaged."""
-        if (verdict := self._run("PRAGMA quick_check").fetchone()[0]) != "ok":
+        if (verdict := self._run("PRAGMA quick_check")[0][0]) != "ok":
             raise self._explained(sqlite3.DatabaseError(verdict))
 
     def merge(self, other: Path) -> tuple[int, int]:
@@ -143,7 +141,7 @@ class AnswerStore:
         self._run("ATTACH ? AS other", [str(other)])
         try:
             self._run("INSERT OR IGNORE INTO main.answers SELECT * FROM other.answers")
-            differ = self._run("SELECT COUNT(*) FROM other.answers AS theirs JOIN main.answers AS ours USING (key) WHERE theirs.text != ours.text").fetchone()[0]
+            differ = self._run("SELECT COUNT(*) FROM other.answers AS theirs JOIN main.answers AS ours USING (key) WHERE theirs.text != ours.text")[0][0]
         finally:
             self._run("DETACH other")
         return len(self) - before, differ
@@ -154,7 +152,8 @@ class AnswerStore:
         self._run("ATTACH ? AS other", [str(other)])
         try:
             self._run("INSERT OR IGNORE INTO other.answers SELECT * FROM main.answers WHERE expert = ?", [expert])
-            moved = self._run("DELETE FROM main.answers WHERE expert = ? AND key IN (SELECT key FROM other.answers)", [expert]).rowcount
+            self._run("DELETE FROM main.answers WHERE expert = ? AND key IN (SELECT key FROM other.answers)", [expert])
+            moved = self._run("SELECT changes()")[0][0]
         finally:
             self._run("DETACH other")
         self._run("VACUUM")

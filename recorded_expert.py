@@ -219,9 +219,7 @@ class RecordedExpert:
             remedy = "there is no text to count" if self._can_count else "no tokenizer is named to count them"
             raise ExpertError(f"{line}: reward.cost is {unit}, but meta.tokens has no count of {self.config.name}'s answer, and {remedy}")
         if self.first_of is not None and not self._can_count:
-            raise ExpertError(
-                f"expert {self.config.name}: reward.cost is {unit}, but nothing here counts the prompts of its first_answers; charge by params, or leave first_answers out"
-            )
+            raise ExpertError(f"expert {self.config.name}: reward.cost is {unit}, but nothing counts the prompts of its first_answers; charge params, or leave them out")
 
     @functools.cached_property
     def _tokenizer(self) -> Any:
@@ -260,9 +258,10 @@ class RecordedExpert:
                 raise self._has_no_answer(missing)
             rows = [self.recording.row(question) for question in questions]
             texts = [row.answers[self.config.name] for row in rows]
-            given, counted = [row.tokens.get(self.config.name, 0) for row in rows], self._count_answers(texts)
-            lengths = zip(texts, self._count_prompts(questions), given, counted, strict=True)
-            yield [(index, Answer(text, prompt_tokens, given or counted, 0.0)) for index, (text, prompt_tokens, given, counted) in enumerate(lengths, start)]
+            given = [row.tokens.get(self.config.name, 0) for row in rows]
+            counted = iter(self._count_answers([text for text, tokens in zip(texts, given, strict=True) if not tokens]))
+            lengths = zip(texts, self._count_prompts(questions), (tokens or next(counted) for tokens in given), strict=True)
+            yield [(index, Answer(text, prompt_tokens, tokens, latency_s=0.0)) for index, (text, prompt_tokens, tokens) in enumerate(lengths, start)]
 
 
 def first_answers_of(expert: Expert) -> RecordedExpert:

@@ -124,6 +124,11 @@ def test_costs_by_hand(pool_of: Callable, bert_encoder: Path) -> None:
     assert pool.cost(1, dear).usd == pytest.approx(5e-6 + 0.00024)
 
 
+def test_answers_stored_before_they_were_counted_are_not_taken_for_counted_ones(pool_of: Callable, bert_encoder: Path) -> None:
+    assert pool_of([row("what?")]).answer([Request(1, "what?")])[0].completion_tokens == 0
+    assert pool_of([row("what?")], tokenizer=str(bert_encoder)).answer([Request(1, "what?")])[0].completion_tokens == 1
+
+
 @pytest.mark.parametrize("unit", ["tokens", "flops", "usd"])
 def test_what_nobody_has_counted_is_not_charged_by_the_token(pool_of: Callable, bert_encoder: Path, unit: str) -> None:
     price = {"reward": {"cost": unit}, "usd_per_million_completion_tokens": 1.0}
@@ -347,6 +352,14 @@ def test_recorded_first_answers_are_free_of_the_budget_and_keyed_by_their_file(m
     newer = make_pool([expert], first_answers=first_answers(other, "e", expert))
     assert newer.answer([Request(0, "a?")])[0].text == "another" and newer.fingerprint() != pool.fingerprint() != plain.fingerprint()
     assert newer.key(0, "x") == plain.key(0, "x")  # later calls are shared with pools that have no recording
+
+
+def test_first_answers_whose_prompts_nobody_can_count_are_not_charged_by_the_token(scripted_expert: Callable, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rec.jsonl", [row("a?", {"e": "recorded"}, meta={"tokens": {"e": 7}})])
+    recorded = first_answers(path, "e", scripted_expert(lambda q, a: "x", "e"))[0]  # it has no tokenizer, as an endpoint has none
+    recorded.check_charge("params")
+    with pytest.raises(ExpertError, match=r"expert e: reward\.cost is usd, but nothing counts the prompts of its first_answers"):
+        recorded.check_charge("usd")
 
 
 def test_a_real_experts_recorded_first_answers_cost_what_generating_them_did(tiny_pool_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

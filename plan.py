@@ -22,6 +22,7 @@ from config import AnyExpertConfig, Config, ConfigError, EndpointExpertConfig, H
 from hf_expert import HFExpert
 from preflight import Measured, Split, check_files, check_metric, check_needs, device_memory_gb, locate, measure, noting, plan_splits
 from prompts import PromptFormat
+from recorded_expert import RecordedExpert, read_recording
 from rollout import PLAY_WIDTH
 
 CHARS_PER_TOKEN = 4  # of English under the usual vocabularies; for prompts whose tokenizer is not here
@@ -207,10 +208,11 @@ def make_plan(config: Config) -> Plan:
 def plan_expert(expert: AnyExpertConfig, config: Config, calls: Calls, texts: Sequence[str], measured: Measured | None, notes: list[str]) -> ExpertPlan:
     """Check an expert and reckon its part. Raises DERErrors for what has to be mended."""
     if isinstance(expert, RecordedExpertConfig):
-        check_files(f"expert {expert.name}", expert.path, notes)
+        if check_files(f"expert {expert.name}", expert.path, notes):
+            RecordedExpert(expert).check_charge(config.reward.cost)
         return ExpertPlan(expert, measured)
-    if expert.first_answers is not None:
-        check_files(f"expert {expert.name}: first_answers", expert.first_answers, notes)
+    if expert.first_answers is not None and check_files(f"expert {expert.name}: first_answers", expert.first_answers, notes):
+        read_recording(expert.first_answers).require(expert.name)
     local = weights_gb = kv_gb = None
     if isinstance(expert, HFExpertConfig):
         folder = locate(f"expert {expert.name}", expert.source, expert.revision, notes)

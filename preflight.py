@@ -24,7 +24,7 @@ from huggingface_hub.utils import validate_repo_id
 from config import Config, ConfigError, DataConfig, DERError, EndpointExpertConfig, HFExpertConfig, RayExpertConfig, SourceConfig
 from experts import pick_device
 from hf_expert import LOCAL_MODELS, resolve_source
-from questions import load_splits, read_questions
+from questions import RECORDED, load_splits, read_questions
 from reward import get_metric
 
 SPLITS = ("train", "validation", "test")
@@ -69,14 +69,14 @@ def command_for(path: str) -> str | None:
     return "yours to provide, configs/recorded.yaml says in which form" if path == "data/recorded/answers.jsonl" else None
 
 
-def check_files(what: str, paths: str | Sequence[str], notes: list[str]) -> None:
-    """Note the command that makes a missing file. Raises ConfigError where there is none."""
-    for path in (paths,) if isinstance(paths, str) else paths:
-        if Path(path).is_file():
-            continue
+def check_files(what: str, paths: str | Sequence[str], notes: list[str]) -> bool:
+    """Whether all are here; notes the command that makes a missing file. Raises ConfigError where there is none."""
+    missing = [path for path in ((paths,) if isinstance(paths, str) else paths) if not Path(path).is_file()]
+    for path in missing:
         if (command := command_for(path)) is None:
             raise ConfigError(f"{what}: {path}: no such file")
         notes.append(f"{path} is not here yet: {command}")
+    return not missing
 
 
 def is_hub_id(source: str) -> bool:
@@ -153,7 +153,7 @@ def check_metric(name: str, needs: dict[str, bool]) -> None:
     kind = name.partition(":")[0]
     if kind in METRIC_PACKAGES:
         needs[f"package {METRIC_PACKAGES[kind]} (metric {kind})"] = find_spec(METRIC_PACKAGES[kind]) is not None
-    if kind != "evaluate":
+    if kind not in ("evaluate", RECORDED):
         get_metric(name)
 
 

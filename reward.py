@@ -2,8 +2,7 @@
 
 Metrics share one interface, `compute(predictions=, references=)`, and return one score in [0, 1] per answer. They are named in the
 data (`metric` of a question) as one of `METRICS`, `bertscore:MODEL:LAYERS`, `bartscore:MODEL`, `bleurt:MODEL` (text_metrics.py),
-`reasoning_gym:NAME`, `evaluate:NAME`, or the import path `package.module:name`; `recorded` takes the scores
-that came with recorded answers.
+`reasoning_gym:NAME`, `evaluate:NAME`, or the import path `package.module:name`; `recorded` takes the scores that came with the answers.
 """
 
 from __future__ import annotations

@@ -60,8 +60,9 @@ def missing(config: Config) -> Iterator[str]:
         path = Path(split.path)
         if path.suffix == ".jsonl" and not path.is_file():
             yield f"{path} is missing (python scripts/prepare_data.py {path.parent.name})"
-    for name in dict.fromkeys(e.path if isinstance(e, RecordedExpertConfig) else getattr(e, "first_answers", None) for e in config.pool.experts):
-        if name is not None and not Path(name).is_file():
+    recorded = [(e.path if isinstance(e, RecordedExpertConfig) else e.first_answers) or () for e in config.pool.experts]
+    for name in dict.fromkeys(name for names in recorded for name in ((names,) if isinstance(names, str) else names)):
+        if not Path(name).is_file():
             yield f"{name} is missing: recorded answers"
     local = [e for e in config.pool.experts if isinstance(e, HFExpertConfig) and not isinstance(e, RayExpertConfig)]
     if local and (reason := too_large(max(local, key=lambda e: e.params_b), config.device)):

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 import train_ppo_multi
 from answer_store import Answer, AnswerStore, StoredAnswer
 from command_line import load_config, read_yaml, validate
-from config import Config, ConfigError, EndpointExpertConfig, HFExpertConfig, RayExpertConfig
+from config import Config, ConfigError, EndpointExpertConfig, HFExpertConfig, RayExpertConfig, RecordedExpertConfig
 from experts import Request
 from hf_expert import HFExpert
 from plan import Calls, ExpertPlan, count_calls, count_pool_calls, fit_together, kv_bytes_per_token, make_plan, max_loads, prompt_tokens, tokens_per_second
@@ -179,7 +179,7 @@ def test_a_plan_by_hand(workplace):
 
 
 def test_recorded_first_answers_are_not_generated(workplace):
-    Path("recorded.jsonl").write_text("{}\n")
+    Path("recorded.jsonl").write_text('{"question": "one?", "answers": {"a": "yes"}}\n')
     train = {"epochs": 1, "updates_per_epoch": 1, "episodes_per_update": 10, "num_envs": 4}
     experts = [_hf("a", first_answers="recorded.jsonl"), _hf("b")]
     plan = make_plan(_config(experts, data=DATA, env={"t_max": 2}, train=train))
@@ -187,6 +187,15 @@ def test_recorded_first_answers_are_not_generated(workplace):
     assert [(e.low, e.first, e.later) for e in plan.experts] == [(0, 0, 6), (4, 6, 6)]
     assert plan.bounds == (0, 24)  # all may go to a first, or to b
     assert plan.experts[0].prompt_tokens == (48 / 4, (48 + 54 + 74 + 31) / 4 + 64)  # and the previous answer, of max_new_tokens at most
+
+
+def test_recorded_answers_are_read_and_checked_whole(workplace):
+    Path("recorded.jsonl").write_text('{"question": "one?", "answers": {"a": "yes"}}\n{"question": "two?", "answers": {"b": "no"}}\n')
+    experts = [RecordedExpertConfig(kind="recorded", name=name, path="recorded.jsonl", params_b=1) for name in "ab"]
+    with pytest.raises(ConfigError) as error:
+        make_plan(_config([*experts, _hf("c", first_answers="recorded.jsonl")], data=DATA))
+    for line in ("recorded.jsonl:2: no answer of expert a", "recorded.jsonl:1: no answer of expert b", "no line has an answer of expert c"):
+        assert line in str(error.value)
 
 
 def test_what_does_not_fit_is_said(workplace):

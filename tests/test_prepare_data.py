@@ -68,8 +68,8 @@ def test_the_metric_of_every_question_scores_each_accepted_reference_as_1_and_an
     for split in SPLITS:
         for question in read_questions(SourceConfig(path=str(prepared(name) / f"{split}.jsonl"))):
             accepted = question.reference if isinstance(question.reference, list) else [question.reference]
-            assert score_answers([question] * len(accepted), accepted) == [1.0] * len(accepted)
-            assert score_answers([question], ["none of this"]) == [0.0]
+            assert score_answers([question] * len(accepted), accepted, ["e"] * len(accepted)) == [1.0] * len(accepted)
+            assert score_answers([question], ["none of this"], ["e"]) == [0.0]
 
 
 def test_the_graded_metric_of_mixinstruct_scores_the_reference_highest(prepared, bert_encoder):
@@ -90,7 +90,7 @@ def test_gsm8k_takes_the_number_after_the_mark_by_the_sources_own_rule(prepared)
 
 def test_a_worked_answer_in_the_form_asked_for_is_scored_by_its_last_number(prepared):
     question = next(q for q in read_questions(SourceConfig(path=str(prepared("gsm8k") / "test.jsonl"))) if q.reference == "1234")
-    assert score_answers([question] * 3, ["411*3=1233\n#### 1,234", "1,234 sacks, of which 1233\n#### 1233", "#### 1,234 sacks"]) == [1.0, 0.0, 1.0]
+    assert score_answers([question] * 3, ["411*3=1233\n#### 1,234", "1,234 sacks, of which 1233\n#### 1233", "#### 1,234 sacks"], ["e"] * 3) == [1.0, 0.0, 1.0]
 
 
 def test_a_row_without_a_final_number_is_left_out_and_counted(prepared):
@@ -104,7 +104,7 @@ def test_choices_are_lettered_and_the_reference_is_the_letter(prepared):
     assert question["text"] == "The heart pumps\nA. air\nB. bile\nC. lymph\nD. blood\nAnswer with the letter of the right choice."
     assert (question["reference"], question["task"], question["metric"]) == ("D", "anatomy", "multiple_choice")
     [row] = [row for row in read_questions(SourceConfig(path=str(prepared("mmlu") / "test.jsonl"))) if row.id == "mmlu-test-000001"]
-    assert score_answers([row] * 3, ["D", "The answer is (D).", "C. lymph"]) == [1.0, 1.0, 0.0]
+    assert score_answers([row] * 3, ["D", "The answer is (D).", "C. lymph"], ["e"] * 3) == [1.0, 1.0, 0.0]
 
 
 def test_mmlu_trains_on_the_auxiliary_questions_and_never_on_a_test_question(prepared):
@@ -127,7 +127,7 @@ def test_triviaqa_accepts_every_alias_and_tests_on_the_split_that_has_answers(pr
     test = by_id(prepared("triviaqa"), "test")
     assert test["triviaqa-validation-000000"]["reference"] == ["Moby-Dick", "Moby Dick; or, The Whale", "Moby Dick"]
     question = next(q for q in read_questions(SourceConfig(path=str(prepared("triviaqa") / "test.jsonl"))) if q.id == "triviaqa-validation-000000")
-    assert score_answers([question] * 3, ["moby dick", "Moby Dick; or, the Whale.", "Ahab"]) == [1.0, 1.0, 0.0]
+    assert score_answers([question] * 3, ["moby dick", "Moby Dick; or, the Whale.", "Ahab"], ["e"] * 3) == [1.0, 1.0, 0.0]
     assert not any("<unk>" in str(row) for split in SPLITS for row in lines(prepared("triviaqa") / f"{split}.jsonl"))
 
 

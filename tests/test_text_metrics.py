@@ -155,7 +155,7 @@ def test_the_best_of_the_accepted_references_counts_and_batches_do_not_mix(bart:
 
 def test_an_empty_answer_scores_nothing_though_exp_and_the_logistic_function_are_above_zero(bart: Path, make_bleurt) -> None:
     questions = [Question(str(i), "q", metric=name, _reference="yes") for i, name in enumerate((f"bartscore:{bart}", f"bleurt:{make_bleurt('bleurt')}"))]
-    assert score_answers(questions, ["", " \n"]) == [0.0, 0.0]
+    assert score_answers(questions, ["", " \n"], ["e", "e"]) == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("name", ["bertscore:no/such-model:3", "bartscore:no/such-model", "bleurt:no/such-model"])

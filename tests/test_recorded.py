@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
+import prepare_data
 import pytest
 import yaml
 from recordings import SKILLS, make_rows, write_rows
@@ -375,3 +377,36 @@ def test_a_real_experts_recorded_first_answers_cost_what_generating_them_did(tin
     replayed = pool.answer([Request(0, question) for question in questions])
     assert [(a.text, a.prompt_tokens, a.completion_tokens) for a in replayed] == [(a.text, a.prompt_tokens, a.completion_tokens) for a in generated]
     assert len(AnswerStore(tmp_path / "b.sqlite")) == 2
+
+
+def test_mixinstruct_goes_from_its_upstream_schema_to_a_trained_agent_with_no_expert_loaded(
+    project: Path, tiny_pool_dir: Path, bert_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    prepare_data.main(["mixinstruct", "--source", str(project / "tests" / "fixtures" / "mixinstruct"), "--out", str(tmp_path / "mixinstruct")])
+    recorded = tmp_path / "mixinstruct" / "recorded.jsonl"
+    names = list(json.loads(recorded.read_text().splitlines()[0])["answers"])
+    source = {"source": str(tiny_pool_dir / "llama-0.2m"), "prompt_format": "plain", "first_answers": str(recorded)}  # weights that nobody reads
+    config = {
+        "device": "cpu",
+        "threads": 1,
+        "data": {split: {"path": str(tmp_path / "mixinstruct" / f"{split}.jsonl")} for split in ("train", "validation", "test")},
+        "pool": {"store": str(tmp_path / "a.sqlite"), "experts": [{"name": name, "params_b": 1.0 + index, **source} for index, name in enumerate(names)]},
+        "env": {"t_max": 1},  # first calls alone
+        "agent": {"encoder": str(bert_encoder), "max_tokens": 48, "hidden_sizes": [16]},
+        "train": {"epochs": 1, "updates_per_epoch": 2, "episodes_per_update": 8, "num_envs": 4},
+        "terminator": {"steps": 10, "hidden_size": 8},
+    }
+    rows = [json.loads(line) for split in config["data"].values() for line in Path(split["path"]).read_text().splitlines()]
+    assert len(names) == 11 and {row["text"] for row in rows} == {json.loads(line)["question"] for line in recorded.read_text().splitlines()}
+    for split in config["data"].values():  # BERTScore's model is not here: ROUGE-L judges
+        write_rows(Path(split["path"]), [json.loads(line) | {"metric": "rouge_l"} for line in Path(split["path"]).read_text().splitlines()])
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(HFExpert, "load", lambda self: pytest.fail("an expert was loaded"))
+    run = train_ppo_multi.main(["--config", "c.yaml", "--name", "mix"])
+    assert (run / "agent" / "model.safetensors").is_file()
+    results = json.loads(test_ppo_multi.main(["--run", str(run)]).read_text())
+    assert results["evaluation"]["answers_generated"] == 0 and 0 < results["rows"][0]["quality"]["mean"] <= 1
+    assert results["rows"][0]["cost"]["prompt_tokens"] > 0
+    assert any(note.startswith(f"First calls of {names[0]}, ") for note in results["notes"])

@@ -194,7 +194,7 @@ def test_a_server_killed_and_restarted_in_a_rollout_loses_nothing(server, tiny_p
     def kill_at_thirty(generated):  # all 24 first calls, and some of the second
         if generated >= 30 and not before:
             server.kill()
-            before.extend(pool.store._run("SELECT key, text FROM answers").fetchall())
+            before.extend(pool.store._run("SELECT key, text FROM answers"))
             server.start()
 
     pool.on_generated = kill_at_thirty
@@ -204,7 +204,7 @@ def test_a_server_killed_and_restarted_in_a_rollout_loses_nothing(server, tiny_p
     expected = play(asked, FixedRoute([0, 1]), here, NeverSatisfied(), 2)
     assert [[step.answer.text for step in route.episode.steps] for route in routes] == [[step.answer.text for step in route.episode.steps] for route in expected]
     assert len(before) >= 30
-    assert set(before) <= set(pool.store._run("SELECT key, text FROM answers").fetchall())
+    assert set(before) <= set(pool.store._run("SELECT key, text FROM answers"))
     assert pool.stats.generated == len(pool.store) == len(here.store)  # nothing twice, nothing missing
     assert pool.stats.failed == 0
 

@@ -122,6 +122,10 @@ class RayExpert:
     def decoding(self) -> dict[str, Any]:
         return self.local.decoding()
 
+    @property
+    def tokenizer(self) -> Any:
+        return self.local.tokenizer
+
     def render(self, question: str, previous_answer: str | None, ktp: str) -> str:
         return self.local.render(question, previous_answer, ktp)
 

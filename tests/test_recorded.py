@@ -364,19 +364,22 @@ def test_first_answers_whose_prompts_nobody_can_count_are_not_charged_by_the_tok
         recorded.check_charge("usd")
 
 
-def test_a_real_experts_recorded_first_answers_cost_what_generating_them_did(tiny_pool_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["hf", "ray"])
+def test_a_real_experts_recorded_first_answers_cost_what_generating_them_did(kind: str, tiny_pool_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kind == "ray":
+        pytest.importorskip("ray", reason="experts of kind ray need pip install -r requirements-optional.txt")
     questions = ["Spell this word backward (example: sun -> nus): planet", "Spell this word backward (example: sun -> nus): tree"]
     expert = {"name": "llama", "source": str(tiny_pool_dir / "llama-0.2m"), "params_b": 0.0002, "prompt_format": "plain"}
     config = {"device": "cpu", "pool": {"experts": [expert], "store": str(tmp_path / "a.sqlite")}, "reward": {"cost": "tokens"}}
     generated = build_pool(Config.model_validate(config)).answer([Request(0, question) for question in questions])
     path = write_rows(tmp_path / "rec.jsonl", [row(question, {"llama": answer.text}) for question, answer in zip(questions, generated, strict=True)])
-    expert["first_answers"] = path
+    expert |= {"kind": kind, "first_answers": path}
     config["pool"]["store"] = str(tmp_path / "b.sqlite")
     monkeypatch.setattr(HFExpert, "load", lambda self: pytest.fail("an expert was loaded"))
     pool = build_pool(Config.model_validate(config))
     replayed = pool.answer([Request(0, question) for question in questions])
     assert [(a.text, a.prompt_tokens, a.completion_tokens) for a in replayed] == [(a.text, a.prompt_tokens, a.completion_tokens) for a in generated]
-    assert len(AnswerStore(tmp_path / "b.sqlite")) == 2
+    assert len(AnswerStore(tmp_path / "b.sqlite")) == 2 and pool.stats.loads == 0
 
 
 def test_mixinstruct_goes_from_its_upstream_schema_to_a_trained_agent_with_no_expert_loaded(

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 from scipy.spatial import ConvexHull, QhullError
 
-from config import Config, DERError, RewardConfig
+from config import Config, RewardConfig
 from experts import ExpertPool, Request
 from prompts import content
 from questions import RECORDED
+from report_schema import ReportError
 from reward import Cost, charge
 from rollout import Route
 from stats import adjust, few_seeds_note, interval, paired_difference
@@ -31,10 +32,6 @@ COST_UNITS = ("params_b", "flops", "prompt_tokens", "completion_tokens", "latenc
 RIVAL_KINDS = ("static", "random", "cascade", "learned", "ensemble")  # what the agent has to beat
 ANCHORS = ("best fixed: ", "random with KTP", "cascade", "full-information")  # policies that every other is compared with, by the start of their names
 SEPARABLE = {"better": "beats", "worse": "loses to", "not separable": "cannot be told from"}
-
-
-class ReportError(DERError):
-    """Route logs that cannot be reported; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -355,7 +352,7 @@ def uncounted(records: Sequence[Record], config: Config) -> list[str]:
 
 
 def build_results(records: Sequence[Record], config: Config, experts: Sequence[Mapping[str, Any]], extra: Mapping[str, Any]) -> dict[str, Any]:
-    """results.json from the route log of one or several runs; `experts`: name and params_b of the pool, `extra`: sections computed elsewhere."""
+    """results.json (report_schema.py) from the route log of one or several runs; `experts`: name and params_b of the pool, `extra`: sections computed elsewhere."""
     sheets = sheets_of(records)
     by_policy = {sheet.policy: sheet for sheet in sheets}
     best_single = next(sheet for sheet in sheets if sheet.policy.startswith("best fixed: "))

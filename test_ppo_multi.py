@@ -25,6 +25,7 @@ from config import TOKEN_UNITS, ConfigError
 from evaluation import Evaluation
 from report import Record, ReportError, build_results, read_records, reprice, route_records, table, uncounted
 from report_html import write_report_files
+from report_schema import read_results, to_json
 from run_folder import newest_run, write_atomically
 
 
@@ -50,7 +51,7 @@ def evaluate(evaluation: Evaluation) -> tuple[dict[str, Any], list[Record]]:
 def repriced(folder: Path, unit: str, overrides: list[str]) -> tuple[dict[str, Any], list[Record]]:
     """A finished evaluation in another cost unit: results.json and route log, from the folder's own."""
     records = read_records(folder / "routes.jsonl")
-    before = json.loads((folder / "report" / "results.json").read_text())
+    before = read_results(folder / "report" / "results.json")
     config = validate(merge(before["evaluation"]["config"], overrides_from([*overrides, "--reward.cost", unit])), f"{folder}, priced in {unit}")
     if unit in TOKEN_UNITS and (names := uncounted(records, config)):
         raise ReportError(
@@ -94,7 +95,7 @@ def main(arguments: list[str]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if not options.reprice:
         write_atomically(out / "routes.jsonl", "".join(json.dumps(record) + "\n" for record in records).encode())
-    write_atomically(folder / "results.json", json.dumps(results, indent=2).encode())
+    write_atomically(folder / "results.json", to_json(results))
     write_report_files(folder, results, records, learning_curves(results["evaluation"]["runs"]))
     print(f"\n{out}: {results['num_questions']} test questions, seed {', '.join(map(str, results['seeds']))}, alpha {results['alpha']}, cost in {results['cost_unit']}\n")
     print(show(results))

@@ -29,6 +29,7 @@ from command_line import load_config, run_command
 from config import Config, ConfigError
 from report import read_records, trade_off
 from report_html import write_report_files
+from report_schema import read_results, to_json
 from run_folder import write_atomically
 
 
@@ -61,7 +62,7 @@ def num_epochs(run: Path) -> int:
 def evaluate(runs: Sequence[Path], out: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """Evaluate runs that differ in their seed into one report; returns its results.json."""
     _python("test_ppo_multi.py", "--run", *map(str, runs), "--out", str(out), *overrides)
-    return json.loads((out / "report" / "results.json").read_text())
+    return read_results(out / "report" / "results.json")
 
 
 def _python(script: str, *arguments: str) -> None:
@@ -102,7 +103,7 @@ def sweep(config_path: Path, name: str, seeds: Sequence[int], key: str, values: 
     results["notes"].append(f"Table and figures: {key} = {base}. Trade-off: {key} = {', '.join(map(str, values))}.")
     folder = Path("runs") / name / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "results.json", json.dumps(results, indent=2).encode())
+    write_atomically(folder / "results.json", to_json(results))
     curves = {seed: [json.loads(line) for line in (Path("runs") / f"{name}-{base}-s{seed}" / "metrics.jsonl").read_text().splitlines()] for seed in seeds}
     write_report_files(folder, results, read_records(Path("runs") / name / str(base) / "routes.jsonl"), curves)
     print(f"\n{'policy':<32} {'quality':>8} {'return':>8} {'calls':>6} {'cost':>8}")

@@ -37,6 +37,7 @@ from answer_store import AnswerStore
 from command_line import load_config
 from config import ConfigError
 from experts import BudgetError, build_pool
+from report_schema import read_results
 from reward import normalise
 from run_folder import RunError
 from terminator import load_terminator
@@ -164,7 +165,7 @@ def finished_run(config_path: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def results(finished_run: Path) -> dict[str, Any]:
-    return json.loads(test_ppo_multi.main(["--run", str(finished_run)]).read_text())
+    return read_results(test_ppo_multi.main(["--run", str(finished_run)]))  # checks every field
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -516,7 +517,7 @@ def test_a_full_evaluation_of_two_seeds_has_every_baseline_and_no_policy_beats_t
     second = workplace.train("second", "--seed", "1", "--train.epochs", str(EPOCHS))
     out = workplace.folder / "both"
     full = ["--eval.full", "true", "--eval.composition_tasks", "[spell]", "--pool.store", str(workplace.store)]
-    results = json.loads(test_ppo_multi.main(["--run", str(finished_run), str(second), "--out", str(out), *full]).read_text())
+    results = read_results(test_ppo_multi.main(["--run", str(finished_run), str(second), "--out", str(out), *full]))
     assert results["seeds"] == [0, 1] and results["num_questions"] == NUM_TEST
     by_name = {row["policy"]: row for row in results["rows"]}
     promised = {"DER", "per-task lookup", "random with KTP", "random without KTP", "cascade, cheapest first", "round-robin", "k-NN router", "logistic router"}
@@ -547,7 +548,7 @@ def test_a_full_evaluation_of_two_seeds_has_every_baseline_and_no_policy_beats_t
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("evaluation.build_pool", None)
         path = test_ppo_multi.main(["--run", str(finished_run), str(second), "--out", str(out), "--reprice", "tokens"])
-    again = json.loads(path.read_text())
+    again = read_results(path)
     assert path == out / "report" / "in_tokens" / "results.json" and again["cost_unit"] == "tokens"
     for row in again["rows"]:
         tokens = row["cost"]["prompt_tokens"] + row["cost"]["completion_tokens"]
@@ -566,7 +567,7 @@ def test_a_sweep_trains_what_is_missing_and_puts_all_values_into_one_trade_off(w
     command = ["--config", str(workplace.config_path), "--name", "alphas", "--seeds", "0", "--sweep", "reward.alpha=0.01,0.3"]
     more = ["--pool.store", str(workplace.store), "--train.epochs", "1"]
     experiment.main([*command, *more])
-    results = json.loads((workplace.folder / "runs/alphas/report/results.json").read_text())
+    results = read_results(workplace.folder / "runs/alphas/report/results.json")
     assert results["alpha"] == 0.01  # the configuration's own value gives the table
     points = [point for point in results["tradeoff"]["points"] if point["kind"] == "der"]
     assert [point["alpha"] for point in points] == [0.01, 0.3] and results["tradeoff"]["area"] is not None

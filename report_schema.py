@@ -1,0 +1,315 @@
+"""What report/results.json holds: these models are the documentation of the format.
+
+The file is checked against them whenever it is written (`to_json`) or read (`read_results`); an error names the field. Numbers are never NaN or
+infinite, a field that is not listed here is refused. Everything is computed in report.py, evaluation.py, terminator.py and transfer.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from config import CostUnit, DERError
+
+Kind = Literal["der", "single", "static", "random", "cascade", "learned", "ensemble", "oracle"]
+Verdict = Literal["better", "worse", "not separable"]
+Covers = Literal["questions", "seeds and questions"]
+ROUNDING = 1e-9
+ERRORS_SHOWN = 5
+
+
+class ReportError(DERError):
+    """Route logs or results that cannot be reported; the message says why."""
+
+
+class Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Span(Entry):
+    """A mean with its 95% interval."""
+
+    mean: float
+    lo: float
+    hi: float
+    covers: Covers | None = Field(None, description="what the interval allows for, where it is not that of the whole report")
+
+    @model_validator(mode="after")
+    def _holds_the_mean(self) -> Span:
+        if not self.lo - ROUNDING <= self.mean <= self.hi + ROUNDING:
+            raise ValueError(f"the mean {self.mean} is outside its interval [{self.lo}, {self.hi}]")
+        return self
+
+
+class Difference(Entry):
+    """A paired mean difference with its 95% interval. The verdict is whether the interval leaves out 0."""
+
+    diff: float
+    lo: float
+    hi: float
+    verdict: Verdict
+
+
+class PairedTest(Difference):
+    p: float = Field(ge=0, le=1, description="two-sided")
+    wins: int = Field(ge=0, description="questions whose difference, averaged over the seeds, is above 0")
+    ties: int = Field(ge=0)
+    losses: int = Field(ge=0)
+    covers: Covers
+
+
+class Comparison(PairedTest):
+    """a minus b."""
+
+    a: str
+    b: str
+    measure: Literal["quality", "return"]
+    p_adjusted: float = Field(ge=0, le=1, description="Holm's correction over all comparisons of the measure")
+
+
+class Expert(Entry):
+    name: str
+    params_b: float = Field(gt=0, description="parameters in billions")
+
+
+class ExpertsCost(Entry):
+    """What the experts cost per question, summed over the calls."""
+
+    params_b: float
+    flops: float
+    prompt_tokens: float
+    completion_tokens: float
+    latency_s: float
+    usd: float | None = Field(description="none: an expert has no price")
+
+
+class DecidingCost(Entry):
+    """What deciding cost per question: agent, Terminator, ranker."""
+
+    params_b: float
+    flops: float
+    latency_s: float
+
+
+class TaskFigure(Entry):
+    quality: float
+    n: int = Field(ge=1, description="questions")
+
+
+class Figures(Entry):
+    quality: float
+    return_: float = Field(alias="return", description="quality of the final answer minus alpha times the sum of C: undiscounted, unshaped")
+
+
+class Row(Entry):
+    """A policy on the split."""
+
+    policy: str
+    kind: Kind = Field(description="static: chosen on validation; learned: fitted on training questions; oracle: sees references")
+    quality: Span
+    return_: Span = Field(alias="return")
+    calls: Span
+    charge: float = Field(description="C per question, in the report's cost unit")
+    cost: ExpertsCost
+    overhead: DecidingCost
+    vs_best_single: Difference = Field(description="quality minus that of the single expert best on validation")
+    by_task: dict[str, TaskFigure]
+    by_seed: dict[str, Figures]
+
+
+class Gap(Entry):
+    """The optimum's return minus the agent's, in parts that add up."""
+
+    information: float = Field(description="what the question does not tell")
+    learning: float = Field(description="what the agent has not learned")
+    stopping: float = Field(description="what the Terminator loses to the oracle's stop")
+
+
+class Oracle(Entry):
+    """Yardsticks: means of rows that know more than the agent. Each is there if it was played."""
+
+    oracle_stop: Figures | None = Field(None, description="the agent, ended by the oracle")
+    optimum: Figures | None = Field(None, description="the best route of every question, with hindsight")
+    full_information: Figures | None = Field(None, description="the router taught every outcome")
+    best_of_all: Figures | None = Field(None, description="every expert asked once, the best answer taken")
+    gap: Gap | None = Field(None, description="information: optimum - full_information; learning: full_information - oracle_stop; stopping: oracle_stop - agent")
+
+
+class CalibrationBin(Entry):
+    p: float = Field(ge=0, le=1, description="mean stop probability of a tenth of the answers")
+    good: float = Field(ge=0, le=1, description="share of them whose quality reaches p0")
+    count: int = Field(ge=1)
+
+
+class ThresholdPoint(Entry):
+    """What the agent's routes become when they end at this threshold."""
+
+    threshold: float
+    quality: float
+    return_: float = Field(alias="return")
+    cost: float
+
+
+class TerminatorOfSeed(Entry):
+    seed: int
+    threshold: float
+    auroc: float | None
+    auroc_well_formed: float | None
+    ece: float
+
+
+class TerminatorFigures(Entry):
+    """The first seed's Terminator on the answers of the agent's routes, each run on to `terminator.max_threshold`."""
+
+    threshold: float = Field(description="stop probability that ends a route, chosen on validation; 2: never")
+    answers: int
+    auroc: float | None = Field(description="none: all answers are good, or all bad")
+    auroc_well_formed: float | None = Field(description="among answers of a form that the task's references have")
+    well_formed: float = Field(ge=0, le=1, description="their share")
+    brier: float
+    ece: float = Field(description="expected calibration error over the bins")
+    calibration: list[CalibrationBin]
+    thresholds: list[ThresholdPoint] = Field([], description="empty in a re-priced report")
+    seeds: list[TerminatorOfSeed]
+
+
+class Flow(Entry):
+    """How many routes go from one expert to another; `start` before the first call, `stop` after the last."""
+
+    step: int = Field(ge=1)
+    from_: str = Field(alias="from")
+    to: str
+    count: int = Field(ge=1)
+
+
+class FurtherCall(Entry):
+    call: int = Field(ge=2)
+    routes: int = Field(ge=1, description="that make this call")
+    gain: float = Field(description="quality after it minus quality before it")
+    charge: float
+
+
+class Routes(Entry):
+    """Whom the agent asks, over all seeds."""
+
+    policy: str
+    share: dict[str, float] = Field(description="of all calls")
+    by_position: list[dict[str, float]]
+    flows: list[Flow]
+    entropy: float = Field(ge=-ROUNDING, description="of the routes taken, in bits")
+    further_calls: list[FurtherCall]
+
+
+class TradeOffPoint(Entry):
+    policy: str
+    kind: Kind
+    alpha: float | None
+    cost: float
+    quality: float
+
+
+class TradeOff(Entry):
+    points: list[TradeOffPoint]
+    hull: list[tuple[float, float]]
+    area: float | None
+
+
+class Variants(Entry):
+    """The second expert's quality by what it is handed. None: too few questions."""
+
+    previous: Span | None = Field(description="the first expert's answer")
+    none: Span | None = Field(description="nothing")
+    swapped: Span | None = Field(description="the first expert's answer to another question of the task")
+    own: Span | None = Field(description="its own first answer")
+
+
+class TransferPair(Entry):
+    first: str
+    second: str
+    task_group: str = Field(description="composition, other, or in `best` a single task")
+    n: int = Field(ge=1, description="questions")
+    variants: Variants
+    wrong_to_right: Span | None = Field(description="share of the first's wrong answers that the second rights")
+    right_to_wrong: Span | None
+
+
+class Gains(Entry):
+    """The handed-on answer against each other variant, paired by question."""
+
+    none: PairedTest
+    swapped: PairedTest
+    own: PairedTest
+
+
+class BestPair(TransferPair):
+    gains: Gains
+
+
+class Transfer(Entry):
+    pairs: list[TransferPair]
+    best: list[BestPair] = Field(description="per task that chains skills by construction, the pair best on validation")
+
+
+class EvaluationFacts(Entry):
+    runs: list[str] = Field(description="folders of the runs, as given")
+    seconds: float
+    answers_generated: int
+    config: dict[str, Any] = Field(description="resolved configuration of the first run; config.py has its schema")
+
+
+class Results(Entry):
+    split: Literal["train", "validation", "test"]
+    num_questions: int = Field(ge=2)
+    seeds: list[int] = Field(min_length=1)
+    reward: Literal["final", "paper"]
+    alpha: float
+    cost_unit: CostUnit
+    experts: list[Expert] = Field(min_length=1, description="the pool, in the order of the actions")
+    rows: list[Row] = Field(min_length=1, description="the agent's row first")
+    comparisons: list[Comparison]
+    oracle: Oracle
+    terminator: TerminatorFigures
+    routes: Routes
+    transfer: Transfer | None = Field(None, description="with eval.full")
+    tradeoff: TradeOff
+    words: list[str] = Field(description="what the numbers say, in sentences")
+    notes: list[str] = Field(description="footnotes of the table")
+    evaluation: EvaluationFacts
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Results:
+        names = Counter(row.policy for row in self.rows)
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise ValueError(f"rows: two rows are called {', '.join(twice)}")
+        if unknown := sorted({name for c in self.comparisons for name in (c.a, c.b)} - names.keys()):
+            raise ValueError(f"comparisons: no row is called {', '.join(unknown)}")
+        return self
+
+
+def to_json(results: dict[str, Any]) -> bytes:
+    """The bytes of results.json. Raises ReportError where the results are not as described above."""
+    text = json.dumps(results, indent=2)
+    _check(text, "results")
+    return text.encode()
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """A results.json. Raises ReportError naming the file, and the field that is not as described above."""
+    if not path.is_file():
+        raise ReportError(f"{path}: no results here; evaluate the run first: python test_ppo_multi.py --run RUN")
+    text = path.read_text(encoding="utf-8")
+    _check(text, str(path))
+    return json.loads(text)
+
+
+def _check(text: str, where: str) -> None:
+    try:
+        Results.model_validate_json(text)
+    except ValidationError as error:
+        lines = [f"    {'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors(include_url=False)]
+        more = [f"    and {len(lines) - ERRORS_SHOWN} more"] if len(lines) > ERRORS_SHOWN else []
+        raise ReportError("\n".join([f"{where}: not as report_schema.py describes it (evaluate the run again, or mend the file)", *lines[:ERRORS_SHOWN], *more])) from error

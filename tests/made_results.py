@@ -1,0 +1,106 @@
+"""A full results.json of two seeds, by hand: what test_report_html.py shows and test_report_schema.py checks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+EXPERTS = ("small", "middle", "large")
+TASKS = ("sums", "capitals")
+NUM_QUESTIONS = 30
+
+
+def around(mean: float) -> dict[str, float]:
+    return {"mean": mean, "lo": mean - 0.05, "hi": mean + 0.05}
+
+
+def made_row(policy: str, kind: str, quality: float, charge: float) -> dict[str, Any]:
+    return {
+        "policy": policy,
+        "kind": kind,
+        "quality": around(quality),
+        "return": around(quality - 0.1 * charge),
+        "calls": around(1.0),
+        "charge": charge,
+        "cost": {"params_b": charge / 1000, "flops": 3e7 * charge, "prompt_tokens": 16.0, "completion_tokens": 8.0, "latency_s": 0.004, "usd": None},
+        "overhead": {"params_b": 0.0454, "flops": 3.7e9, "latency_s": 0.02} if kind == "der" else {"params_b": 0.0, "flops": 0.0, "latency_s": 0.0},
+        "vs_best_single": {"diff": quality - 0.4, "lo": quality - 0.45, "hi": quality - 0.35, "verdict": "better" if quality > 0.45 else "not separable"},
+        "by_task": {task: {"quality": quality - 0.1 * idx, "n": NUM_QUESTIONS // 2} for idx, task in enumerate(TASKS)},
+        "by_seed": {str(seed): {"quality": quality, "return": quality - 0.1 * charge} for seed in ((0, 1) if kind == "der" else (0,))},
+    }
+
+
+def made_pair(first: str, second: str, group: str, previous: float, swapped: float) -> dict[str, Any]:
+    variants = {"previous": around(previous), "none": around(0.2), "swapped": around(swapped), "own": around(0.3)}
+    return {"first": first, "second": second, "task_group": group, "n": 40, "variants": variants, "wrong_to_right": around(0.1), "right_to_wrong": None}
+
+
+def made_results() -> dict[str, Any]:
+    rows = [
+        made_row("DER", "der", 0.85, 0.5),
+        made_row("best fixed: large", "static", 0.4, 2.0),
+        made_row("small", "single", 0.2, 0.2),
+        made_row("middle", "single", 0.3, 0.4),
+        made_row("large", "single", 0.4, 2.0),
+        made_row("all once, oracle's pick", "oracle", 0.9, 2.6),
+    ]
+    difference = {"diff": 0.45, "lo": 0.4, "hi": 0.5, "verdict": "better"}
+    tested = {**difference, "p": 1e-9, "wins": 14, "ties": 15, "losses": 1, "covers": "questions"}
+    compared = {"a": "DER", "b": "best fixed: large", "p_adjusted": 2e-9, **tested}
+    pairs = [made_pair("small", "large", "composition", 0.6, 0.1), made_pair("large", "small", "composition", 0.1, 0.15), made_pair("small", "large", "other", 0.4, 0.38)]
+    return {
+        "split": "test",
+        "num_questions": NUM_QUESTIONS,
+        "seeds": [0, 1],
+        "reward": "final",
+        "alpha": 0.1,
+        "cost_unit": "params",
+        "experts": [{"name": name, "params_b": 0.001 * (idx + 1)} for idx, name in enumerate(EXPERTS)],
+        "rows": rows,
+        "comparisons": [{**compared, "measure": measure} for measure in ("quality", "return")],
+        "oracle": {
+            "oracle_stop": {"quality": 0.88, "return": 0.83},
+            "optimum": {"quality": 0.95, "return": 0.9},
+            "full_information": {"quality": 0.9, "return": 0.86},
+            "gap": {"information": 0.04, "learning": 0.03, "stopping": -0.01},
+        },
+        "terminator": {
+            "threshold": 0.4,
+            "answers": 100,
+            "auroc": 0.93,
+            "auroc_well_formed": None,
+            "well_formed": 0.9,
+            "brier": 0.1,
+            "ece": 0.04,
+            "calibration": [{"p": 0.1, "good": 0.2, "count": 30}, {"p": 0.9, "good": 0.95, "count": 70}],
+            "thresholds": [{"threshold": t, "quality": 0.8 + 0.1 * t, "return": 0.8 - 0.1 * t, "cost": 0.4 + t} for t in (0.0, 0.4, 0.8)],
+            "seeds": [{"seed": 0, "threshold": 0.4, "auroc": 0.93, "auroc_well_formed": None, "ece": 0.04}],
+        },
+        "routes": {
+            "policy": "DER",
+            "share": {"small": 0.5, "middle": 0.0, "large": 0.5},
+            "by_position": [{"small": 0.6, "middle": 0.0, "large": 0.4}, {"small": 0.0, "middle": 0.0, "large": 1.0}],
+            "flows": [
+                {"step": 1, "from": "start", "to": "small", "count": 36},
+                {"step": 1, "from": "start", "to": "large", "count": 24},
+                {"step": 2, "from": "small", "to": "large", "count": 6},
+                {"step": 2, "from": "small", "to": "stop", "count": 30},
+                {"step": 2, "from": "large", "to": "stop", "count": 24},
+                {"step": 3, "from": "large", "to": "stop", "count": 6},
+            ],
+            "entropy": 1.4,
+            "further_calls": [{"call": 2, "routes": 6, "gain": 0.5, "charge": 2.0}],
+        },
+        "transfer": {"pairs": pairs, "best": [{**pairs[0], "task_group": "sums", "gains": {name: tested for name in ("none", "swapped", "own")}}]},
+        "tradeoff": {
+            "points": [
+                {"policy": "DER", "kind": "der", "alpha": 0.2, "cost": 0.4, "quality": 0.8},
+                {"policy": "DER", "kind": "der", "alpha": 0.05, "cost": 0.7, "quality": 0.87},
+                {"policy": "small", "kind": "single", "alpha": None, "cost": 0.2, "quality": 0.2},
+            ],
+            "hull": [[0.4, 0.8], [0.5, 0.85], [0.7, 0.87]],
+            "area": 0.7,
+        },
+        "words": ["DER beats the best fixed expert."],
+        "notes": ["Intervals: 95% bootstrap over questions."],
+        "evaluation": {"runs": ["runs/a", "runs/b"], "seconds": 12.5, "answers_generated": 0, "config": {"name": "a"}},
+    }

@@ -31,7 +31,7 @@ Record = dict[str, Any]  # one line of routes.jsonl
 COST_UNITS = ("params_b", "flops", "prompt_tokens", "completion_tokens", "latency_s")
 RIVAL_KINDS = ("static", "random", "cascade", "learned", "ensemble")  # what the agent has to beat
 ANCHORS = ("best fixed: ", "random with KTP", "cascade", "full-information")  # policies that every other is compared with, by the start of their names
-SEPARABLE = {"better": "beats", "worse": "loses to", "not separable": "cannot be told from"}
+SEPARABLE = {"worse": "loses to", "not separable": "cannot be told from", "better": "beats"}
 
 
 @dataclass(frozen=True)
@@ -191,15 +191,16 @@ def sheets_of(records: Sequence[Record]) -> list[Sheet]:
 
 
 def compare(sheets: Sequence[Sheet]) -> list[dict[str, Any]]:
-    """Paired differences in quality and return; p adjusted over all comparisons of one measure (Holm).
+    """Paired differences in quality and return, p adjusted (Holm).
 
-    The agent against every policy that could replace it, and every other policy, single experts aside, against the ANCHORS.
+    Two questions, each with its own adjustment in each measure: the agent against every policy that could replace it; and every other
+    policy, single experts aside, against the ANCHORS.
     """
     der, others = sheets[0], [sheet for sheet in sheets[1:] if sheet.kind != "single"]
-    pairs = [(der, b) for b in others if b.kind in RIVAL_KINDS]
-    pairs += [(a, b) for a in others for b in others if a is not b and b.policy.startswith(ANCHORS)]
+    own = [(der, b) for b in others if b.kind in RIVAL_KINDS]
+    rest = [(a, b) for a in others for b in others if a is not b and b.policy.startswith(ANCHORS)]
     out = []
-    for measure in ("quality", "return"):
+    for measure, pairs in itertools.product(("quality", "return"), (own, rest)):
         family = []
         for a, b in pairs:
             values, baseline = a.measure(measure), b.measure(measure)
@@ -285,12 +286,14 @@ def verdicts(sheets: Sequence[Sheet], compared: Sequence[dict[str, Any]], routes
     if share >= 0.95 and len(routes["share"]) > 1:
         words.append(f"COLLAPSED: {share:.0%} of the questions go to {top} first, whatever they ask; the agent routes nothing.")
     for policy, c in returns.items():
+        told = f"{SEPARABLE[c['verdict']]} ({c['diff']:+.3f} [{c['lo']:+.3f}, {c['hi']:+.3f}])"
         if policy.startswith("best fixed") and c["verdict"] != "better":
-            words.append(f"The agent is NO BETTER than a constant choice: its return {_told(c)} {policy}, which needs no training.")
+            words.append(f"The agent is NO BETTER than a constant choice: its return {told} {policy}, which needs no training.")
         elif policy == "per-task lookup" and c["verdict"] != "better":
-            words.append(f"The agent is NO BETTER than a table: its return {_told(c)} the per-task lookup.")
-        else:
-            words.append(f"{der.policy} {_told(c)} {policy} in return.")
+            words.append(f"The agent is NO BETTER than a table: its return {told} the per-task lookup.")
+    for verdict, word in SEPARABLE.items():
+        if met := [f"{policy} ({c['diff']:+.3f})" for policy, c in returns.items() if c["verdict"] == verdict]:
+            words.append(f"In return {der.policy} {word} {'; '.join(met)}.")
     params = np.mean([sum(step["cost"]["params_b"] for step in record["steps"]) for row in der.records for record in row])
     words.append(f"{der.policy} asks {params / all_params_b:.0%} of the parameters of asking every expert once ({1000 * all_params_b:.4g} M).")
     words.append(f"Its routes have {routes['entropy']:.2f} bits of entropy, {der.calls.mean():.2f} calls a question.")
@@ -300,16 +303,12 @@ def verdicts(sheets: Sequence[Sheet], compared: Sequence[dict[str, Any]], routes
     return words
 
 
-def _told(c: Mapping[str, Any]) -> str:
-    return f"{SEPARABLE[c['verdict']]} ({c['diff']:+.3f} [{c['lo']:+.3f}, {c['hi']:+.3f}])"
-
-
-def notes(config: Config, records: Sequence[Record], num_seeds: int) -> list[str]:
+def notes(config: Config, records: Sequence[Record], agent: str, num_seeds: int) -> list[str]:
     """Footnotes of the table."""
     lines = [
         f"Return: quality of the final answer minus alpha = {config.reward.alpha} times the experts' cost in {config.reward.cost}; intervals 95%.",
         "Deciding (agent, Terminator) is charged in its own column, not in the return. Seconds: those of an answer's first generation, in a batch.",
-        "p of comparisons adjusted for all comparisons of a measure (Holm); intervals and verdicts are not.",
+        f"p of comparisons adjusted (Holm) within a measure: {agent}'s comparisons together, those of the other policies together. Intervals and verdicts are not adjusted.",
     ]
     if note := few_seeds_note(num_seeds):
         lines.append(note)
@@ -381,7 +380,7 @@ def build_results(records: Sequence[Record], config: Config, experts: Sequence[M
         "routes": routes,
         "tradeoff": trade_off(rows, []),
         "words": verdicts(sheets, compared, routes, sum(expert["params_b"] for expert in experts)),
-        "notes": notes(config, records, len(sheets[0].seeds)),
+        "notes": notes(config, records, sheets[0].policy, len(sheets[0].seeds)),
         **extra,
     }
 

@@ -27,6 +27,7 @@ from run_folder import write_atomically
 TEMPLATE = Path(__file__).parent / "docs" / "report_template.html"
 PROMPT_CHARACTERS = 6_000_000  # prompts beyond this are left out of the page, DER's last
 ROUTE_FIELDS = ("policy", "seed", "question", "stop_reason", "quality", "return", "steps")
+COMPARED = ("verdict", "p adjusted", "p", "wins", "ties", "losses")
 STEP_FIELDS = ("expert", "prompt", "prompt_hash", "answer", "quality", "charge", "params_b", "prompt_tokens", "completion_tokens", "latency_s", "usd", "p_stop", "value", "entropy")
 
 
@@ -60,7 +61,7 @@ MISSING = Cell("-")
 class Table:
     columns: list[str]
     rows: list[list[Cell]]
-    wide: set[str] = field(default_factory=set)  # columns of the page only: they would make report.md hard to read
+    wide: set[str] = field(default_factory=set)  # columns that report.md leaves out, and a narrow page until asked for them
 
     @property
     def is_text(self) -> list[bool]:
@@ -129,21 +130,25 @@ def seed_table(results: Results) -> Table | None:
     return Table(["policy", *columns], cells) if rows else None
 
 
-def comparison_table(results: Results) -> Table | None:
-    """Paired comparisons, if any."""
-    columns = ["a", "b", "measure", "a minus b", "p", "p adjusted", "wins", "ties", "losses", "verdict"]
-    rows = [
-        [
-            *(Cell(c[key]) for key in ("a", "b", "measure")),
-            difference(c),
-            probability(c["p"]),
-            probability(c.get("p_adjusted")),
-            *(number(c[key], 0) for key in ("wins", "ties", "losses")),
-            Cell(c["verdict"]),
-        ]
-        for c in results.get("comparisons", [])
-    ]
-    return Table(columns, rows) if rows else None
+def own_comparisons(results: Results) -> dict[str, Table]:
+    """By measure, the agent against every policy it was compared with."""
+    agent, tables = results["rows"][0]["policy"], {}
+    for measure in ("return", "quality"):
+        rows = [[Cell(c["b"]), *_compared(c)] for c in results.get("comparisons", []) if c["a"] == agent and c["measure"] == measure]
+        if rows:
+            tables[measure] = Table([f"{agent} against", "difference", *COMPARED], rows)
+    return tables
+
+
+def other_comparisons(results: Results) -> Table | None:
+    """The comparisons that the agent has no part in, if any."""
+    agent = results["rows"][0]["policy"]
+    rows = [[*(Cell(c[key]) for key in ("a", "b", "measure")), *_compared(c)] for c in results.get("comparisons", []) if c["a"] != agent]
+    return Table(["a", "b", "measure", "a minus b", *COMPARED], rows) if rows else None
+
+
+def _compared(c: Mapping[str, Any]) -> list[Cell]:
+    return [difference(c), Cell(c["verdict"]), probability(c["p_adjusted"]), probability(c["p"]), *(number(c[key], 0) for key in ("wins", "ties", "losses"))]
 
 
 def gap_table(results: Results) -> Table | None:
@@ -178,14 +183,14 @@ def composition_table(results: Results) -> Table | None:
     variants = list(best[0]["gains"]) if best else []
     rows = [
         [
-            *(Cell(pair[key]) for key in ("task_group", "first", "second")),
-            number(pair["n"], 0),
+            Cell(pair["task_group"], f"{pair['first']}, then {pair['second']}"),
             estimate(pair["variants"]["previous"]),
             *(difference(pair["gains"][name]) for name in variants),
+            number(pair["n"], 0),
         ]
         for pair in best
     ]
-    return Table(["task", "first", "second", "n", "quality", *(f"gain over {name}" for name in variants)], rows) if rows else None
+    return Table(["task", "quality", *(f"gain over {name}" for name in variants), "n"], rows) if rows else None
 
 
 def terminator_facts(results: Results) -> list[tuple[str, str]]:
@@ -207,16 +212,22 @@ def terminator_facts(results: Results) -> list[tuple[str, str]]:
 def markdown(results: Results, images: Sequence[str]) -> str:
     """The report as Markdown, with links to `images` beside it."""
     parts = [f"# {heading(results)}", subtitle(results), "\n".join(f"- {plain(word)}" for word in results.get("words", []))]
-    titled = {"Policies": policy_table(results), "Each seed": seed_table(results), "Paired comparisons": comparison_table(results), "What is lost, and where": gap_table(results)}
-    for title, table in titled.items():
-        parts += [f"## {title}", markdown_table(table)] if table else []
+    titled = {"Policies": policy_table(results), "Each seed": seed_table(results)}
+    titled |= {f"Paired by question: {measure}": table for measure, table in own_comparisons(results).items()}
+    titled["What is lost, and where"] = gap_table(results)
+    parts += _titled(titled)
     if facts := terminator_facts(results):
         parts += ["## Terminator", "\n".join(f"- {name}: {text}" for name, text in facts)]
     parts += ["## Figures"] if images else []
     parts += [f"![{name.removesuffix('.png').replace('_', ' ')}]({name})" for name in images]
     parts.append("\n".join(f"- {plain(note)}" for note in results.get("notes", [])))
+    parts += _titled({"The other policies, paired by question": other_comparisons(results)})
     parts.append("Every column, interactive figures and the single routes: [report.html](report.html).")
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _titled(tables: Mapping[str, Table | None]) -> list[str]:
+    return [part for title, table in tables.items() if table for part in (f"## {title}", markdown_table(table))]
 
 
 def markdown_table(table: Table) -> str:
@@ -316,7 +327,8 @@ def html(results: Results, records: Sequence[Mapping[str, Any]], curves: Curves)
         notes=results.get("notes", []),
         seed=results["seeds"][0],
         policies=policy_table(results),
-        comparisons=comparison_table(results),
+        comparisons=own_comparisons(results),
+        other_comparisons=other_comparisons(results),
         gap=gap_table(results),
         seeds=seed_table(results),
         composition=composition_table(results),

@@ -151,10 +151,12 @@ def plot_transfer(results: Results) -> go.Figure | None:
     gains = figures.transfer_gains(results)
     if not gains:
         return None
-    figure = make_subplots(rows=len(gains), cols=1, subplot_titles=[f"{group} tasks" for group in gains], vertical_spacing=0.2)
+    height = 400 * len(gains)
+    spacing = 150 / (height - 80)  # room for slanted names, above the next title; in heights of the plotting area
+    figure = make_subplots(rows=len(gains), cols=1, subplot_titles=[f"{group} tasks" for group in gains], vertical_spacing=spacing)
     hover = "%{y}, then %{x}: %{z:+.3f}<extra></extra>"
     for row, (names, grid) in enumerate(gains.values(), start=1):
         figure.add_trace(heat_map(grid.tolist(), names, names, coloraxis="coloraxis", hovertemplate=hover), row=row, col=1)
-        figure.update_xaxes(title="second expert", row=row, col=1).update_yaxes(title="first expert", autorange="reversed", row=row, col=1)
-    figure.update_xaxes(showgrid=False).update_yaxes(showgrid=False)
-    return figure.update_layout(height=360 * len(gains), coloraxis={"colorscale": "RdBu", "cmid": 0, "showscale": False})
+        figure.update_yaxes(title="first expert", autorange="reversed", row=row, col=1)
+    figure.update_xaxes(showgrid=False, tickangle=-35).update_yaxes(showgrid=False).update_xaxes(title="second expert", row=len(gains), col=1)
+    return figure.update_layout(height=height, coloraxis={"colorscale": "RdBu", "cmid": 0, "showscale": False})

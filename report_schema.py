@@ -68,7 +68,7 @@ class Comparison(PairedTest):
     a: str
     b: str
     measure: Literal["quality", "return"]
-    p_adjusted: float = Field(ge=0, le=1, description="Holm's correction over all comparisons of the measure")
+    p_adjusted: float = Field(ge=0, le=1, description="Holm's correction within the measure, over the agent's comparisons or over those of the other policies")
 
 
 class Expert(Entry):

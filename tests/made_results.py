@@ -45,7 +45,7 @@ def made_results() -> dict[str, Any]:
     ]
     difference = {"diff": 0.45, "lo": 0.4, "hi": 0.5, "verdict": "better"}
     tested = {**difference, "p": 1e-9, "wins": 14, "ties": 15, "losses": 1, "covers": "questions"}
-    compared = {"a": "DER", "b": "best fixed: large", "p_adjusted": 2e-9, **tested}
+    compared = {"p_adjusted": 2e-9, **tested}
     pairs = [made_pair("small", "large", "composition", 0.6, 0.1), made_pair("large", "small", "composition", 0.1, 0.15), made_pair("small", "large", "other", 0.4, 0.38)]
     return {
         "split": "test",
@@ -56,7 +56,7 @@ def made_results() -> dict[str, Any]:
         "cost_unit": "params",
         "experts": [{"name": name, "params_b": 0.001 * (idx + 1)} for idx, name in enumerate(EXPERTS)],
         "rows": rows,
-        "comparisons": [{**compared, "measure": measure} for measure in ("quality", "return")],
+        "comparisons": [{**compared, "a": a, "b": b, "measure": m} for m in ("quality", "return") for a, b in (("DER", "best fixed: large"), ("small", "best fixed: large"))],
         "oracle": {
             "oracle_stop": {"quality": 0.88, "return": 0.83},
             "optimum": {"quality": 0.95, "return": 0.9},

@@ -118,6 +118,19 @@ def test_seeds_are_rows_and_an_untrained_policy_is_one(logged: Callable) -> None
     assert all(c["p_adjusted"] == c["p"] for c in compared)  # one comparison a measure: nothing to adjust for
 
 
+def test_p_is_adjusted_among_the_agents_comparisons_and_among_the_others(logged: Callable) -> None:
+    hits = {"DER": 30, "best fixed: e0": 22, "per-task lookup": 26, "random with KTP": 12}  # the first so many of 40 questions are right
+    kinds = {"DER": "der", "random with KTP": "random"}
+    played = {name: logged(name, kinds.get(name, "static"), constant([[float(i < n)] for i in range(40)], [0] * 40)) for name, n in hits.items()}
+    compared = [c for c in compare(sheets_of([line for lines in played.values() for line in lines])) if c["measure"] == "quality"]
+    own = {c["b"]: c for c in compared if c["a"] == "DER"}
+    p = {name: stats.ttest_rel(*([float(i < n) for i in range(40)] for n in (hits["DER"], hits[name]))).pvalue for name in own}
+    first, second, third = sorted(p, key=p.get)
+    assert [own[name]["p_adjusted"] for name in (first, second, third)] == pytest.approx([3 * p[first], 2 * p[second], p[third]])  # Holm's factors
+    others = [c for c in compared if c["a"] != "DER"]
+    assert len(others) == 4 and min(c["p_adjusted"] for c in others) == pytest.approx(4 * min(c["p"] for c in others))
+
+
 def test_runs_that_saw_other_questions_are_not_mixed(logged: Callable) -> None:
     records = [*logged("DER", "der", constant([[1], [0]], [0, 0]), seed=0), *logged("DER", "der", constant([[1]], [0]), seed=1)]
     with pytest.raises(ReportError, match=r"policy DER, seed 1: 1 routes for 2 questions"):

@@ -186,7 +186,9 @@ def test_the_markdown_report_says_everything_and_links_the_figures(tmp_path: Pat
     assert "- DER beats the best fixed expert." in text
     assert "| DER | 0.850 [0.800, 0.900] | 0.800 [0.750, 0.850] | 1.00 | 0.500 | +0.450 [+0.400, +0.500] | better |" in text
     assert "| a\\|b &lt;i> | 0.400" in text  # no markup, no further column
-    assert "| DER | best fixed: large | return | +0.450 [+0.400, +0.500] | &lt; 0.001 | &lt; 0.001 | 14 | 15 | 1 | better |" in text
+    own, others = (text.index(title) for title in ("## Paired by question: return\n", "## The other policies, paired by question\n"))
+    assert text.index("| best fixed: large | +0.450 [+0.400, +0.500] | better | &lt; 0.001 | &lt; 0.001 | 14 | 15 | 1 |", own) < text.index("## Paired by question: quality\n")
+    assert text.index("## Figures\n") < others < text.index("| small | best fixed: large | return | +0.450 [+0.400, +0.500] | better |")  # at the end
     assert "| lost to stopping | - | -0.010 |" in text
     assert "- AUROC among well-formed answers: not defined" in text
     assert "- Intervals: 95% bootstrap over questions." in text
@@ -306,6 +308,24 @@ def test_the_page_fits_its_width(page: Path, width: int) -> None:
     )
     assert found["page"] <= width and found["plots"] <= width
     assert found["table"] == (width == 390)  # a phone scrolls the table, not the page
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [390, 1400])
+def test_a_phone_shows_the_main_columns_and_the_others_on_demand(page: Path, width: int) -> None:
+    found = browse(
+        page,
+        """const table = page.querySelector("table"), box = page.querySelector(".every-column");
+        const shown = () => [...table.tHead.rows[0].cells].filter((cell) => cell.offsetWidth).map((cell) => cell.textContent);
+        const before = shown(), offered = box.offsetWidth > 0;
+        box.click();
+        return { before, offered, after: shown(), folded: [...page.querySelectorAll("details:not([open]) summary")].map((s) => s.textContent),
+                 own: [...page.querySelectorAll("h3")].map((h) => h.textContent) };""",
+        width=width,
+    )
+    assert len(found["after"]) == 16 and found["offered"] == (width == 390)
+    assert found["before"] == (["policy", "quality", "return", "calls", "cost C", "minus best single", "verdict"] if width == 390 else found["after"])
+    assert found["own"] == ["In return", "In quality"] and "The other policies with one another (2 comparisons)" in found["folded"]
 
 
 @needs_chromium

@@ -17,6 +17,7 @@ from sklearn.neighbors import KNeighborsRegressor
 
 from config import RewardConfig
 from der_env import Episode
+from pair_ranker import PairRanker, Ranking
 from reward import charge
 from rollout import Decision, Route
 
@@ -136,6 +137,16 @@ def ask_all_and_vote(singles: Sequence[Sequence[Route]], best: int) -> list[Rout
         winner = best if votes[texts[best]] == most else next(k for k, text in enumerate(texts) if votes[text] == most)
         out.append(_ask_all(routes, winner))
     return out
+
+
+def ask_all_and_rank(singles: Sequence[Sequence[Route]], ranker: PairRanker) -> tuple[list[Route], list[Ranking]]:
+    """Every expert asked once, all pairs of answers compared, the winner taken; with what comparing took, question by question."""
+    out, rankings = [], []
+    for routes in zip(*singles, strict=True):
+        ranking = ranker.rank(routes[0].episode.question.text, [route.episode.answer for route in routes])
+        out.append(_ask_all(routes, int(ranking.scores.argmax())))
+        rankings.append(ranking)
+    return out, rankings
 
 
 def _ask_all(routes: Sequence[Route], picked: int) -> Route:

@@ -279,6 +279,8 @@ class EvalConfig(Section):
     tree_questions: int | None = Field(None, ge=2, description="full: training questions whose route trees teach the full-information router; none: all")
     composition_tasks: tuple[str, ...] = Field((), description="full: tasks that chain skills by construction, reported apart in the transfer audit")
     use_terminator: bool = Field(True, description="false: every route runs to T_max, the paper's ablation without the Terminator")
+    ranker: str | None = Field(None, description="folder or hub id of a PairRM (llm-blender/PairRM-hf) that picks among all experts' answers; none: leave it out")
+    ranker_revision: str | None = Field(None, description="hub commit of the ranker")
     max_tree_calls: int = Field(1_000_000, ge=1, description="full: refuse route trees that could need more expert calls")
 
 

@@ -23,6 +23,7 @@ from der_env import Episode, Judge, OracleJudge, encode_states
 from encoder import ENCODE_ROWS
 from experts import ExpertPool, build_pool, pick_device
 from full_information import FullInformationRouter, fit_full_information, fit_key
+from pair_ranker import PairRanker
 from questions import Question, load_splits
 from report import Overhead, Played
 from rollout import NeverSatisfied, Policy, Route, play, score_routes
@@ -122,6 +123,8 @@ class Evaluation:
             yield self._with_terminator("random with KTP", "random", baselines.RandomRouting(num, run.seed), run)
         if config.eval.full:
             yield from self._more_baselines()
+        if config.eval.ranker is not None:
+            yield self._ranked()
         for name, routes in zip(pool.names, self.test_singles, strict=True):
             yield self._shared(name, "single", routes)
         yield Played("all once, oracle's pick", "oracle", baselines.ask_all_pick_best(self.test_singles), None, self.runs[0].seed, hands_on=False)
@@ -166,6 +169,14 @@ class Evaluation:
             values = [np.mean([r.value_under(config.reward) for r in self.play(validation, policy, NeverSatisfied(), 1)]) for policy in policies]
             routes = self.play(test, policies[int(np.argmax(values))], NeverSatisfied(), 1)
             yield self._shared(name, "learned", routes, self.overheads(self.agent, routes, reads_answers=False))
+
+    def _ranked(self) -> Played:
+        settings = self.config.eval
+        self.say(f"pairwise ranker {settings.ranker}: every pair of answers, in both orders")
+        ranker = PairRanker(settings.ranker, settings.ranker_revision, pick_device(self.config.device))
+        routes, rankings = baselines.ask_all_and_rank(self.test_singles, ranker)
+        taken = [Overhead(r.comparisons * ranker.num_params / 1e9, 2.0 * ranker.num_params * r.tokens, r.seconds) for r in rankings]
+        return Played("pairwise ranker of all", "ensemble", routes, taken, self.runs[0].seed, hands_on=False)
 
     def _shared(self, policy: str, kind: str, routes: list[Route], overheads: list[Overhead] | None = None) -> Played:
         """A policy that does not depend on the run."""

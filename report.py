@@ -310,6 +310,8 @@ def notes(config: Config, records: Sequence[Record], agent: str, num_seeds: int)
         "Deciding (agent, Terminator) is charged in its own column, not in the return. Seconds: those of an answer's first generation, in a batch.",
         f"p of comparisons adjusted (Holm) within a measure: {agent}'s comparisons together, those of the other policies together. Intervals and verdicts are not adjusted.",
     ]
+    if config.eval.ranker is None:
+        lines.append("No pairwise ranker among the policies (LLM-Blender): eval.ranker names no weights, for example llm-blender/PairRM-hf.")
     if note := few_seeds_note(num_seeds):
         lines.append(note)
     cut = sum(step["prompt_cut"] for r in records for step in r["steps"])

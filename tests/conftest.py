@@ -96,3 +96,41 @@ def roberta_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vocab_size=len(tokens), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=514, type_vocab_size=1, pad_token_id=1
     )
     return _save(tmp_path_factory.mktemp("roberta"), RobertaModel, config, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def ranker_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random PairRM of two layers, its tokenizer numbered as DeBERTa-v3's is: special tokens, pieces, [MASK], then the marks."""
+    from transformers import DebertaV2Config, DebertaV2Tokenizer
+
+    from pair_ranker import PairRM
+
+    words = ("▁what", "▁is", "▁red", "▁blue", "▁green", "▁sky", "▁", *string.ascii_lowercase)
+    pieces = [(token, 0.0) for token in ("[PAD]", "[CLS]", "[SEP]", "[UNK]")] + [(word, -1.0) for word in words]
+    tokenizer = DebertaV2Tokenizer(vocab=pieces, unk_id=3)
+    tokenizer.add_tokens(["<|source|>", "<|candidate1|>", "<|candidate2|>", "<|candidate|>"])
+    source, first, second = tokenizer.convert_tokens_to_ids(["<|source|>", "<|candidate1|>", "<|candidate2|>"])
+    config = DebertaV2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        initializer_range=0.5,  # large, so that answers differ
+        # as in PairRM-hf's config.json
+        relative_attention=True,
+        position_buckets=8,
+        max_relative_positions=-1,
+        norm_rel_ebd="layer_norm",
+        share_att_key=True,
+        pos_att_type=["p2c", "c2p"],
+        position_biased_input=False,
+        type_vocab_size=0,
+        pad_token_id=0,
+        n_tasks=1,
+        drop_out=0.05,
+        source_prefix_id=source,
+        cand1_prefix_id=first,
+        cand2_prefix_id=second,
+    )
+    return _save(tmp_path_factory.mktemp("pairrm"), PairRM, config, tokenizer)

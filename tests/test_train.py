@@ -513,15 +513,15 @@ def test_every_test_question_is_played_once_by_every_policy(results: dict[str, A
         assert record["stop_reason"] == ("satisfied" if record["steps"][-1]["p_stop"] >= threshold else "t_max")
 
 
-def test_a_full_evaluation_of_two_seeds_has_every_baseline_and_no_policy_beats_the_optimum(finished_run: Path, workplace: Workplace) -> None:
+def test_a_full_evaluation_of_two_seeds_has_every_baseline_and_no_policy_beats_the_optimum(finished_run: Path, workplace: Workplace, ranker_folder: Path) -> None:
     second = workplace.train("second", "--seed", "1", "--train.epochs", str(EPOCHS))
     out = workplace.folder / "both"
-    full = ["--eval.full", "true", "--eval.composition_tasks", "[spell]", "--pool.store", str(workplace.store)]
+    full = ["--eval.full", "true", "--eval.composition_tasks", "[spell]", "--eval.ranker", str(ranker_folder), "--pool.store", str(workplace.store)]
     results = read_results(test_ppo_multi.main(["--run", str(finished_run), str(second), "--out", str(out), *full]))
     assert results["seeds"] == [0, 1] and results["num_questions"] == NUM_TEST
     by_name = {row["policy"]: row for row in results["rows"]}
     promised = {"DER", "per-task lookup", "random with KTP", "random without KTP", "cascade, cheapest first", "round-robin", "k-NN router", "logistic router"}
-    promised |= {"majority vote of all", "full-information", "all once, oracle's pick", "DER, oracle stop", "optimum (hindsight)", *NAMES}
+    promised |= {"majority vote of all", "pairwise ranker of all", "full-information", "all once, oracle's pick", "DER, oracle stop", "optimum (hindsight)", *NAMES}
     assert promised <= by_name.keys() and any(name.startswith("best fixed route: ") for name in by_name)
     assert {name for name, row in by_name.items() if len(row["by_seed"]) == 2} == {
         "DER",
@@ -533,6 +533,8 @@ def test_a_full_evaluation_of_two_seeds_has_every_baseline_and_no_policy_beats_t
     }
     # By construction one expert is right on each question, so hindsight asks it once: 1 - .01 x 2 on average.
     assert by_name["optimum (hindsight)"]["return"]["mean"] == pytest.approx(0.98) == max(row["return"]["mean"] for row in results["rows"])
+    ranked, vote = by_name["pairwise ranker of all"], by_name["majority vote of all"]
+    assert ranked["cost"] == vote["cost"] and ranked["overhead"]["params_b"] > 0 == vote["overhead"]["params_b"]
     gap = results["oracle"]["gap"]
     assert sum(gap.values()) == pytest.approx(0.98 - by_name["DER"]["return"]["mean"]) and gap["information"] >= 0
     pairs = results["transfer"]["pairs"]

@@ -79,13 +79,19 @@ def needs_log(costs: Sequence[float]) -> bool:
     return min(costs) > 0 and max(costs) > 20 * min(costs)
 
 
-def alpha_curves(results: Results) -> dict[str, list[Results]]:
-    """The trade-off's points of policies trained at several alphas, by policy and in order of cost."""
-    found: dict[str, list[Results]] = {}
-    for point in sorted(results.get("tradeoff", {}).get("points", []), key=lambda point: point["cost"]):
-        if point["alpha"] is not None:  # the others are rows of the table and drawn as such
-            found.setdefault(point["policy"], []).append(point)
-    return found
+def family(results: Results) -> list[Results]:
+    """The trade-off's points of the agents of a sweep, by rising cost; the others are rows of the table and drawn as such."""
+    return sorted((point for point in results.get("tradeoff", {}).get("points", []) if point["value"] is not None), key=lambda point: point["cost"]["mean"])
+
+
+def family_name(results: Results) -> str:
+    points = family(results)
+    return f"{points[0]['policy']}, {results['tradeoff']['setting']} {', '.join(point['value'] for point in points)} (by rising cost)"
+
+
+def beyond(span: Mapping[str, float]) -> tuple[float, float]:
+    """How far an interval reaches below and above its mean."""
+    return span["mean"] - span["lo"], span["hi"] - span["mean"]
 
 
 def convex_hull(results: Results) -> Sequence[Sequence[float]]:
@@ -154,7 +160,7 @@ def calls_at(results: Results, position: int) -> int:
 
 
 def quality_cost(results: Results) -> Figure | None:
-    """Mean quality against mean cost of every row, with quality's interval; the trade-off curve and hull where there are any."""
+    """Mean quality against mean cost of every row, with quality's interval; the agents of a sweep and their hull where there are any."""
     rows = results["rows"]
     if not rows:
         return None
@@ -163,14 +169,17 @@ def quality_cost(results: Results) -> Figure | None:
     costs = [row["charge"] for row in rows]
     for row, marker in zip(rows, markers(rows), strict=True):
         quality, is_der = row["quality"], row["kind"] == "der"
-        error = [[quality["mean"] - quality["lo"]], [quality["hi"] - quality["mean"]]]
+        error = np.array([beyond(quality)]).T
         style = {"fmt": marker, "color": KIND_COLOURS[row["kind"]], "markersize": 9 if is_der else 6, "capsize": 2, "elinewidth": 1, "zorder": 4 if is_der else 3}
         axes.errorbar(row["charge"], quality["mean"], yerr=error, label=textwrap.fill(row["policy"], 30), **style)
         if is_der:  # the others are named by the legend: their names would cover one another
             axes.annotate(row["policy"], (row["charge"], quality["mean"]), xytext=(9, -14), textcoords="offset points", fontsize=9, fontweight="bold")
-    for policy, points in alpha_curves(results).items():
-        axes.plot([p["cost"] for p in points], [p["quality"] for p in points], ".-", color=VERMILLION, alpha=0.6, label=f"{policy}, by alpha")
-        costs += [p["cost"] for p in points]
+    if points := family(results):
+        x, y = ([point[name]["mean"] for point in points] for name in ("cost", "quality"))
+        spread = {f"{axis}err": np.array([beyond(point[name]) for point in points]).T for axis, name in (("x", "cost"), ("y", "quality"))}
+        label = textwrap.fill(family_name(results), 30)  # points of a family lie too close for names of their own
+        axes.errorbar(x, y, **spread, fmt=".-", color=VERMILLION, alpha=0.6, capsize=2, elinewidth=1, label=label)
+        costs += x
     if hull := convex_hull(results):
         axes.plot(*zip(*hull, strict=True), "--", color=GREY, linewidth=1, zorder=1, label="convex hull")
     if needs_log(costs):

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.spatial import ConvexHull, QhullError
 
 from config import Config, RewardConfig
 from experts import ExpertPool, Request
@@ -26,6 +25,7 @@ from report_schema import ReportError
 from reward import Cost, charge
 from rollout import Route
 from stats import adjust, few_seeds_note, interval, paired_difference
+from trade_off import trade_off
 
 Record = dict[str, Any]  # one line of routes.jsonl
 COST_UNITS = ("params_b", "flops", "prompt_tokens", "completion_tokens", "latency_s")
@@ -134,7 +134,10 @@ def _charge(step: Record, reward: RewardConfig, record: Record) -> float:
 class Sheet:
     """One policy's records as arrays of shape (S seeds, Q questions)."""
 
-    def __init__(self, policy: str, by_seed: Mapping[int, Sequence[Record]], questions: Sequence[str]):
+    def __init__(self, policy: str, records: Sequence[Record], questions: Sequence[str]):
+        by_seed: dict[int, list[Record]] = defaultdict(list)
+        for record in records:
+            by_seed[record["seed"]].append(record)
         self.policy, self.seeds = policy, sorted(by_seed)
         rows = []
         for seed in self.seeds:
@@ -175,6 +178,10 @@ class Sheet:
             "by_seed": {str(seed): {"quality": float(q.mean()), "return": float(v.mean())} for seed, q, v in zip(self.seeds, self.quality, self.value, strict=True)},
         }
 
+    def point(self, value: str | None = None) -> dict[str, Any]:
+        """The policy's point in the trade-off; `value`: of the swept setting, for an agent trained with it."""
+        return {"policy": self.policy, "kind": self.kind, "value": value, "cost": _span(self.charge), "quality": _span(self.quality)}
+
 
 def _span(values: np.ndarray) -> dict[str, float]:
     found = interval(values)
@@ -183,11 +190,11 @@ def _span(values: np.ndarray) -> dict[str, float]:
 
 def sheets_of(records: Sequence[Record]) -> list[Sheet]:
     """The policies of a route log (of one or several runs), in the order they were played. Raises ReportError when they do not fit together."""
-    grouped: dict[str, dict[int, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    grouped: dict[str, list[Record]] = defaultdict(list)
     for record in records:
-        grouped[record["policy"]][record["seed"]].append(record)
+        grouped[record["policy"]].append(record)
     questions = list(dict.fromkeys(record["question"] for record in records))
-    return [Sheet(policy, by_seed, questions) for policy, by_seed in grouped.items()]
+    return [Sheet(policy, lines, questions) for policy, lines in grouped.items()]
 
 
 def compare(sheets: Sequence[Sheet]) -> list[dict[str, Any]]:
@@ -240,37 +247,6 @@ def route_figures(sheet: Sheet, names: Sequence[str]) -> dict[str, Any]:
 
 def _shares(calls: Sequence[str], names: Sequence[str]) -> dict[str, float]:
     return {name: list(calls).count(name) / len(calls) for name in names}
-
-
-def trade_off(rows: Sequence[dict[str, Any]], agents: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Quality against cost: every policy without hindsight as a point, and the agents' upper convex hull.
-
-    `agents`: rows of the agent, one per alpha. `area`: mean height of the agents' non-decreasing hull over the range of costs of the
-    single experts (RouterBench's AIQ, Hu et al. 2024); null with fewer than two agents.
-    """
-    points = [{"policy": r["policy"], "kind": r["kind"], "alpha": r.get("alpha"), "cost": r["charge"], "quality": r["quality"]["mean"]} for r in rows if r["kind"] != "oracle"]
-    points += [{"policy": r["policy"], "kind": "der", "alpha": r["alpha"], "cost": r["charge"], "quality": r["quality"]["mean"]} for r in agents]
-    own = np.array(sorted({(p["cost"], p["quality"]) for p in points if p["kind"] == "der"}))
-    hull = _upper_hull(own)
-    costs = [r["charge"] for r in rows if r["kind"] == "single"]
-    area = None
-    if len(own) > 1 and len(costs) > 1:
-        grid = np.linspace(min(costs), max(costs), 1001)
-        height = np.maximum.accumulate(np.interp(grid, hull[:, 0], hull[:, 1], left=0.0))
-        area = float(np.trapezoid(height, grid) / (grid[-1] - grid[0]))
-    return {"points": points, "hull": hull.tolist(), "area": area}
-
-
-def _upper_hull(points: np.ndarray) -> np.ndarray:
-    """Points of the upper convex hull by rising cost (N, 2) -> (M, 2), from the cheapest to the best."""
-    try:
-        corners = points[ConvexHull(points).vertices] if len(points) > 2 else points
-    except QhullError:  # all on one line
-        corners = points
-    corners = corners[np.argsort(corners[:, 0])]
-    line = np.interp(corners[:, 0], corners[[0, -1], 0], corners[[0, -1], 1])
-    upper = corners[corners[:, 1] >= line - 1e-12]
-    return upper[: int(np.argmax(upper[:, 1])) + 1]
 
 
 # --- words -----------------------------------------------------------------------------------------------------------
@@ -380,7 +356,7 @@ def build_results(records: Sequence[Record], config: Config, experts: Sequence[M
         "comparisons": compared,
         "oracle": oracle,
         "routes": routes,
-        "tradeoff": trade_off(rows, []),
+        "tradeoff": trade_off([sheet.point() for sheet in sheets if sheet.kind != "oracle"]),
         "words": verdicts(sheets, compared, routes, sum(expert["params_b"] for expert in experts)),
         "notes": notes(config, records, sheets[0].policy, len(sheets[0].seeds)),
         **extra,

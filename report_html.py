@@ -193,6 +193,19 @@ def composition_table(results: Results) -> Table | None:
     return Table(["task", "quality", *(f"gain over {name}" for name in variants), "n"], rows) if rows else None
 
 
+def trade_off_words(results: Results) -> str:
+    """What the sweep's family of agents offers, in a sentence; empty where there was no sweep."""
+    found = results.get("tradeoff", {})
+    if found.get("area") is None:
+        return ""
+    least, most = found["bounds"]
+    experts = "" if found["area_experts"] is None else f" (single experts, mixed without looking at the question: {found['area_experts']:.3f})"
+    return (
+        f"Agents by {found['setting']}, means over seeds with intervals in both directions. Area under their convex hull: a mean quality of {found['area']:.3f} over costs "
+        f"C from {least:.3g} to {most:.3g}, those of the cheapest and the dearest expert, with answering nothing at no cost as a further choice{experts}."
+    )
+
+
 def terminator_facts(results: Results) -> list[tuple[str, str]]:
     """The Terminator's numbers, as (name, text) pairs; a measure that is not defined says so."""
     terminator = results.get("terminator", {})
@@ -220,6 +233,7 @@ def markdown(results: Results, images: Sequence[str]) -> str:
         parts += ["## Terminator", "\n".join(f"- {name}: {text}" for name, text in facts)]
     parts += ["## Figures"] if images else []
     parts += [f"![{name.removesuffix('.png').replace('_', ' ')}]({name})" for name in images]
+    parts.append(plain(trade_off_words(results)))
     parts.append("\n".join(f"- {plain(note)}" for note in results.get("notes", [])))
     parts += _titled({"The other policies, paired by question": other_comparisons(results)})
     parts.append("Every column, interactive figures and the single routes: [report.html](report.html).")
@@ -334,6 +348,7 @@ def html(results: Results, records: Sequence[Mapping[str, Any]], curves: Curves)
         composition=composition_table(results),
         transfer=transfer_table(results),
         terminator=terminator_facts(results),
+        trade_off=trade_off_words(results),
         plots=plots(results, curves),
         routes=route_data(results, records),
         plotlyjs=get_plotlyjs(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -36,22 +36,30 @@ def plot_quality_cost(results: Results) -> go.Figure | None:
     figure, costs = go.Figure(), [row["charge"] for row in rows]
     if hull := figures.convex_hull(results):
         figure.add_scatter(x=[x for x, _ in hull], y=[y for _, y in hull], mode="lines", name="convex hull", line={"color": GREY, "dash": "dash", "width": 1})
-    for policy, points in figures.alpha_curves(results).items():
-        x, y, alphas = [p["cost"] for p in points], [p["quality"] for p in points], [f"alpha {p['alpha']:g}" for p in points]
-        figure.add_scatter(x=x, y=y, text=alphas, name=f"{policy}, by alpha", mode="lines+markers", line_color=VERMILLION, opacity=0.6)
+    if points := figures.family(results):
+        x, y = ([point[name]["mean"] for point in points] for name in ("cost", "quality"))
+        style = {"text": [point["value"] for point in points], "mode": "lines+markers", "line_color": VERMILLION, "opacity": 0.6}
+        bars = {f"error_{axis}": error_bars(*(point[name] for point in points)) for axis, name in (("x", "cost"), ("y", "quality"))}
+        figure.add_scatter(x=x, y=y, name=figures.family_name(results), **style, **bars)
         costs += x
     for row, marker in zip(rows, figures.markers(rows), strict=True):
         quality, is_der = row["quality"], row["kind"] == "der"
         figure.add_scatter(
             x=[row["charge"]],
             y=[quality["mean"]],
-            error_y={"type": "data", "array": [quality["hi"] - quality["mean"]], "arrayminus": [quality["mean"] - quality["lo"]], "thickness": 1},
+            error_y=error_bars(quality),
             name=row["policy"],
             mode="markers",
             marker={"color": KIND_COLOURS[row["kind"]], "symbol": MARKERS[marker], "size": 13 if is_der else 9},
         )
     figure.update_xaxes(title=figures.cost_axis(results), type="log" if figures.needs_log(costs) else "linear")
     return figure.update_yaxes(title="mean quality").update_layout(height=480, hovermode="closest")
+
+
+def error_bars(*spans: Mapping[str, float]) -> dict[str, Any]:
+    """plotly's error bars from means with intervals."""
+    below, above = zip(*map(figures.beyond, spans), strict=True)
+    return {"type": "data", "array": above, "arrayminus": below, "thickness": 1}
 
 
 def plot_learning_curves(curves: Curves) -> go.Figure | None:

@@ -205,17 +205,22 @@ class Routes(Entry):
 
 
 class TradeOffPoint(Entry):
+    """A policy's quality and C per question, means over its seeds."""
+
     policy: str
     kind: Kind
-    alpha: float | None
-    cost: float
-    quality: float
+    value: str | None = Field(description="of the swept setting, for the agents of a sweep")
+    cost: Span
+    quality: Span
 
 
 class TradeOff(Entry):
-    points: list[TradeOffPoint]
-    hull: list[tuple[float, float]]
-    area: float | None
+    setting: str | None = Field(description="what the agents differ in, as KEY; none: there is one agent")
+    points: list[TradeOffPoint] = Field(description="every policy without hindsight")
+    hull: list[tuple[float, float]] = Field(description="(cost, quality) of the agents' upper convex hull, from the cheapest to the best")
+    bounds: tuple[float, float] | None = Field(description="cost of the cheapest and of the dearest single expert")
+    area: float | None = Field(description="mean height, between the bounds, of the hull of the agents and (0, 0); none: one agent")
+    area_experts: float | None = Field(description="the same of the single experts: what mixing them without looking at the question gives")
 
 
 class Variants(Entry):

@@ -15,7 +15,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,13 @@ sys.path.insert(0, str(ROOT))
 
 import yaml
 
-from command_line import load_config, run_command
-from config import Config, ConfigError
-from report import read_records, trade_off
+from command_line import load_config, run_command, validate
+from config import Config, ConfigError, RewardConfig
+from report import Record, Sheet, read_records, reprice
 from report_html import write_report_files
 from report_schema import read_results, to_json
 from run_folder import write_atomically
+from trade_off import trade_off
 
 
 def train(config_path: Path, name: str, seed: int, overrides: Sequence[str]) -> Path:
@@ -97,20 +98,37 @@ def sweep(config_path: Path, name: str, seeds: Sequence[int], key: str, values: 
     for part in key.split("."):
         own = own[part]
     base = own if own in reports else values[0]
-    agents = [{**report["rows"][0], "policy": f"DER, {key} {value}", "alpha": report["alpha"]} for value, report in reports.items()]
-    results = reports[base]
-    results["tradeoff"] = trade_off(results["rows"][1:], agents)
-    results["notes"].append(f"Table and figures: {key} = {base}. Trade-off: {key} = {', '.join(map(str, values))}.")
-    folder = Path("runs") / name / "report"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "results.json", to_json(results))
+    results, folder = reports[base], Path("runs") / name
+    config = validate(results["evaluation"]["config"], f"{folder / str(base)}")
+    routes = {value: read_records(folder / str(value) / "routes.jsonl") for value in values}
+    points = [point for point in results["tradeoff"]["points"] if point["kind"] != "der"] + family(routes, config.reward)
+    results["tradeoff"] = trade_off(points, key)
+    results["notes"].append(f"Table and figures: {key} = {base}. Trade-off: {key} = {', '.join(map(str, values))}, every agent charged as at {base}.")
+    (folder / "report").mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "report" / "results.json", to_json(results))
     curves = {seed: [json.loads(line) for line in (Path("runs") / f"{name}-{base}-s{seed}" / "metrics.jsonl").read_text().splitlines()] for seed in seeds}
-    write_report_files(folder, results, read_records(Path("runs") / name / str(base) / "routes.jsonl"), curves)
-    print(f"\n{'policy':<32} {'quality':>8} {'return':>8} {'calls':>6} {'cost':>8}")
-    for row in agents:
-        print(f"{row['policy']:<32} {row['quality']['mean']:>8.3f} {row['return']['mean']:>8.3f} {row['calls']['mean']:>6.2f} {row['charge']:>8.3f}")
-    area = results["tradeoff"]["area"]
-    print(f"area under the agents' hull: {'none' if area is None else f'{area:.3f}'}. Report: {folder / 'report.html'}")
+    write_report_files(folder / "report", results, routes[base], curves)
+    show(results["tradeoff"])
+    print(f"Report: {folder / 'report' / 'report.html'}")
+
+
+def family(routes: Mapping[Any, Sequence[Record]], reward: RewardConfig) -> list[dict[str, Any]]:
+    """The agents' points in the trade-off from the route log of each value, all priced alike. Raises ReportError where the logs differ in questions."""
+    der = {value: reprice([record for record in records if record["kind"] == "der"], reward) for value, records in routes.items()}
+    questions = list(dict.fromkeys(record["question"] for records in der.values() for record in records))
+    return [Sheet(records[0]["policy"], records, questions).point(str(value)) for value, records in der.items()]
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """Print the agents of a trade-off and the area under their hull."""
+    span = "{mean:.3f} [{lo:.3f}, {hi:.3f}]"
+    print(f"\n{found['setting']:<20} {'quality':^22} {'cost C':^22}")
+    for point in found["points"]:
+        if point["kind"] == "der":
+            print(f"{point['value']:<20} {span.format(**point['quality']):<22} {span.format(**point['cost']):<22}")
+    if found["area"] is not None:
+        least, most = found["bounds"]
+        print(f"area under the agents' hull, over costs {least:.3g} to {most:.3g}: {found['area']:.3f} (single experts' hull: {found['area_experts']:.3f})")
 
 
 def main(arguments: list[str]) -> None:

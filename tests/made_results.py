@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 EXPERTS = ("small", "middle", "large")
@@ -92,15 +93,28 @@ def made_results() -> dict[str, Any]:
         },
         "transfer": {"pairs": pairs, "best": [{**pairs[0], "task_group": "sums", "gains": {name: tested for name in ("none", "swapped", "own")}}]},
         "tradeoff": {
+            "setting": "reward.alpha",
             "points": [
-                {"policy": "DER", "kind": "der", "alpha": 0.2, "cost": 0.4, "quality": 0.8},
-                {"policy": "DER", "kind": "der", "alpha": 0.05, "cost": 0.7, "quality": 0.87},
-                {"policy": "small", "kind": "single", "alpha": None, "cost": 0.2, "quality": 0.2},
+                {"policy": "DER", "kind": "der", "value": "0.2", "cost": around(0.4), "quality": around(0.8)},
+                {"policy": "DER", "kind": "der", "value": "0.05", "cost": around(0.7), "quality": around(0.87)},
+                {"policy": "small", "kind": "single", "value": None, "cost": around(0.2), "quality": around(0.2)},
             ],
             "hull": [[0.4, 0.8], [0.5, 0.85], [0.7, 0.87]],
+            "bounds": [0.2, 2.0],
             "area": 0.7,
+            "area_experts": 0.31,
         },
         "words": ["DER beats the best fixed expert."],
         "notes": ["Intervals: 95% bootstrap over questions."],
         "evaluation": {"runs": ["runs/a", "runs/b"], "seconds": 12.5, "answers_generated": 0, "config": {"name": "a"}},
     }
+
+
+def made_records(policy: str, kind: str, seed: int, qualities: Sequence[float], *, charge: float, params_b: float) -> list[dict[str, Any]]:
+    """Lines of a route log: one call a question."""
+    cost = {"params_b": params_b, "prompt_tokens": 10, "completion_tokens": 8, "flops": 6043392.0, "latency_s": 0.0007, "usd": None}
+    made = []
+    for idx, quality in enumerate(qualities):
+        step = {"expert": "small", "answer": f"answer {idx}", "quality": quality, "cost": cost, "charge": charge}
+        made.append({"policy": policy, "kind": kind, "seed": seed, "question": f"q{idx}", "task": "t", "quality": quality, "return": quality - 0.1 * charge, "steps": [step]})
+    return made

@@ -31,7 +31,7 @@ from config import AgentConfig, Config, RewardConfig
 from der_env import Episode, Step
 from evaluation import overheads
 from questions import Question
-from report import Overhead, Played, ReportError, build_results, compare, read_records, reprice, route_figures, route_records, sheets_of, table, trade_off
+from report import Overhead, Played, ReportError, build_results, compare, read_records, reprice, route_figures, route_records, sheets_of, table
 from reward import Cost
 from rollout import Decision, NeverSatisfied, Route, play, score_routes
 
@@ -217,17 +217,6 @@ def test_whom_the_agent_asks_by_hand(logged: Callable) -> None:
         (3, "e1", "stop"): 2,
     }
     assert found["further_calls"] == [{"call": 2, "routes": 2, "gain": 0.25, "charge": 2.0}]  # (+1 - .5) / 2
-
-
-def test_the_trade_off_by_hand() -> None:
-    row = lambda policy, kind, cost, quality: {"policy": policy, "kind": kind, "charge": cost, "quality": {"mean": quality}}  # noqa: E731
-    rows = [row("a", "single", 1.0, 0.2), row("b", "single", 3.0, 0.5), row("optimum", "oracle", 1.0, 1.0)]
-    agents = [{**row("DER", "der", cost, quality), "alpha": alpha} for alpha, cost, quality in ((0.5, 1.0, 0.4), (0.2, 1.5, 0.5), (0.1, 2.0, 0.8), (0.0, 3.0, 0.7))]
-    found = trade_off(rows, agents)
-    assert found["hull"] == [[1.0, 0.4], [2.0, 0.8]]  # (1.5, .5) lies below the line from .4 to .8, (3, .7) buys less for more
-    assert found["area"] == pytest.approx((0.6 + 0.8) / 2, abs=1e-3)  # mean height: a ramp from .4 to .8, then flat, over costs 1 to 3
-    assert "optimum" not in {point["policy"] for point in found["points"]} and len(found["points"]) == 6
-    assert trade_off(rows, agents[:1])["area"] is None
 
 
 def test_results_hold_the_gap_to_the_optimum_in_three_parts(logged: Callable) -> None:

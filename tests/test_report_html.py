@@ -84,13 +84,14 @@ def test_every_figure_is_written_as_a_png(tmp_path: Path, results: dict, curves:
 
 def test_quality_is_drawn_against_cost_with_its_interval(results: dict) -> None:
     axes = figures.quality_cost(results).axes[0]
-    for container, row in zip(axes.containers, results["rows"], strict=True):
+    family = axes.containers[-1]
+    assert family.get_label() == "DER, reward.alpha 0.2, 0.05\n(by rising cost)" and family.lines[0].get_xydata().tolist() == [[0.4, 0.8], [0.7, 0.87]]
+    np.testing.assert_allclose([segment[:, 0] for segment in family.lines[2][0].get_segments()], [[0.35, 0.45], [0.65, 0.75]])  # of the cost
+    for container, row in zip(axes.containers[:-1], results["rows"], strict=True):
         point, _, (bars,) = container.lines
         assert (container.get_label(), point.get_xdata()[0], point.get_ydata()[0]) == (row["policy"], row["charge"], row["quality"]["mean"])
         np.testing.assert_allclose(bars.get_segments()[0][:, 1], [row["quality"]["lo"], row["quality"]["hi"]])
-    lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
-    assert lines["DER, by alpha"] == [[0.4, 0.8], [0.7, 0.87]]
-    assert lines["convex hull"] == results["tradeoff"]["hull"]
+    assert {line.get_label(): line.get_xydata().tolist() for line in axes.lines}["convex hull"] == results["tradeoff"]["hull"]
     assert axes.get_xscale() == "linear"  # 0.2 to 2.6
     results["rows"][-1]["charge"] = 4.1  # more than 20 times 0.2
     assert figures.quality_cost(results).axes[0].get_xscale() == "log"
@@ -151,6 +152,9 @@ def test_the_interactive_figures_hold_the_same_numbers(results: dict, curves: di
         trace = points[row["policy"]]
         assert (trace["x"], trace["y"]) == ([row["charge"]], [row["quality"]["mean"]])
         assert trace["error_y"]["array"] == pytest.approx([0.05]) and trace["error_y"]["arrayminus"] == pytest.approx([0.05])
+    family = points["DER, reward.alpha 0.2, 0.05 (by rising cost)"]
+    assert (family["x"], family["y"], family["text"]) == ([0.4, 0.7], [0.8, 0.87], ["0.2", "0.05"])
+    assert [*family["error_x"]["arrayminus"], *family["error_y"]["array"]] == pytest.approx([0.05] * 4)
     sankey = made["routes"]["data"][0]
     label = sankey["node"]["label"]
     flows = [(label[s], label[t], n) for s, t, n in zip(*(sankey["link"][key] for key in ("source", "target", "value")), strict=True)]
@@ -192,6 +196,7 @@ def test_the_markdown_report_says_everything_and_links_the_figures(tmp_path: Pat
     assert "| lost to stopping | - | -0.010 |" in text
     assert "- AUROC among well-formed answers: not defined" in text
     assert "- Intervals: 95% bootstrap over questions." in text
+    assert "a mean quality of 0.700 over costs C from 0.2 to 2, those of the cheapest and the dearest expert" in text and "the question: 0.310)" in text
     for line in text.splitlines():
         if line.startswith("!["):
             assert (tmp_path / line.split("](")[1].removesuffix(")")).is_file()
@@ -204,9 +209,10 @@ def test_what_is_missing_is_left_out(tmp_path: Path, bare: dict) -> None:
     assert "Policies" in page and "Quality and cost" in page
     for section in ("Paired comparisons", "What is lost", "Quality by task", "Where the questions go", "Terminator</h2>", "Knowledge transfer", "Learning curves", "Single routes"):
         assert section not in page
-    for empty in ({"oracle": {}, "terminator": {}, "transfer": {"pairs": []}, "tradeoff": {"points": [], "hull": [[1.0, 1.0]], "area": None}, "comparisons": []},):
-        assert set(plots({**bare, **empty}, {})) == {"quality_cost"}
-        assert "## Paired" not in markdown({**bare, **empty}, [])
+    no_sweep = {"setting": None, "points": [], "hull": [[1.0, 1.0]], "bounds": None, "area": None, "area_experts": None}
+    empty = {**bare, "oracle": {}, "terminator": {}, "transfer": {"pairs": []}, "tradeoff": no_sweep, "comparisons": []}
+    assert set(plots(empty, {})) == {"quality_cost"}
+    assert "## Paired" not in markdown(empty, [])
 
 
 def test_a_number_that_json_lacks_is_refused(results: dict, records: list, curves: dict) -> None:

@@ -572,7 +572,7 @@ def test_a_sweep_trains_what_is_missing_and_puts_all_values_into_one_trade_off(w
     results = read_results(workplace.folder / "runs/alphas/report/results.json")
     assert results["alpha"] == 0.01  # the configuration's own value gives the table
     points = [point for point in results["tradeoff"]["points"] if point["kind"] == "der"]
-    assert [point["alpha"] for point in points] == [0.01, 0.3] and results["tradeoff"]["area"] is not None
+    assert [point["value"] for point in points] == ["0.01", "0.3"] and results["tradeoff"]["setting"] == "reward.alpha" and results["tradeoff"]["bounds"] == [1.0, 3.0]
     assert [script for script, _ in commands] == ["train_ppo_multi.py", "test_ppo_multi.py"] * 2
     commands.clear()
     experiment.main([*command, *more])

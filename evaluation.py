@@ -133,6 +133,9 @@ class Evaluation:
             routes = self.play(test, run.agent, OracleJudge(test, config.env.p0, pool.names), self._t_max)
             yield Played("DER, oracle stop", "oracle", routes, self.overheads(run.agent, routes), run.seed)
         if config.eval.full:
+            self.say("the full-information router, oracle stop")
+            routes = self.play(test, self.full_information_router(config.env.p0), OracleJudge(test, config.env.p0), self._t_max)
+            yield self._shared("full-information, oracle stop", "oracle", routes, self.overheads(self.agent, routes))
             self.say("the exact optimum")
             yield self._shared("optimum (hindsight)", "oracle", optimal_routes(self.test_tree, config.reward))
 
@@ -150,8 +153,7 @@ class Evaluation:
         yield from self._fitted_routers()
         yield Played("majority vote of all", "ensemble", baselines.ask_all_and_vote(self.test_singles, self.best_expert), None, self.runs[0].seed, hands_on=False)
         self.say("the full-information router")
-        router = self.full_information_router()
-        routes = self.play(test, router, NeverSatisfied(), self._t_max)
+        routes = self.play(test, self.full_information_router(None), NeverSatisfied(), self._t_max)
         yield self._shared("full-information", "learned", routes, self.overheads(self.agent, routes))
 
     def _fitted_routers(self) -> Iterator[Played]:
@@ -202,17 +204,28 @@ class Evaluation:
     def validation_tree(self) -> RouteTree:
         return self._grow("validation", self.splits.validation, expand_solved=True)
 
-    def full_information_router(self) -> FullInformationRouter:
-        """Fitted on the trees of the training questions; a fit is kept under runs/full_information and used again."""
+    @cached_property
+    def training_tree(self) -> RouteTree:
+        return self._grow("training", self._tree_questions, expand_solved=True)
+
+    @cached_property
+    def _tree_questions(self) -> list[Question]:
         chosen = np.random.default_rng(0).permutation(len(self.splits.train))[: self.config.eval.tree_questions]
-        questions = [self.splits.train[i] for i in sorted(chosen)]
-        path = FITS / f"{fit_key(self.agent, [q.id for q in questions], [self.pool.fingerprint(), self.pool.ktp], self.config.reward)}.pt"
+        return [self.splits.train[i] for i in sorted(chosen)]
+
+    def full_information_router(self, over: float | None) -> FullInformationRouter:
+        """Fitted on the trees of the training questions; a fit is kept under runs/full_information and used again.
+
+        `over`: quality at which an oracle will end its routes; none: it decides alone.
+        """
+        questions = [question.id for question in self._tree_questions]
+        path = FITS / f"{fit_key(self.agent, questions, [self.pool.fingerprint(), self.pool.ktp], self.config.reward, over)}.pt"
         if path.is_file():
-            self.say(f"  as fitted before: {path}")
-            return FullInformationRouter.load(path, self.agent)
-        tree = self._grow("training", questions, expand_solved=True)
-        router = fit_full_information(self.agent, tree, self.config.reward, on_round=lambda n, value: self.say(f"  fit, round {n}: cross-fitted return {value:.3f}"))
-        router.save(path)
+            router = FullInformationRouter.load(path, self.agent)
+        else:
+            router = fit_full_information(self.agent, self.training_tree, self.config.reward, over)
+            router.save(path)
+        self.say(f"  {path}: cross-fitted return on training questions {router.cross_fitted:.3f}")
         return router
 
     def _grow(self, split: str, questions: Sequence[Question], *, expand_solved: bool) -> RouteTree:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +17,17 @@ import torch
 from torch import nn
 
 from agent import Agent
-from config import RewardConfig
+from config import ConfigError, RewardConfig
 from der_env import Episode, encode_states
 from rollout import Decision
-from route_tree import RouteTree
+from route_tree import RouteTree, optimal_values
 
-HIDDEN, DROPOUT, LR, WEIGHT_DECAY, BATCH = 256, 0.5, 1e-3, 1e-2, 256
-STEPS, CHECK_EVERY, PATIENCE = 2000, 50, 500  # of one fit; how often its error on the other fold is looked at, and how long it may fail to fall
-ROUNDS = 5
-OFF_ROUTE = 0.1  # share of a fit's weight on states that the router does not visit
-NUM_FOLDS = 2
+HIDDEN, DROPOUT, LR, WEIGHT_DECAY, BATCH = 256, 0.3, 1e-3, 1e-2, 256
+STEPS, CHECK_EVERY, PATIENCE = 3000, 100, 600  # of one fit; how often its error on the fold left out is looked at, and how long it may fail to fall
+CHECKED = 3000  # states that this error is taken over
+NUM_FOLDS = 4
+NEVER_ASKED = 1e-12  # weight of states in which the oracle has ended the route; above 0, as there may be no others
+OFF_ROUTE = 0.03  # weight of the states beside hindsight's routes, as a share of those on them
 
 
 class ReturnNetwork(nn.Module):
@@ -34,7 +35,7 @@ class ReturnNetwork(nn.Module):
 
     def __init__(self, width: int, num_values: int):
         super().__init__()
-        self.net = nn.Sequential(nn.Dropout(DROPOUT), nn.Linear(width, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, num_values))
+        self.net = nn.Sequential(nn.Dropout(DROPOUT), nn.Linear(width, HIDDEN), nn.ReLU(), nn.Dropout(DROPOUT), nn.Linear(HIDDEN, num_values))
         self.register_buffer("low", torch.zeros(num_values))
         self.register_buffer("span", torch.ones(num_values))
 
@@ -48,33 +49,41 @@ class ReturnNetwork(nn.Module):
 
 
 class FullInformationRouter:
-    """One network per number of calls made. A `rollout.Policy`."""
+    """Per number of calls made, networks whose values are averaged. A `rollout.Policy`.
 
-    def __init__(self, agent: Agent, networks: Sequence[ReturnNetwork]):
-        self.agent, self.networks = agent, [network.to(agent.encoder.device).eval() for network in networks]
+    `cross_fitted`: mean return on the questions it was fitted on, each routed by networks that had not seen it.
+    """
+
+    def __init__(self, agent: Agent, networks: Sequence[Sequence[ReturnNetwork]], cross_fitted: float):
+        self.agent, self.cross_fitted = agent, cross_fitted
+        self.networks = [[network.to(agent.encoder.device).eval() for network in members] for members in networks]
 
     @torch.no_grad()
     def act(self, episodes: Sequence[Episode]) -> list[Decision]:
         features = self.agent.row_features(encode_states(episodes, self.agent.state_tokenizer))
         decisions = []
         for episode, row in zip(episodes, features, strict=True):
-            values = self.networks[len(episode.steps)](row[None]).cpu().numpy()
+            members = self.networks[len(episode.steps)]
+            values = torch.stack([network(row[None]) for network in members]).mean(0).cpu().numpy()
             action = int(choose(values, len(episode.steps))[0])
             decisions.append(Decision(None if action == values.shape[1] - 1 else action, float(values[0, action])))
         return decisions
 
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save([network.state_dict() for network in self.networks], path)
+        states = [[network.state_dict() for network in members] for members in self.networks]
+        torch.save({"networks": states, "cross_fitted": self.cross_fitted}, path)
 
     @classmethod
     def load(cls, path: Path, agent: Agent) -> FullInformationRouter:
-        networks = []
-        for state in torch.load(path, weights_only=True):
-            network = ReturnNetwork(state["net.1.weight"].shape[1], len(state["low"]))
-            network.load_state_dict(state)
-            networks.append(network)
-        return cls(agent, networks)
+        saved = torch.load(path, weights_only=True)
+        return cls(agent, [[_network(state) for state in members] for members in saved["networks"]], saved["cross_fitted"])
+
+
+def _network(state: dict[str, torch.Tensor]) -> ReturnNetwork:
+    network = ReturnNetwork(state["net.1.weight"].shape[1], len(state["low"]))
+    network.load_state_dict(state)
+    return network
 
 
 def choose(values: np.ndarray, depth: int) -> np.ndarray:
@@ -82,42 +91,41 @@ def choose(values: np.ndarray, depth: int) -> np.ndarray:
     return (values[:, :-1] if depth == 0 else values).argmax(axis=1)
 
 
-def fit_key(agent: Agent, question_ids: Sequence[str], fingerprint: object, reward: RewardConfig) -> str:
-    """Name of a fit: equal for equal questions, pool, encoder, prices and settings of the fit."""
-    settings = [HIDDEN, DROPOUT, LR, WEIGHT_DECAY, BATCH, STEPS, CHECK_EVERY, PATIENCE, ROUNDS, OFF_ROUTE, NUM_FOLDS]
-    about = [settings, agent.config.encoder, agent.config.max_tokens, agent.config.pooling, agent.t_max, list(question_ids), fingerprint, reward.model_dump(mode="json")]
+def fit_key(agent: Agent, question_ids: Sequence[str], fingerprint: object, reward: RewardConfig, over: float | None) -> str:
+    """Name of a fit: equal for equal questions, pool, encoder, prices, stop and settings of the fit."""
+    settings = [HIDDEN, DROPOUT, LR, WEIGHT_DECAY, BATCH, STEPS, CHECK_EVERY, PATIENCE, CHECKED, NUM_FOLDS, OFF_ROUTE]
+    about = [settings, agent.config.encoder, agent.config.max_tokens, agent.config.pooling, agent.t_max, list(question_ids), fingerprint, reward.model_dump(mode="json"), over]
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     digest.update(agent.encoder.mean.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def fit_full_information(agent: Agent, tree: RouteTree, reward: RewardConfig, seed: int = 0, on_round: Callable[[int, float], None] | None = None) -> FullInformationRouter:
+def fit_full_information(agent: Agent, tree: RouteTree, reward: RewardConfig, over: float | None = None, seed: int = 0) -> FullInformationRouter:
     """Policy search by dynamic programming (Bagnell et al. 2003) with fitted action values, on all states of full trees.
 
-    Each round fits backward from the last call. The target of an action is its cost and what the router's own later choices really
-    led to, not the best that was there: that would be hindsight. Those choices come from networks fitted on the other half of the
-    questions, so that they are not flattered. The next round weighs states by how often the router visits them: how good an answer is
-    likely to be depends on how well its expert was chosen. `on_round(round, mean return)` is told each round's cross-fitted return.
+    `over`: quality at which an oracle ends a route; none: the router alone decides when to stop.
+
+    Fits backward from the last call. The target of an action is its cost and what the router's own later choices really led to, not the best
+    that was there: that would be hindsight. Those choices come from networks fitted on other questions, so that they are not flattered.
+    The method asks for the states of a good policy; hindsight's routes are the best there is. Weighing all states alike, the router never
+    learns a chain of two experts that few questions need: whatever it then asks second is wrong, and so is asking the first.
     """
-    folds = np.random.default_rng(seed).integers(NUM_FOLDS, size=len(tree.questions))
-    features = [_features(agent, tree, depth) for depth in range(tree.t_max)]
-    weights = [np.ones(len(level.answers)) for level in tree.levels[:-1]]
-    best: tuple[float, list[ReturnNetwork]] = (-np.inf, [])
-    for number in range(ROUNDS):
-        outcome, networks, choices = tree.levels[-1].quality, [], []
-        for depth in reversed(range(tree.t_max)):
-            level = tree.levels[depth]
-            targets = np.column_stack([tree.action_values(depth, reward, outcome), level.quality])  # (N, K + 1)
-            chosen, network = _cross_fit(features[depth], targets, weights[depth], folds[level.question], depth, seed)
-            outcome = targets[np.arange(len(targets)), chosen]
-            networks.insert(0, network)
-            choices.insert(0, chosen)
-        if on_round is not None:
-            on_round(number + 1, float(outcome.mean()))
-        if outcome.mean() > best[0]:
-            best = float(outcome.mean()), networks
-        weights = _visits(tree, choices)
-    return FullInformationRouter(agent, best[1])
+    fold_of_question = np.random.default_rng(seed).permutation(len(tree.questions)) % NUM_FOLDS
+    if len(tree.questions) < NUM_FOLDS:
+        raise ConfigError(f"the full-information router needs at least {NUM_FOLDS} training questions, got {len(tree.questions)}: raise eval.tree_questions")
+    visits = _hindsight_visits(tree, reward)
+    outcome, networks = tree.levels[-1].quality, []
+    for depth in reversed(range(tree.t_max)):
+        level = tree.levels[depth]
+        is_over = (level.quality >= over) & (depth > 0) if over is not None else np.zeros(len(level.quality), dtype=bool)
+        weights = visits[depth] / max(visits[depth].sum(), 1.0) + OFF_ROUTE / len(visits[depth])
+        weights[is_over] = NEVER_ASKED
+        targets = np.column_stack([tree.action_values(depth, reward, outcome), level.quality])  # (N, K + 1)
+        members, values = _cross_fit(_features(agent, tree, depth), targets, weights, fold_of_question[level.question], seed)
+        chosen = targets[np.arange(len(targets)), choose(values, depth)]
+        outcome = np.where(is_over, level.quality, chosen)
+        networks.insert(0, members)
+    return FullInformationRouter(agent, networks, float(outcome.mean()))
 
 
 def _features(agent: Agent, tree: RouteTree, depth: int) -> torch.Tensor:
@@ -126,57 +134,55 @@ def _features(agent: Agent, tree: RouteTree, depth: int) -> torch.Tensor:
     return agent.row_features(agent.state_tokenizer.encode(questions, level.answers, [tree.t_max - depth] * len(questions))).cpu()
 
 
-def _visits(tree: RouteTree, choices: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """How often each node (N,) of each level is met when every question follows the choices, a little added for all."""
-    here = np.arange(len(tree.questions))
-    weights = [np.ones(len(here))]
-    for depth in range(tree.t_max - 1):
-        actions = choices[depth][here]
-        goes_on = actions < tree.num_experts
-        here = tree.levels[depth].child[here[goes_on], actions[goes_on]]
-        size = len(tree.levels[depth + 1].answers)
-        weights.append(np.full(size, OFF_ROUTE * max(len(here), 1) / size) + np.bincount(here, minlength=size))
-    return weights
+def _hindsight_visits(tree: RouteTree, reward: RewardConfig) -> list[np.ndarray]:
+    """How many questions' best routes meet each node (N,) of each level but the last."""
+    values, here = optimal_values(tree, reward), np.arange(len(tree.questions))
+    visits = []
+    for depth in range(tree.t_max):
+        level = tree.levels[depth]
+        visits.append(np.bincount(here, minlength=len(level.answers)).astype(float))
+        actions = tree.action_values(depth, reward, values[depth + 1])[here]
+        goes_on = (actions.max(axis=1) > level.quality[here]) | (depth == 0)
+        here = level.child[here[goes_on], actions[goes_on].argmax(axis=1)]
+    return visits
 
 
-def _cross_fit(features: torch.Tensor, targets: np.ndarray, weights: np.ndarray, fold_of: np.ndarray, depth: int, seed: int) -> tuple[np.ndarray, ReturnNetwork]:
-    """Choices (N,) by networks that did not see the question, and a network fitted on all for as many steps as served those best."""
-    chosen, steps = np.zeros(len(targets), dtype=int), []
+def _cross_fit(features: torch.Tensor, targets: np.ndarray, weights: np.ndarray, fold_of: np.ndarray, seed: int) -> tuple[list[ReturnNetwork], np.ndarray]:
+    """A network per fold, fitted without it, and each row's values (N, K + 1) by the network that did not see its question."""
+    members, values = [], np.zeros_like(targets)
     for fold in range(NUM_FOLDS):
         outside = fold_of == fold
-        network, best_step = _fit(features, targets, np.where(outside, 0.0, weights), seed + fold, check=np.where(outside, weights, 0.0))
-        steps.append(best_step)
+        members.append(_fit(features, targets, np.where(outside, 0.0, weights), np.where(outside, weights, 0.0), seed + fold))
         with torch.no_grad():
-            chosen[outside] = choose(network(features[outside]).numpy(), depth)
-    return chosen, _fit(features, targets, weights, seed, steps=max(CHECK_EVERY, int(np.mean(steps))))[0]
+            values[outside] = members[-1](features[outside]).numpy()
+    return members, values
 
 
-def _fit(features: torch.Tensor, targets: np.ndarray, weights: np.ndarray, seed: int, *, check: np.ndarray | None = None, steps: int = STEPS) -> tuple[ReturnNetwork, int]:
-    """A network fitted on rows drawn by weight; with `check`, as it was when the loss weighted by that was least, and after how many steps."""
-    goal = torch.from_numpy(targets.astype(np.float32))
-    drawn = torch.from_numpy(np.random.default_rng(seed).choice(len(targets), size=(steps, BATCH), p=weights / weights.sum()))
-    held_out = torch.from_numpy(np.flatnonzero(check)) if check is not None else torch.empty(0)
+def _fit(features: torch.Tensor, targets: np.ndarray, weights: np.ndarray, check: np.ndarray, seed: int) -> ReturnNetwork:
+    """A network fitted on rows drawn by `weights` (N,), as it was when its loss on rows drawn by `check` (N,) was least."""
+    rng, goal = np.random.default_rng(seed), torch.from_numpy(targets.astype(np.float32))
+    drawn = torch.from_numpy(rng.choice(len(targets), size=(STEPS, BATCH), p=weights / weights.sum()))
+    held_out = torch.from_numpy(rng.choice(len(targets), size=CHECKED, p=check / check.sum()))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = ReturnNetwork(features.shape[1], targets.shape[1])
         network.low.copy_(goal.min(0).values)
         network.span.copy_((goal.max(0).values - network.low).clamp_min(1e-6))
         optimizer = torch.optim.AdamW(network.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
-        best = (np.inf, steps, network.state_dict())
+        least, best_step, best = np.inf, 0, network.state_dict()
         for step, rows in enumerate(drawn, start=1):
             loss = network.loss(features[rows], goal[rows]).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            if len(held_out) and step % CHECK_EVERY == 0:
+            if step % CHECK_EVERY == 0:
                 network.eval()
                 with torch.no_grad():
-                    error = float(torch.from_numpy(check[held_out.numpy()]).float() @ network.loss(features[held_out], goal[held_out]))
+                    error = float(network.loss(features[held_out], goal[held_out]).mean())
                 network.train()
-                if error < best[0]:
-                    best = (error, step, {name: value.clone() for name, value in network.state_dict().items()})
-                elif step - best[1] >= PATIENCE:
+                if error < least:
+                    least, best_step, best = error, step, {name: value.clone() for name, value in network.state_dict().items()}
+                elif step - best_step >= PATIENCE:
                     break
-    if len(held_out):
-        network.load_state_dict(best[2])
-    return network.eval(), best[1]
+    network.load_state_dict(best)
+    return network.eval()

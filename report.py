@@ -31,6 +31,13 @@ Record = dict[str, Any]  # one line of routes.jsonl
 COST_UNITS = ("params_b", "flops", "prompt_tokens", "completion_tokens", "latency_s")
 RIVAL_KINDS = ("static", "random", "cascade", "learned", "ensemble")  # what the agent has to beat
 ANCHORS = ("best fixed: ", "random with KTP", "cascade", "full-information")  # policies that every other is compared with, by the start of their names
+YARDSTICKS = {  # of results.json -> the policy that is it
+    "oracle_stop": "DER, oracle stop",
+    "optimum": "optimum (hindsight)",
+    "full_information": "full-information",
+    "full_information_oracle_stop": "full-information, oracle stop",
+    "best_of_all": "all once, oracle's pick",
+}
 SEPARABLE = {"worse": "loses to", "not separable": "cannot be told from", "better": "beats"}
 
 
@@ -205,7 +212,7 @@ def compare(sheets: Sequence[Sheet]) -> list[dict[str, Any]]:
     """
     der, others = sheets[0], [sheet for sheet in sheets[1:] if sheet.kind != "single"]
     own = [(der, b) for b in others if b.kind in RIVAL_KINDS]
-    rest = [(a, b) for a in others for b in others if a is not b and b.policy.startswith(ANCHORS)]
+    rest = [(a, b) for a in others for b in others if a is not b and b.kind in RIVAL_KINDS and b.policy.startswith(ANCHORS)]
     out = []
     for measure, pairs in itertools.product(("quality", "return"), (own, rest)):
         family = []
@@ -328,22 +335,27 @@ def uncounted(records: Sequence[Record], config: Config) -> list[str]:
 # --- results.json and the table --------------------------------------------------------------------------------------
 
 
+def yardsticks(sheets: Sequence[Sheet]) -> dict[str, Any]:
+    """results.json's `oracle`: what knows more than the agent, and the agent's distance to the optimum in parts that add up."""
+    by_policy, found = {sheet.policy: sheet for sheet in sheets}, {}
+    for key, policy in YARDSTICKS.items():
+        if sheet := by_policy.get(policy):
+            found[key] = {"quality": float(sheet.quality.mean()), "return": float(sheet.value.mean())}
+    if found.keys() == YARDSTICKS.keys():
+        optimum, stopped, agent = found["optimum"]["return"], found["oracle_stop"]["return"], float(sheets[0].value.mean())
+        for gap, known in (("gap", "full_information_oracle_stop"), ("gap_own_stop", "full_information")):
+            value = found[known]["return"]
+            found[gap] = {"information": optimum - value, "learning": value - stopped, "stopping": stopped - agent}
+    return found
+
+
 def build_results(records: Sequence[Record], config: Config, experts: Sequence[Mapping[str, Any]], extra: Mapping[str, Any]) -> dict[str, Any]:
     """results.json (report_schema.py) from the route log of one or several runs; `experts`: name and params_b of the pool, `extra`: sections computed elsewhere."""
     sheets = sheets_of(records)
-    by_policy = {sheet.policy: sheet for sheet in sheets}
     best_single = next(sheet for sheet in sheets if sheet.policy.startswith("best fixed: "))
     rows = [sheet.row(best_single) for sheet in sheets]
     compared = compare(sheets)
     routes = route_figures(sheets[0], [expert["name"] for expert in experts])
-    named = {"oracle_stop": "DER, oracle stop", "optimum": "optimum (hindsight)", "full_information": "full-information", "best_of_all": "all once, oracle's pick"}
-    oracle = {key: {"quality": float(by_policy[name].quality.mean()), "return": float(by_policy[name].value.mean())} for key, name in named.items() if name in by_policy}
-    if {"oracle_stop", "optimum", "full_information"} <= oracle.keys():
-        oracle["gap"] = {
-            "information": oracle["optimum"]["return"] - oracle["full_information"]["return"],
-            "learning": oracle["full_information"]["return"] - oracle["oracle_stop"]["return"],
-            "stopping": oracle["oracle_stop"]["return"] - float(sheets[0].value.mean()),
-        }
     return {
         "split": "test",
         "num_questions": sheets[0].quality.shape[1],
@@ -354,7 +366,7 @@ def build_results(records: Sequence[Record], config: Config, experts: Sequence[M
         "experts": [dict(expert) for expert in experts],
         "rows": rows,
         "comparisons": compared,
-        "oracle": oracle,
+        "oracle": yardsticks(sheets),
         "routes": routes,
         "tradeoff": trade_off([sheet.point() for sheet in sheets if sheet.kind != "oracle"]),
         "words": verdicts(sheets, compared, routes, sum(expert["params_b"] for expert in experts)),

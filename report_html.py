@@ -155,9 +155,10 @@ def gap_table(results: Results) -> Table | None:
     """What DER reaches, what could be reached, and what the difference is made of."""
     oracle = results.get("oracle", {})
     reached = [("DER", row) for row in results["rows"] if row["kind"] == "der"][:1]
-    reached += [(key.replace("_", " "), entry) for key, entry in oracle.items() if key != "gap" and {"quality", "return"} <= set(entry)]
+    reached += [(key.replace("_", " "), entry) for key, entry in oracle.items() if {"quality", "return"} <= set(entry)]
     rows = [[Cell(name), estimate(entry["quality"]), estimate(entry["return"])] for name, entry in reached]
-    rows += [[Cell(f"lost to {key}"), MISSING, number(loss)] for key, loss in oracle.get("gap", {}).items()]
+    for gap, against in (("gap", ""), ("gap_own_stop", ", full information with its own stop")):
+        rows += [[Cell(f"lost to {key}{against}"), MISSING, number(loss)] for key, loss in oracle.get(gap, {}).items() if not against or key != "stopping"]
     return Table(["", "quality", "return"], rows) if len(rows) > 1 else None
 
 

@@ -134,9 +134,11 @@ class Oracle(Entry):
 
     oracle_stop: Figures | None = Field(None, description="the agent, ended by the oracle")
     optimum: Figures | None = Field(None, description="the best route of every question, with hindsight")
-    full_information: Figures | None = Field(None, description="the router taught every outcome")
+    full_information: Figures | None = Field(None, description="the router taught every outcome, which decides alone when to stop")
+    full_information_oracle_stop: Figures | None = Field(None, description="the same, taught to be ended by the oracle")
     best_of_all: Figures | None = Field(None, description="every expert asked once, the best answer taken")
-    gap: Gap | None = Field(None, description="information: optimum - full_information; learning: full_information - oracle_stop; stopping: oracle_stop - agent")
+    gap: Gap | None = Field(None, description="information: optimum - full_information_oracle_stop; learning: that - oracle_stop; stopping: oracle_stop - agent")
+    gap_own_stop: Gap | None = Field(None, description="the same with full_information, whose own stop, unlike the oracle's, may be wrong: learning can be below 0")
 
 
 class CalibrationBin(Entry):

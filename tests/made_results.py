@@ -61,8 +61,10 @@ def made_results() -> dict[str, Any]:
         "oracle": {
             "oracle_stop": {"quality": 0.88, "return": 0.83},
             "optimum": {"quality": 0.95, "return": 0.9},
-            "full_information": {"quality": 0.9, "return": 0.86},
+            "full_information": {"quality": 0.9, "return": 0.82},
+            "full_information_oracle_stop": {"quality": 0.9, "return": 0.86},
             "gap": {"information": 0.04, "learning": 0.03, "stopping": -0.01},
+            "gap_own_stop": {"information": 0.08, "learning": -0.01, "stopping": -0.01},
         },
         "terminator": {
             "threshold": 0.4,

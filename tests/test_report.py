@@ -31,7 +31,7 @@ from config import AgentConfig, Config, RewardConfig
 from der_env import Episode, Step
 from evaluation import overheads
 from questions import Question
-from report import Overhead, Played, ReportError, build_results, compare, read_records, reprice, route_figures, route_records, sheets_of, table
+from report import Overhead, Played, ReportError, build_results, compare, read_records, reprice, route_figures, route_records, sheets_of, table, yardsticks
 from reward import Cost
 from rollout import Decision, NeverSatisfied, Route, play, score_routes
 
@@ -223,14 +223,17 @@ def test_results_hold_the_gap_to_the_optimum_in_three_parts(logged: Callable) ->
     def of(policy: str, kind: str, hits: int) -> list[dict[str, Any]]:
         return logged(policy, kind, constant([[float(i < hits)] for i in range(10)], [0] * 10))
 
-    records = [*of("DER", "der", 5), *of("best fixed: e0", "static", 4), *of("full-information", "learned", 8)]
-    records += [*of("DER, oracle stop", "oracle", 6), *of("optimum (hindsight)", "oracle", 9)]
+    records = [*of("DER", "der", 4), *of("best fixed: e0", "static", 3), *of("full-information", "learned", 5), *of("all once, oracle's pick", "oracle", 9)]
+    records += [*of("DER, oracle stop", "oracle", 6), *of("full-information, oracle stop", "oracle", 7), *of("optimum (hindsight)", "oracle", 9)]
     results = build_results(records, CONFIG, EXPERTS, {"terminator": {"threshold": 0.5}})
-    assert results["oracle"]["gap"] == pytest.approx({"information": 0.1, "learning": 0.2, "stopping": 0.1})  # .9 - .8, .8 - .6, .6 - .5
+    assert results["oracle"]["gap"] == pytest.approx({"information": 0.2, "learning": 0.1, "stopping": 0.2})  # .9 - .7, .7 - .6, .6 - .4
+    assert results["oracle"]["gap_own_stop"] == pytest.approx({"information": 0.4, "learning": -0.1, "stopping": 0.2})  # .9 - .5, .5 - .6
+    assert "gap" not in yardsticks(sheets_of(records[:-10]))  # without the optimum
+    assert not [c for c in results["comparisons"] if c["b"] == "full-information, oracle stop"]  # an oracle is no rival
     assert results["oracle"]["optimum"] == pytest.approx({"quality": 0.9, "return": 0.8})
     assert results["terminator"] == {"threshold": 0.5} and json.loads(json.dumps(results)) == results
     lines = table(results).splitlines()
-    assert len(lines) == 6 and "0.500" in lines[1] and "17%" in lines[1]  # 1 of 6 billion parameters
+    assert len(lines) == 8 and "0.400" in lines[1] and "17%" in lines[1]  # 1 of 6 billion parameters
 
 
 def test_the_best_single_expert_is_best_in_quality_and_the_lookup_in_return() -> None:

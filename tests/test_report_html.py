@@ -193,7 +193,8 @@ def test_the_markdown_report_says_everything_and_links_the_figures(tmp_path: Pat
     own, others = (text.index(title) for title in ("## Paired by question: return\n", "## The other policies, paired by question\n"))
     assert text.index("| best fixed: large | +0.450 [+0.400, +0.500] | better | &lt; 0.001 | &lt; 0.001 | 14 | 15 | 1 |", own) < text.index("## Paired by question: quality\n")
     assert text.index("## Figures\n") < others < text.index("| small | best fixed: large | return | +0.450 [+0.400, +0.500] | better |")  # at the end
-    assert "| lost to stopping | - | -0.010 |" in text
+    assert text.count("| lost to stopping | - | -0.010 |") == 1 and "| lost to learning | - | 0.030 |" in text
+    assert "| lost to learning, full information with its own stop | - | -0.010 |" in text
     assert "- AUROC among well-formed answers: not defined" in text
     assert "- Intervals: 95% bootstrap over questions." in text
     assert "a mean quality of 0.700 over costs C from 0.2 to 2, those of the cheapest and the dearest expert" in text and "the question: 0.310)" in text

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import full_information
 from agent import build_agent
 from answer_store import AnswerStore
 from command_line import load_config
 from config import AgentConfig, RewardConfig
-from der_env import Episode
+from der_env import Episode, OracleJudge
 from experts import BudgetError, ExpertPool, Request, build_pool
-from full_information import FullInformationRouter, fit_full_information
+from full_information import FullInformationRouter, fit_full_information, fit_key
 from questions import Question, load_splits
 from reward import charge, score_answers
 from rollout import NeverSatisfied, play, score_routes
@@ -99,8 +100,12 @@ def test_an_interrupted_growth_goes_on_where_it_stopped(make_pool: Callable, tmp
     assert len(AnswerStore(tmp_path / "answers.sqlite")) == again.stats.generated + 12
 
 
-def test_the_full_information_router_learns_the_chain_and_when_to_stop(make_pool: Callable, bert_encoder: Path, tmp_path: Path) -> None:
-    words = [f"{word} {a}{b}" for a in "abcdefgh" for b in "uvwxyz" for word in ("sum", "spell")]
+@pytest.mark.parametrize(("over", "of_chain"), [(None, "uvwxyz"), (1.0, "uvwxyz"), (None, "u")])
+def test_the_full_information_router_learns_the_chain_and_when_to_stop(
+    make_pool: Callable, bert_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, over: float | None, of_chain: str
+) -> None:
+    monkeypatch.setattr(full_information, "STEPS", 500)
+    words = [f"{word} {a}{b}" for a in "abcdefgh" for word, last in (("sum", "uvwxyz"), ("spell", of_chain)) for b in last]
     # "sum": expert 1 alone is right. "spell": only expert 0's draft finished by expert 2. No single call tells.
     functions = [
         lambda q, a: "what",
@@ -111,18 +116,20 @@ def test_the_full_information_router_learns_the_chain_and_when_to_stop(make_pool
     questions = [Question(f"q{i}", text, _reference="yes") for i, text in enumerate(words)]
     reward = RewardConfig(alpha=0.02)
     agent = build_agent(AgentConfig(encoder=str(bert_encoder), max_tokens=32), 3, 3)
-    router = fit_full_information(agent, grow(questions[:64], pool, 3, expand_solved=True), reward)
-    test = questions[64:]
-    routes = play([q.sealed() for q in test], router, pool, NeverSatisfied(), 3)
+    size = len(questions) * 3 // 4
+    router = fit_full_information(agent, grow(questions[:size], pool, 3, expand_solved=True), reward, over)
+    test = questions[size:]
+    routes = play([q.sealed() for q in test], router, pool, NeverSatisfied() if over is None else OracleJudge(test, over, pool.names), 3)
     score_routes(routes, test, pool.names)
-    # By hand: .5 x (1 - .02 x 2) + .5 x (1 - .02 x (1 + 3)) = .94
-    assert np.mean([route.value_under(reward) for route in routes]) == pytest.approx(0.94, abs=0.02)
+    best = [1 - 0.02 * 2 if q.text.startswith("sum") else 1 - 0.02 * (1 + 3) for q in questions]  # .96 and .92
+    assert np.mean([route.value_under(reward) for route in routes]) == pytest.approx(np.mean(best[size:]), abs=0.02)
+    assert np.mean(best[:size]) - 0.06 < router.cross_fitted < np.mean(best[:size]) + 1e-6
     router.save(tmp_path / "fits" / "router.pt")
     again = FullInformationRouter.load(tmp_path / "fits" / "router.pt", agent)
     fresh = [Episode(q.sealed(), 3) for q in test]
-    assert again.act(fresh) == router.act(fresh)
+    assert again.act(fresh) == router.act(fresh) and again.cross_fitted == router.cross_fitted
     hindsight = np.mean(optimal_values(grow(test, pool, 3, expand_solved=False), reward)[0])
-    assert hindsight == pytest.approx(0.94)
+    assert hindsight == pytest.approx(np.mean(best[size:]))
 
 
 def test_outcomes_that_nobody_could_foresee_are_not_counted_as_knowledge(make_pool: Callable, bert_encoder: Path) -> None:
@@ -139,3 +146,12 @@ def test_outcomes_that_nobody_could_foresee_are_not_counted_as_knowledge(make_po
     score_routes(routes, questions[200:], pool.names)
     assert 0.3 < np.mean([route.quality for route in routes]) < 0.7
     assert np.mean([d.value for route in routes for d in route.decisions]) < 0.9  # nor expects what hindsight gets
+
+
+def test_a_fit_is_known_by_what_it_was_made_from(bert_encoder: Path) -> None:
+    agent = build_agent(AgentConfig(encoder=str(bert_encoder), max_tokens=32), 2, 1)
+    given = {"question_ids": ["a"], "fingerprint": ["pool"], "reward": REWARD, "over": None}
+    key = fit_key(agent, **given)
+    assert key == fit_key(agent, **given)
+    others = ({"question_ids": ["b"]}, {"fingerprint": ["other"]}, {"reward": RewardConfig(alpha=0.2)}, {"over": 1.0})
+    assert len({key, *(fit_key(agent, **given | other) for other in others)}) == 5

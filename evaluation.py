@@ -25,8 +25,8 @@ from experts import ExpertPool, build_pool, pick_device
 from full_information import FullInformationRouter, fit_full_information, fit_key
 from pair_ranker import PairRanker
 from questions import Question, load_splits
-from report import Overhead, Played
 from rollout import NeverSatisfied, Policy, Route, play, score_routes
+from route_log import Overhead, Played
 from route_tree import RouteTree, best_fixed_route, grow, max_calls, optimal_routes
 from run_folder import RunError
 from terminator import NEVER, Terminator, TerminatorJudge, answer_shape, cut_at, load_terminator, terminator_figures
@@ -134,7 +134,7 @@ class Evaluation:
             yield Played("DER, oracle stop", "oracle", routes, self.overheads(run.agent, routes), run.seed)
         if config.eval.full:
             self.say("the full-information router, oracle stop")
-            routes = self.play(test, self.full_information_router(config.env.p0), OracleJudge(test, config.env.p0), self._t_max)
+            routes = self.play(test, self.full_information_router(config.env.p0), OracleJudge(test, config.env.p0, pool.names), self._t_max)
             yield self._shared("full-information, oracle stop", "oracle", routes, self.overheads(self.agent, routes))
             self.say("the exact optimum")
             yield self._shared("optimum (hindsight)", "oracle", optimal_routes(self.test_tree, config.reward))

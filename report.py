@@ -1,33 +1,21 @@
-"""From played routes to results: the route log, the rows and comparisons of results.json, what they say in words, the table.
-
-Everything is computed from the route log alone, so that a finished evaluation can be priced again in another unit, and the logs of
-several runs be reported together, without asking an expert.
-"""
+"""From the route log to results: the rows and comparisons of results.json, what they say in words, the table."""
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from config import Config, RewardConfig
-from experts import ExpertPool, Request
-from prompts import content
+from config import Config
 from questions import RECORDED
 from report_schema import ReportError
-from reward import Cost, charge
-from rollout import Route
+from route_log import Record
 from stats import adjust, few_seeds_note, interval, paired_difference
 from trade_off import trade_off
 
-Record = dict[str, Any]  # one line of routes.jsonl
 COST_UNITS = ("params_b", "flops", "prompt_tokens", "completion_tokens", "latency_s")
 RIVAL_KINDS = ("static", "random", "cascade", "learned", "ensemble")  # what the agent has to beat
 ANCHORS = ("best fixed: ", "random with KTP", "cascade", "full-information")  # policies that every other is compared with, by the start of their names
@@ -39,100 +27,6 @@ YARDSTICKS = {  # of results.json -> the policy that is it
     "best_of_all": "all once, oracle's pick",
 }
 SEPARABLE = {"worse": "loses to", "not separable": "cannot be told from", "better": "beats"}
-
-
-@dataclass(frozen=True)
-class Overhead:
-    """What deciding took, beside the experts: agent and Terminator."""
-
-    params_b: float = 0.0  # encoder parameters (billions) summed over its passes
-    flops: float = 0.0
-    latency_s: float = 0.0
-
-
-@dataclass
-class Played:
-    """A policy's scored routes on a split, one per question, in the split's order."""
-
-    policy: str
-    kind: str  # der | single | static | random | cascade | learned | ensemble | oracle
-    routes: list[Route]
-    overheads: list[Overhead] | None = None  # one per route; none: nothing had to be computed
-    seed: int = 0
-    hands_on: bool = True  # whether each call is given the answer before it
-
-
-# --- the route log ---------------------------------------------------------------------------------------------------
-
-
-def route_records(played: Played, pool: ExpertPool, config: Config, references: Mapping[str, Any], split: str = "test") -> Iterable[Record]:
-    """The lines of routes.jsonl for a policy. Prompts are kept in full for the agent's own routes, as hashes for the others."""
-    overheads = played.overheads or [Overhead()] * len(played.routes)
-    for route, overhead in zip(played.routes, overheads, strict=True):
-        question, steps, previous = route.episode.question, [], None
-        for step, decision in zip(route.episode.steps, route.decisions, strict=True):
-            prompt = pool.render(Request(step.expert_idx, question.text, previous))
-            steps.append(
-                {
-                    "expert": pool.names[step.expert_idx],
-                    "prompt_hash": hashlib.sha256(prompt.encode()).hexdigest()[:16],
-                    **({"prompt": question.text if pool.is_recorded[step.expert_idx] else content(question.text, previous, pool.ktp)} if played.kind == "der" else {}),
-                    "answer": step.answer.text,
-                    "quality": step.quality,
-                    "prompt_cut": step.answer.prompt_cut,
-                    "cost": asdict(step.cost),
-                    "charge": charge(step.cost, config.reward),
-                    "value": decision.value,
-                    "entropy": decision.entropy,
-                    "p_stop": step.p_stop,
-                }
-            )
-            previous = step.answer.text if played.hands_on else None
-        yield {
-            "policy": played.policy,
-            "kind": played.kind,
-            "seed": played.seed,
-            "split": split,
-            "question": question.id,
-            "text": question.text,
-            "reference": references[question.id],
-            "task": question.task,
-            "stop_reason": route.episode.stop_reason,
-            "quality": route.quality,
-            "return": route.value_under(config.reward),
-            "overhead": asdict(overhead),
-            "steps": steps,
-        }
-
-
-def read_records(path: Path) -> list[Record]:
-    """The lines of a route log. Raises ReportError naming file and line."""
-    if not path.is_file():
-        raise ReportError(f"{path}: no route log here; evaluate the run first: python test_ppo_multi.py --run {path.parent}")
-    records = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ReportError(f"{path}:{number}: not a JSON line ({error}); evaluate the run again") from error
-    return records
-
-
-def reprice(records: Sequence[Record], reward: RewardConfig) -> list[Record]:
-    """The same routes charged in another unit or with another alpha. Raises ReportError where a cost is unknown."""
-    out = []
-    for record in records:
-        steps = [{**step, "charge": _charge(step, reward, record)} for step in record["steps"]]
-        out.append({**record, "steps": steps, "return": record["quality"] - reward.alpha * sum(step["charge"] for step in steps)})
-    return out
-
-
-def _charge(step: Record, reward: RewardConfig, record: Record) -> float:
-    cost = Cost(**step["cost"])
-    if reward.cost == "usd" and cost.usd is None:
-        raise ReportError(f"expert {step['expert']} has no price, so the routes of {record['policy']} cannot be priced in USD")
-    return charge(cost, reward)
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
@@ -259,7 +153,7 @@ def _shares(calls: Sequence[str], names: Sequence[str]) -> dict[str, float]:
 # --- words -----------------------------------------------------------------------------------------------------------
 
 
-def verdicts(sheets: Sequence[Sheet], compared: Sequence[dict[str, Any]], routes: Mapping[str, Any], all_params_b: float) -> list[str]:
+def verdicts(sheets: Sequence[Sheet], compared: Sequence[dict[str, Any]], routes: Mapping[str, Any], known: Mapping[str, Any], all_params_b: float) -> list[str]:
     """What the numbers say, in sentences: above all, when the agent is no better than something that needs no training."""
     der = sheets[0]
     rivals = {s.policy: s for s in sheets if s.kind in RIVAL_KINDS}
@@ -277,6 +171,12 @@ def verdicts(sheets: Sequence[Sheet], compared: Sequence[dict[str, Any]], routes
     for verdict, word in SEPARABLE.items():
         if met := [f"{policy} ({c['diff']:+.3f})" for policy, c in returns.items() if c["verdict"] == verdict]:
             words.append(f"In return {der.policy} {word} {'; '.join(met)}.")
+    if "gap" in known:
+        stopped, alone, too = (known[name]["return"] for name in ("oracle_stop", "full_information", "full_information_oracle_stop"))
+        words.append(
+            f"Ended by the oracle {der.policy} returns {stopped:.3f}, {stopped / alone:.0%} of the full-information router's {alone:.3f}, "
+            f"and {stopped / too:.0%} of its {too:.3f} when the oracle ends that one too."
+        )
     params = np.mean([sum(step["cost"]["params_b"] for step in record["steps"]) for row in der.records for record in row])
     words.append(f"{der.policy} asks {params / all_params_b:.0%} of the parameters of asking every expert once ({1000 * all_params_b:.4g} M).")
     words.append(f"Its routes have {routes['entropy']:.2f} bits of entropy, {der.calls.mean():.2f} calls a question.")
@@ -355,7 +255,7 @@ def build_results(records: Sequence[Record], config: Config, experts: Sequence[M
     best_single = next(sheet for sheet in sheets if sheet.policy.startswith("best fixed: "))
     rows = [sheet.row(best_single) for sheet in sheets]
     compared = compare(sheets)
-    routes = route_figures(sheets[0], [expert["name"] for expert in experts])
+    routes, known = route_figures(sheets[0], [expert["name"] for expert in experts]), yardsticks(sheets)
     return {
         "split": "test",
         "num_questions": sheets[0].quality.shape[1],
@@ -366,10 +266,10 @@ def build_results(records: Sequence[Record], config: Config, experts: Sequence[M
         "experts": [dict(expert) for expert in experts],
         "rows": rows,
         "comparisons": compared,
-        "oracle": yardsticks(sheets),
+        "oracle": known,
         "routes": routes,
         "tradeoff": trade_off([sheet.point() for sheet in sheets if sheet.kind != "oracle"]),
-        "words": verdicts(sheets, compared, routes, sum(expert["params_b"] for expert in experts)),
+        "words": verdicts(sheets, compared, routes, known, sum(expert["params_b"] for expert in experts)),
         "notes": notes(config, records, sheets[0].policy, len(sheets[0].seeds)),
         **extra,
     }

@@ -27,9 +27,10 @@ import yaml
 
 from command_line import load_config, run_command, validate
 from config import Config, ConfigError, RewardConfig
-from report import Record, Sheet, read_records, reprice
+from report import Sheet
 from report_html import write_report_files
 from report_schema import read_results, to_json
+from route_log import Record, read_records, reprice
 from run_folder import write_atomically
 from trade_off import trade_off
 

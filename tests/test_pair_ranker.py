@@ -83,7 +83,7 @@ def test_the_winner_is_taken_at_everyones_cost_without_a_look_at_the_reference(r
     questions = [Question("a", "what is sky", _reference="blue"), Question("b", "is green", _reference="blue")]
     singles = [play([q.sealed() for q in questions], FixedRoute([k]), pool, NeverSatisfied(), 1) for k in range(3)]
     for routes in singles:
-        score_routes(routes, questions)
+        score_routes(routes, questions, pool.names)
     routes, rankings = ask_all_and_rank(singles, ranker)
     best = [answers[int(np.argmax(ranker.rank(q.text, answers).scores))] for q in questions]
     assert [route.episode.answer for route in routes] == best and [len(route.episode.steps) for route in routes] == [3, 3]

@@ -31,9 +31,11 @@ from config import AgentConfig, Config, RewardConfig
 from der_env import Episode, Step
 from evaluation import overheads
 from questions import Question
-from report import Overhead, Played, ReportError, build_results, compare, read_records, reprice, route_figures, route_records, sheets_of, table, yardsticks
+from report import build_results, compare, route_figures, sheets_of, table, yardsticks
+from report_schema import ReportError
 from reward import Cost
 from rollout import Decision, NeverSatisfied, Route, play, score_routes
+from route_log import Overhead, Played, read_records, reprice, route_records
 
 CONFIG = Config(seed=3, reward=RewardConfig(alpha=0.1))
 EXPERTS = [{"name": "e0", "params_b": 1.0}, {"name": "e1", "params_b": 2.0}, {"name": "e2", "params_b": 3.0}]

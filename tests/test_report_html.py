@@ -19,8 +19,9 @@ from made_results import NUM_QUESTIONS, TASKS, made_results
 
 import figures
 import report_html
-from report_html import html, markdown, policy_table, route_data, write_report_files
+from report_html import html, markdown, route_data, write_report_files
 from report_plots import plots
+from report_tables import policy_table
 
 EVIL = "</script><script>document.documentElement.dataset.hacked=1</script><img src=x onerror=document.documentElement.dataset.hacked=1><b>x"
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)

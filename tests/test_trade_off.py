@@ -13,7 +13,7 @@ from made_results import made_records
 from scipy.spatial import ConvexHull
 
 from config import RewardConfig
-from report import ReportError
+from report_schema import ReportError
 from stats import interval
 from trade_off import mean_height, trade_off, upper_hull
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import os
 import re
 import sys
@@ -39,8 +38,10 @@ from command_line import load_config, run_command, validate
 from config import Config, ConfigError, DERError, HFExpertConfig, RayExpertConfig, RecordedExpertConfig
 from hf_expert import resolve_source
 from placement import pick_device, weights_gb
-from report import Sheet, read_records, sheets_of
+from report import Sheet, sheets_of
+from report_schema import ReportError, read_results
 from reward import get_metric
+from route_log import read_records
 from stats import interval
 
 TABLES = ROOT / "docs" / "paper_tables.yaml"
@@ -184,11 +185,15 @@ class Runs:
 
 
 def finished(folder: Path, runs: Sequence[Path], settings: Sequence[str], wanted: Config | None) -> dict[str, Any] | None:
-    """results.json of an evaluation of these runs under these settings; None when it has to be made, or the runs were not trained as `wanted`."""
+    """results.json of an evaluation of these runs under these settings; None when it has to be made (again), or the runs were not trained as `wanted`."""
     path = folder / "report" / "results.json"
     if not path.is_file() or not all((run / "config.yaml").is_file() for run in runs):
         return None
-    results = json.loads(path.read_text())
+    try:
+        results = read_results(path)
+    except ReportError as error:  # of an older format, or damaged
+        print(error, flush=True)
+        return None
     evaluated = validate(results["evaluation"]["config"], str(path))
     is_same = results["evaluation"]["runs"] == [str(run) for run in runs] and evaluated == load_config(runs[0] / "config.yaml", list(settings))
     return results if is_same and (wanted is None or not trained_otherwise(evaluated, wanted)) else None

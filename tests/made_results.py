@@ -108,7 +108,7 @@ def made_results() -> dict[str, Any]:
         },
         "words": ["DER beats the best fixed expert."],
         "notes": ["Intervals: 95% bootstrap over questions."],
-        "evaluation": {"runs": ["runs/a", "runs/b"], "seconds": 12.5, "answers_generated": 0, "config": {"name": "a"}},
+        "evaluation": {"runs": ["runs/a", "runs/b"], "seconds": 12.5, "answers_generated": 0, "answers_failed": 0, "config": {"name": "a"}},
     }
 
 

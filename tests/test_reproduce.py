@@ -181,6 +181,9 @@ def test_a_results_file_of_other_settings_is_not_taken_for_ours(place: tuple) ->
     assert reproduce.finished(folder, runs, [*settings, "--eval.use_terminator", "false"], None) is None  # to be evaluated otherwise
     assert reproduce.finished(folder, [*runs, *runs], settings, None) is None  # other runs
     assert reproduce.finished(Path("runs/none"), runs, settings, None) is None
+    (Path("runs/old") / "report").mkdir(parents=True)
+    (Path("runs/old") / "report" / "results.json").write_text(json.dumps({"seeds": [0]}))
+    assert reproduce.finished(Path("runs/old"), runs, settings, None) is None  # of another format
 
 
 def test_a_run_that_fails_is_a_reason_in_its_own_words(show: Callable, empty: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

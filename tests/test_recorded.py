@@ -22,7 +22,7 @@ from experts import BudgetError, ExpertPool, Request, build_pool
 from hf_expert import ExpertError, HFExpert
 from questions import DataError, Question, ReferenceSealedError, read_questions
 from recorded_expert import RecordedExpert
-from report import ReportError
+from report_schema import ReportError
 from reward import MetricError, charge, score_answers
 from route_tree import grow, optimal_routes
 from transfer import audit

@@ -265,7 +265,7 @@ class EvaluationFacts(Entry):
     runs: list[str] = Field(description="folders of the runs, as given")
     seconds: float
     answers_generated: int
-    answers_failed: int = Field(description="requests that an expert on a server left unanswered")
+    answers_failed: int = Field(0, description="requests that an expert on a server left unanswered")
     config: dict[str, Any] = Field(description="resolved configuration of the first run; config.py has its schema")
 
 

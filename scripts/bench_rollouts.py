@@ -21,6 +21,7 @@ from config import Config, HFExpertConfig
 from der_env import Episode
 from experts import ExpertPool, build_pool
 from hf_expert import HFExpert
+from prompts import before_stop
 from questions import Question, load_splits
 from rollout import Decision, NeverSatisfied, play
 
@@ -113,7 +114,8 @@ def generate_one(expert: HFExpert, prompt: str) -> str:
     inputs = expert.tokenizer([prompt], add_special_tokens=expert.config.prompt_format != "chat", return_tensors="pt", return_token_type_ids=False).to(expert.model.device)
     settings = {"max_new_tokens": expert.config.decoding.max_new_tokens, "do_sample": False, "pad_token_id": expert.tokenizer.pad_token_id}
     output = expert.model.generate(**inputs, **settings, eos_token_id=sorted(expert._end_ids))[0]
-    return expert._before_stop(expert.tokenizer.decode(output if expert.model_config.is_encoder_decoder else output[inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+    new = output if expert.model_config.is_encoder_decoder else output[inputs["input_ids"].shape[1] :]
+    return before_stop(expert.tokenizer.decode(new, skip_special_tokens=True), expert.config.stop)
 
 
 def stored_prompts(store: AnswerStore) -> dict[str, list[str]]:

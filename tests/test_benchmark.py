@@ -1,5 +1,6 @@
 """The benchmark's counts guard against doing again what was done before; its arithmetic is checked by hand."""
 
+import bench_rollouts
 import bench_store
 import benchmark
 import numpy as np
@@ -47,15 +48,17 @@ def test_every_way_of_a_rollout_makes_the_same_calls(project, monkeypatch, tmp_p
     _, wide = bench.rollout_s(plan, 6)
     _, narrow = bench.rollout_s(plan, 1)
     assert stored_prompts(wide.store) == stored_prompts(narrow.store)
-    asked = []
-    monkeypatch.setattr("bench_rollouts.generate_one", lambda expert, prompt: asked.append((expert.config.name, prompt)) or _stored(wide, expert, prompt))
+    asked, alone = {}, bench_rollouts.generate_one
+
+    def remembered(expert, prompt):
+        asked[expert.config.name, prompt] = alone(expert, prompt)
+        return asked[expert.config.name, prompt]
+
+    monkeypatch.setattr(bench_rollouts, "generate_one", remembered)
     bench.sequential_s(plan)
-    assert sorted(set(asked)) == sorted((name, prompt) for name, prompts in stored_prompts(wide.store).items() for prompt in prompts)
-
-
-def _stored(pool, expert, prompt):
-    (answer,) = pool.store.get_many([pool.key(pool.experts.index(expert), prompt)]).values()
-    return answer.text
+    keys = {(name, prompt): wide.key(wide.names.index(name), prompt) for name, prompt in asked}
+    assert asked == {call: wide.store.get_many([key])[key].text for call, key in keys.items()}
+    assert len(asked) == len(wide.store)
 
 
 def test_repeated_experts_have_answers_of_their_own(project):

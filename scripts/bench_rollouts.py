@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -56,7 +57,8 @@ class Bench:
     """A pool's experts, loaded once, and empty stores for them."""
 
     def __init__(self, pool: ExpertPool, folder: Path):
-        self.pool, self.folder, self.num_stores = pool, folder, 0
+        self.pool, self.num_stores = pool, 0
+        self.folder = Path(tempfile.mkdtemp(dir=folder))  # its own: another bench's answers would make its rollouts warm
         for expert in pool.experts:
             list(expert.answer([expert.render("2 + 2?", None, pool.ktp)]))  # loads the weights, and whatever is done once
 

@@ -48,6 +48,8 @@ def test_every_way_of_a_rollout_makes_the_same_calls(project, monkeypatch, tmp_p
     _, wide = bench.rollout_s(plan, 6)
     _, narrow = bench.rollout_s(plan, 1)
     assert stored_prompts(wide.store) == stored_prompts(narrow.store)
+    _, again = Bench(build_pool(config), tmp_path).rollout_s(plan, 6)
+    assert (again.stats.hits, again.stats.generated) == (0, wide.stats.generated)  # cold, whoever measured in this folder before
     asked, alone = {}, bench_rollouts.generate_one
 
     def remembered(expert, prompt):

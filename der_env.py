@@ -105,7 +105,11 @@ class OracleJudge:
 
 def step_episodes(episodes: Sequence[Episode], expert_idxs: Sequence[int], pool: ExpertPool, judge: Judge) -> None:
     """Advance every episode by one call: one `pool.answer`, one `judge.judge` for all of them."""
-    answers = pool.answer([episode.propose(idx) for episode, idx in zip(episodes, expert_idxs, strict=True)])
+    take_answers(episodes, expert_idxs, pool.answer([episode.propose(idx) for episode, idx in zip(episodes, expert_idxs, strict=True)]), pool, judge)
+
+
+def take_answers(episodes: Sequence[Episode], expert_idxs: Sequence[int], answers: Sequence[Answer], pool: ExpertPool, judge: Judge) -> None:
+    """Append an answered call to every episode: one `judge.judge` for all of them."""
     judgements = judge.judge(episodes, expert_idxs, [answer.text for answer in answers])
     for episode, idx, answer, judgement in zip(episodes, expert_idxs, answers, judgements, strict=True):
         step = Step(int(idx), answer, pool.cost(int(idx), answer), judgement.quality, judgement.p_stop)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import json
 import logging
 import os
@@ -21,6 +20,7 @@ import openai
 
 from answer_store import Answer
 from config import EndpointExpertConfig
+from dispatch import Inbox
 from hf_expert import ExpertError
 from prompts import PromptFormat, before_stop
 
@@ -101,25 +101,28 @@ class EndpointExpert:
         """The key, read when needed and kept nowhere. Servers without keys get a word: the client insists on one."""
         return os.environ[self.config.api_key_env] if self.config.api_key_env else "none"
 
-    def answer(self, prompts: Sequence[str]) -> Iterator[list[tuple[int, Answer | None]]]:
-        """Answers as they arrive, in lists of (index, answer); None for a request that failed for good under on_failure empty.
+    def answer(self, prompts: Sequence[str] | Inbox) -> Iterator[list[tuple[int, Answer | None]]]:
+        """Answers as they arrive, in lists of (number, answer); None for a request that failed for good under on_failure empty.
 
         Raises ExpertError when a request fails for good under on_failure stop, after what was in flight has been yielded.
         """
         self.load()
         self._error = None
-        todo, running = enumerate(prompts), {}
+        inbox, running = Inbox.of(prompts), {}
         num_slots = self.config.concurrency * len(self.replicas)
         with self._connected() as runner:
             try:
                 while True:
                     if self._error is None:
-                        running |= {runner.get_loop().create_task(self._ask(prompt)): index for index, prompt in itertools.islice(todo, num_slots - len(running))}
+                        running |= {runner.get_loop().create_task(self._ask(prompt)): number for number, prompt in inbox.take(num_slots - len(running))}
                     if not running:
                         break
-                    done, _ = runner.run(asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED))
+                    patience = POLL_S if len(running) < num_slots else None  # with room left, look whether more is asked
+                    done, _ = runner.run(asyncio.wait(running, timeout=patience, return_when=asyncio.FIRST_COMPLETED))
+                    if not done:
+                        continue
                     ended = [(running.pop(task), task) for task in done]
-                    yield [(index, task.result()) for index, task in ended if not isinstance(task.exception(), ExpertError)]
+                    yield [(number, task.result()) for number, task in ended if not isinstance(task.exception(), ExpertError)]
             finally:
                 for task in running:
                     task.cancel()

@@ -3,8 +3,8 @@
     pool = build_pool(config)
     answers = pool.answer([Request(expert_idx=0, question="2 + 2?"), Request(1, "2 + 2?", previous_answer="5")])
 
-`answer` takes the steps of all environments at once: it looks up the store, drops duplicates, groups by expert, lets each expert
-generate in batches and writes back. Nothing else in the project asks an LLM.
+`answer` takes the steps of all environments at once: it looks up the store, drops duplicates, lets each expert generate in batches and
+writes back. `start` and `advance` do the same without waiting for all. Nothing else in the project asks an LLM.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import functools
 import importlib.metadata
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from answer_store import Answer, AnswerStore, StoredAnswer, answer_key
 from config import Config, DERError, EndpointExpertConfig, ExpertConfig, PoolConfig, RayExpertConfig, RecordedExpertConfig
+from dispatch import Dispatcher, Expert
 from hf_expert import HFExpert
 from placement import pick_device
 from prompts import content
@@ -44,21 +44,14 @@ class Request:
     previous_answer: str | None = None
 
 
-class Expert(Protocol):
-    """What the pool asks of an expert kind. `answer` says None for a request that failed for good where the run is to go on."""
+@dataclass(eq=False)
+class Call:
+    """A request made of the pool; its answer once there is one."""
 
-    config: ExpertConfig
-    is_remote: bool  # works on other machines, so that it is asked at the same time as the other remote ones, from a thread
-
-    def identity(self) -> dict[str, Any]: ...
-    def decoding(self) -> dict[str, Any]: ...
-    def render(self, question: str, previous_answer: str | None, ktp: str) -> str: ...
-    def answer(self, prompts: Sequence[str]) -> Iterator[list[tuple[int, Answer | None]]]: ...
-    def load(self) -> None: ...
-    def unload(self) -> None: ...
-
-    @property
-    def memory_gb(self) -> float: ...
+    voice: int  # who answers
+    prompt: str
+    key: bytes
+    answer: Answer | None = None
 
 
 @dataclass
@@ -101,10 +94,11 @@ class ExpertPool:
         self.first_answers = dict(first_answers or {})
         self.voices: list[Expert] = [*self.experts, *self.first_answers.values()]  # all who can answer
         self._first_voice = {expert_idx: len(self.experts) + n for n, expert_idx in enumerate(self.first_answers)}
-        self.memory_gb, self.max_calls = memory_gb, max_calls
+        self.max_calls = max_calls
         self.stats = PoolStats()
         self.on_generated: Callable[[int], None] | None = None  # told the total after every stored batch
-        self._loaded: dict[int, None] = {}  # in order of use
+        self._dispatcher = Dispatcher(self.experts, memory_gb)
+        self._under_way: dict[bytes, list[Call]] = {}  # by key: equal requests are asked once
 
     def __len__(self) -> int:
         return len(self.experts)
@@ -168,39 +162,68 @@ class ExpertPool:
         return call_cost(self.experts[expert_idx].config, answer.prompt_tokens, answer.completion_tokens, answer.latency_s)
 
     def answer(self, requests: Sequence[Request], on_missing: Callable[[int], None] | None = None) -> list[Answer]:
-        """One answer per request, in order. Every generated batch is in the store before the next begins.
+        """One answer per request, in order. Every generated batch is stored as it arrives.
 
-        `on_missing(n)` is told how many answers will have to be generated, before the first is.
+        Raises as `start` and `advance` do.
+        """
+        calls = self.start(requests, on_missing)
+        while any(call.answer is None for call in calls):
+            self.advance()
+        return [call.answer for call in calls]
 
-        Raises BudgetError before generating when `max_calls` would be exceeded, ExpertError and StoreError as they come.
+    def start(self, requests: Sequence[Request], on_missing: Callable[[int], None] | None = None) -> list[Call]:
+        """One call per request, in order; those whose answers are stored or recorded have them already, `advance` brings the others.
+
+        `on_missing(n)` is told how many answers will have to be generated.
+
+        Raises BudgetError when `max_calls` would be exceeded, after what is under way has been finished; StoreError.
         """
         start = time.perf_counter()
         voices = [self.voice(request) for request in requests]
         prompts = [self.voices[voice].render(r.question, r.previous_answer, self.ktp) for voice, r in zip(voices, requests, strict=True)]
-        keys = [self.key(voice, prompt) for voice, prompt in zip(voices, prompts, strict=True)]
-        found = self.store.get_many(keys)
-        self.stats.hits += sum(key in found for key in keys)
+        calls = [Call(voice, prompt, self.key(voice, prompt)) for voice, prompt in zip(voices, prompts, strict=True)]
+        found = self.store.get_many([call.key for call in calls])
+        self.stats.hits += sum(call.key in found for call in calls)
         missing: dict[int, dict[bytes, str]] = {}
-        for voice, prompt, key in zip(voices, prompts, keys, strict=True):
-            if key not in found:
-                missing.setdefault(voice, {})[key] = prompt
+        for call in calls:
+            if call.key not in found and call.key not in self._under_way:
+                missing.setdefault(call.voice, {})[call.key] = call.prompt
         for voice in [voice for voice in missing if self.is_recorded[voice]]:
             found |= self._replay(voice, missing.pop(voice))
         num_missing = sum(map(len, missing.values()))
         if on_missing is not None:
             on_missing(num_missing)
         self._check_budget(num_missing)
-        local = [idx for idx in missing if not self.experts[idx].is_remote]
-        if len(local) < len(missing):
-            found |= self._generate_remotely({idx: prompts for idx, prompts in missing.items() if idx not in local})
-        for expert_idx in sorted(local, key=lambda idx: (idx not in self._loaded, idx)):  # loaded experts first: each loads at most once
-            found |= self._generate(expert_idx, missing[expert_idx])
-        answers = [found[key] for key in keys]
-        self.stats.requests += len(requests)
-        self.stats.cut_prompts += sum(answer.prompt_cut for answer in answers)
-        self.stats.empty_answers += sum(not answer.text.strip() for answer in answers)
+        self.stats.requests += len(calls)
+        for call in calls:
+            if call.key in found:
+                self._finish(call, found[call.key])
+            else:
+                self._under_way.setdefault(call.key, []).append(call)
+        for expert_idx, asked in missing.items():
+            for key, prompt in asked.items():
+                self._dispatcher.ask(expert_idx, key, prompt)
         self.stats.answer_s += time.perf_counter() - start
-        return answers
+        return calls
+
+    def advance(self) -> None:
+        """Do a little of what was started: a round of tokens for the local expert that has most to do, and whatever has arrived from remote ones.
+
+        Raises ExpertError and StoreError as they come; all that was under way is then forgotten, but for what is stored.
+        """
+        start = time.perf_counter()
+        try:
+            self._dispatcher.advance(self._keep)
+        except BaseException:
+            self._under_way.clear()
+            raise
+        finally:
+            self.stats.loads, self.stats.answer_s = self._dispatcher.num_loads, self.stats.answer_s + time.perf_counter() - start
+
+    def _finish(self, call: Call, answer: Answer) -> None:
+        call.answer = answer
+        self.stats.cut_prompts += answer.prompt_cut
+        self.stats.empty_answers += not answer.text.strip()
 
     def _replay(self, voice: int, prompts: dict[bytes, str]) -> dict[bytes, Answer]:
         """Copy recorded answers into the store: nothing is loaded, and nothing counts as generated."""
@@ -211,71 +234,27 @@ class ExpertPool:
         return kept
 
     def _check_budget(self, num_new: int) -> None:
-        if self.max_calls is not None and self.stats.generated + num_new > self.max_calls:
-            raise BudgetError(
-                f"train.max_expert_calls = {self.max_calls}: {self.stats.generated} answers generated, {num_new} more needed. "
-                "Everything generated is stored; raise the limit and continue with --resume."
-            )
+        if self.max_calls is None or self.stats.generated + len(self._under_way) + num_new <= self.max_calls:
+            return
+        while self._under_way:
+            self.advance()
+        raise BudgetError(
+            f"train.max_expert_calls = {self.max_calls}: {self.stats.generated} answers generated, {num_new} more needed. "
+            "Everything generated is stored; raise the limit and continue with --resume."
+        )
 
-    def _generate(self, expert_idx: int, prompts: dict[bytes, str]) -> dict[bytes, Answer]:
-        """Generate and store, batch by batch."""
-        kept, asked = {}, list(prompts.items())
-        self._make_room(expert_idx)
-        for batch in self.experts[expert_idx].answer(list(prompts.values())):
-            kept |= self._keep(expert_idx, asked, batch)
-        return kept
-
-    def _generate_remotely(self, missing: dict[int, dict[bytes, str]]) -> dict[bytes, Answer]:
-        """Generate with several experts at once, each in a thread of its own; this thread stores what arrives.
-
-        When one fails the others finish first: what they were asked is needed all the same.
-        """
-        kept, errors = {}, []
-        for expert_idx in missing:
-            self._make_room(expert_idx)
-        asked = {idx: list(prompts.items()) for idx, prompts in missing.items()}
-        streams = {idx: iter(self.experts[idx].answer(list(prompts.values()))) for idx, prompts in missing.items()}
-        with ThreadPoolExecutor(len(streams)) as threads:
-            waiting = {threads.submit(next, stream, None): idx for idx, stream in streams.items()}
-            while waiting:
-                for arrived in wait(waiting, return_when=FIRST_COMPLETED).done:
-                    expert_idx = waiting.pop(arrived)
-                    if isinstance(error := arrived.exception(), DERError):
-                        errors.append(error)
-                    elif (batch := arrived.result()) is not None:
-                        waiting[threads.submit(next, streams[expert_idx], None)] = expert_idx
-                        kept |= self._keep(expert_idx, asked[expert_idx], batch)
-        if errors:
-            raise errors[0]
-        return kept
-
-    def _keep(self, expert_idx: int, asked: list[tuple[bytes, str]], batch: Sequence[tuple[int, Answer | None]]) -> dict[bytes, Answer]:
-        """Store a batch of answers to `asked` (key, prompt); what the store kept is what counts. A failed request counts as an empty answer, this once."""
+    def _keep(self, expert_idx: int, rows: list[tuple[bytes, str, Answer | None]]) -> None:
+        """Store a batch (key, prompt, answer); what the store kept is what counts. A failed request counts as an empty answer, this once."""
         name = self.experts[expert_idx].config.name
-        rows = [StoredAnswer(asked[index][0], name, asked[index][1], answer) for index, answer in batch if answer is not None]
-        kept = self.store.put_many(rows)
-        self.stats.generated += len(rows)
-        self.stats.failed += len(batch) - len(rows)
+        answered = [StoredAnswer(key, name, prompt, answer) for key, prompt, answer in rows if answer is not None]
+        kept = self.store.put_many(answered)
+        self.stats.generated += len(answered)
+        self.stats.failed += len(rows) - len(answered)
         if self.on_generated is not None:
             self.on_generated(self.stats.generated)
-        return kept | {asked[index][0]: Answer("", 0, 0, 0.0) for index, answer in batch if answer is None}
-
-    def _make_room(self, expert_idx: int) -> None:
-        """Load an expert, after evicting others where the memory limit asks for it."""
-        expert = self.experts[expert_idx]
-        if expert_idx in self._loaded:
-            self._loaded.pop(expert_idx)
-        else:
-            while self.memory_gb is not None and self._loaded and self._used_gb() + expert.memory_gb > self.memory_gb:
-                oldest = next(iter(self._loaded))
-                self.experts[oldest].unload()
-                self._loaded.pop(oldest)
-            expert.load()
-            self.stats.loads += 1
-        self._loaded[expert_idx] = None
-
-    def _used_gb(self) -> float:
-        return sum(self.experts[idx].memory_gb for idx in self._loaded)
+        for key, _, _ in rows:
+            for call in self._under_way.pop(key, ()):
+                self._finish(call, kept.get(key) or Answer("", 0, 0, 0.0))
 
 
 def library_versions() -> dict[str, str]:

@@ -18,7 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from answer_store import Answer
 from config import DERError, HFExpertConfig
-from generation import SeededSampling, generate
+from dispatch import Inbox
+from generation import Row, RunningBatch, SeededSampling
 from placement import check_placement, loading_options, weights_gb
 from prompts import KTP_TEMPLATES, PromptFormat, before_stop, cut_middle
 
@@ -70,7 +71,7 @@ class HFExpert:
         self.prompt_format = PromptFormat.of(config)
         self.model: Any = None
         self._opening_caches: dict[tuple[int, ...], Any] = {}
-        self.num_generate_calls = 0
+        self.num_generate_calls = self.num_answers = 0
         self.generate_s = 0.0
 
     def identity(self) -> dict[str, Any]:
@@ -204,66 +205,73 @@ class HFExpert:
             return ()
         return next((opening for opening in self._openings if tuple(ids[: len(opening)]) == opening and len(ids) > len(opening)), ())
 
-    def _batches(self, ids: list[list[int]]) -> Iterator[tuple[tuple[int, ...], list[int]]]:
-        """Openings and row numbers: batches of one opening and similar length under the token budget, longest first (an out-of-memory shows at once)."""
-        by_opening: dict[tuple[int, ...], list[int]] = {}
-        for row in sorted(range(len(ids)), key=lambda row: -len(ids[row])):
-            by_opening.setdefault(self._opening_of(ids[row]), []).append(row)
-        for opening, order in by_opening.items():
-            for rows in self.under_budget(ids, order, self.max_batch_size):
-                yield opening, rows
-
     def under_budget(self, ids: list[list[int]], order: list[int], max_size: int) -> Iterator[list[int]]:
         """Row numbers in batches under the token budget; `order` is by falling length."""
         while order:
-            width = len(ids[order[0]]) + self.config.decoding.max_new_tokens
-            size = max(1, min(max_size, self.max_batch_tokens // width))
+            size = self._num_fitting(len(ids[order[0]]), max_size)
             yield order[:size]
             order = order[size:]
 
-    def answer(self, prompts: Sequence[str]) -> Iterator[list[tuple[int, Answer]]]:
-        """Answers to rendered prompts, batch by batch, as (index, answer) lists. Loads the model if needed."""
-        self.load()
-        ids, cut = self.encode(prompts)
-        for opening, rows in self._batches(ids):
-            yield from self._generate(opening, rows, [ids[row] for row in rows], [prompts[row] for row in rows], cut)
+    def _num_fitting(self, longest: int, max_size: int) -> int:
+        """How many rows may be in a batch whose longest prompt has `longest` tokens."""
+        return max(1, min(max_size, self.max_batch_tokens // (longest + self.config.decoding.max_new_tokens)))
 
-    def _generate(self, opening: tuple[int, ...], rows: list[int], ids: list[list[int]], prompts: list[str], cut: list[bool]) -> Iterator[list[tuple[int, Answer]]]:
-        """One generate call; on CUDA out-of-memory, two of half the size."""
-        try:
-            texts, lengths, seconds = self._generate_batch(opening, ids, prompts)
-        except torch.cuda.OutOfMemoryError as error:
-            if len(rows) == 1:
-                raise ExpertError(f"expert {self.config.name}: a single prompt of {len(ids[0])} tokens does not fit the GPU's memory") from error
-            halves = None
-        else:
-            halves = [(row, Answer(text, len(i), n, seconds / len(rows), cut[row])) for row, i, text, n in zip(rows, ids, texts, lengths, strict=True)]
-        if halves is not None:
-            yield halves
-            return
-        torch.cuda.empty_cache()
-        middle = len(rows) // 2
-        yield from self._generate(opening, rows[:middle], ids[:middle], prompts[:middle], cut)
-        yield from self._generate(opening, rows[middle:], ids[middle:], prompts[middle:], cut)
+    def answer(self, prompts: Sequence[str] | Inbox) -> Iterator[list[tuple[int, Answer]]]:
+        """Answers to rendered prompts as (number, answer) lists, one after every round of tokens, empty ones too. Loads the model if needed.
+
+        Longer prompts go first: an out-of-memory shows at once. On CUDA out-of-memory everything under way starts anew in half the size.
+        """
+        self.load()
+        inbox, waiting = Inbox.of(prompts), []
+        batch, max_size = self._new_batch(), self.max_batch_size
+        while inbox or waiting or batch.rows:
+            waiting = sorted(waiting + self._rows(inbox.take()), key=lambda row: -len(row.ids))
+            size = self._num_fitting(max(len(row.ids) for row in batch.rows + waiting[:1]), max_size) - len(batch.rows)
+            joining = waiting[: max(0, size)] if batch.takes_rows else []
+            waiting, together = waiting[len(joining) :], batch.rows + joining
+            try:
+                ended = self._round(batch, joining)
+            except torch.cuda.OutOfMemoryError as error:
+                if len(together) == 1:
+                    raise ExpertError(f"expert {self.config.name}: a single prompt of {len(together[0].ids)} tokens does not fit the GPU's memory") from error
+                ended = None
+            if ended is None:  # out here, where no traceback holds on to the tensors
+                for row in together:
+                    row.restart()
+                waiting, max_size, batch = together + waiting, len(together) // 2, self._new_batch()
+                torch.cuda.empty_cache()
+            yield ended or []
+
+    def _new_batch(self) -> RunningBatch:
+        return RunningBatch(self.model, self.config.decoding, end_ids=self._end_ids, pad_id=self.tokenizer.pad_token_id, in_rounds=not self.config.trust_remote_code)
+
+    def _rows(self, numbered: list[tuple[int, str]]) -> list[Row]:
+        """Prompts, tokenised."""
+        if not numbered:
+            return []
+        decoding, (ids, was_cut) = self.config.decoding, self.encode([prompt for _, prompt in numbered])
+        return [Row(number, i, cut, SeededSampling.seed(decoding, prompt)) for (number, prompt), i, cut in zip(numbered, ids, was_cut, strict=True)]
 
     @torch.inference_mode()
-    def _generate_batch(self, opening: tuple[int, ...], ids: list[list[int]], prompts: list[str]) -> tuple[list[str], list[int], float]:
-        """Texts, completion lengths in tokens and wall seconds of one batch of prompts that all begin with `opening`."""
-        decoding, start = self.config.decoding, time.perf_counter()
-        completions = generate(
-            self.model,
-            *self._prefix(opening, ids),
-            max_new_tokens=decoding.max_new_tokens,
-            end_ids=self._end_ids,
-            pad_id=self.tokenizer.pad_token_id,
-            sampling=SeededSampling(decoding, prompts) if decoding.temperature > 0 else None,
-            in_rounds=not self.config.trust_remote_code,  # code from a hub may keep its cache in a way of its own
-        )
-        texts = self.tokenizer.batch_decode(completions, skip_special_tokens=True)
-        seconds = time.perf_counter() - start
-        self.num_generate_calls += 1
-        self.generate_s += seconds
-        return [before_stop(text, self.config.stop) for text in texts], [len(completion) for completion in completions], seconds
+    def _round(self, batch: RunningBatch, joining: list[Row]) -> list[tuple[int, Answer]]:
+        """Let rows join, generate a round of tokens for all, and return the answers that this ends."""
+        start, num_calls = time.perf_counter(), batch.num_calls
+        for opening, rows in self._by_opening(joining).items():
+            batch.join(rows, *self._prefix(opening, [row.ids for row in rows]))
+        ended = batch.advance()
+        texts = self.tokenizer.batch_decode([row.completion for row in ended], skip_special_tokens=True) if ended else []
+        self.num_generate_calls += batch.num_calls - num_calls
+        self.num_answers += len(ended)
+        self.generate_s += time.perf_counter() - start
+        return [
+            (row.number, Answer(before_stop(text, self.config.stop), len(row.ids), len(row.completion), row.seconds, row.was_cut)) for row, text in zip(ended, texts, strict=True)
+        ]
+
+    def _by_opening(self, rows: list[Row]) -> dict[tuple[int, ...], list[Row]]:
+        out: dict[tuple[int, ...], list[Row]] = {}
+        for row in rows:
+            out.setdefault(self._opening_of(row.ids), []).append(row)
+        return out
 
     def _prefix(self, opening: tuple[int, ...], ids: list[list[int]]) -> tuple[torch.Tensor, dict[str, Any]]:
         """What generation starts from: tokens (B, T) to continue, and the other arguments of `generate`."""

@@ -25,6 +25,7 @@ import torch
 
 from answer_store import Answer
 from config import ConfigError, DERError, PoolConfig, RayExpertConfig
+from dispatch import Inbox
 from hf_expert import ExpertError, HFExpert
 
 try:
@@ -35,6 +36,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+POLL_S = 0.2  # between two looks whether more is asked, while a replica has nothing to do
 EVICT_AFTER_S = 5.0  # without room for this long, another expert of this process leaves; a freed GPU takes a second or two to be seen
 MAX_LOSSES = 3  # replicas lost in a row, for each one wanted, without an answer in between
 OBJECT_STORE_BYTES = 100 << 20  # of a cluster started here: prompts and answers are small
@@ -96,7 +98,7 @@ class Slot:
 
 
 class RayExpert:
-    """An `experts.Expert`. Its identity is the hf kind's, so that both share the answers of a store."""
+    """An `dispatch.Expert`. Its identity is the hf kind's, so that both share the answers of a store."""
 
     is_remote = True
 
@@ -185,29 +187,31 @@ class RayExpert:
             f"Its nodes have {total}; free: {_amounts(ray.available_resources(), self._wanted)}. Lower num_gpus or num_cpus, add nodes, or raise pool.ray_wait_s"
         )
 
-    def answer(self, prompts: Sequence[str]) -> Iterator[list[tuple[int, Answer]]]:
-        """Answers to rendered prompts as (index, answer) lists, as replicas finish them. What a lost replica had in hand goes to another.
+    def answer(self, prompts: Sequence[str] | Inbox) -> Iterator[list[tuple[int, Answer]]]:
+        """Answers to rendered prompts as (number, answer) lists, as replicas finish them. What a lost replica had in hand goes to another.
 
         Raises ExpertError: a replica's own, which is not tried again, or when replicas are lost over and over.
         """
         with _lock:
             self._is_answering = True
         try:
-            yield from self._answer(prompts)
+            yield from self._answer(Inbox.of(prompts))
         finally:
             self._is_answering = False
 
-    def _answer(self, prompts: Sequence[str]) -> Iterator[list[tuple[int, Answer]]]:
-        chunks, idle, num_losses = collections.deque(self._chunks(prompts)), [slot for slot in self._slots if slot.replica], 0
-        at_work: dict[Any, tuple[Slot, list[int]]] = {}  # call -> slot, row numbers
-        while chunks or at_work:
+    def _answer(self, inbox: Inbox) -> Iterator[list[tuple[int, Answer]]]:
+        chunks, idle, num_losses = collections.deque(), [slot for slot in self._slots if slot.replica], 0
+        at_work: dict[Any, tuple[Slot, list[tuple[int, str]]]] = {}  # call -> slot, numbers and prompts
+        while inbox or chunks or at_work:
+            if inbox and not chunks:
+                chunks.extend(self._chunks(inbox.take()))
             if not at_work:  # at first, and where every replica was lost
                 self.load()
             idle += self._start_placed()
             while chunks and idle:
                 slot, rows = idle.pop(), chunks.popleft()
-                at_work[slot.replica.answer.remote([prompts[row] for row in rows])] = (slot, rows)
-            for call in self._finished(at_work):
+                at_work[slot.replica.answer.remote([prompt for _, prompt in rows])] = (slot, rows)
+            for call in self._finished(at_work, POLL_S if idle else EVICT_AFTER_S):
                 slot, rows = at_work.pop(call)
                 try:
                     answers = ray.get(call)
@@ -220,13 +224,14 @@ class RayExpert:
                 else:
                     idle.append(slot)
                     num_losses = 0
-                    yield list(zip(rows, answers, strict=True))
+                    yield [(number, answer) for (number, _), answer in zip(rows, answers, strict=True)]
 
-    def _chunks(self, prompts: Sequence[str]) -> Iterator[list[int]]:
-        """Row numbers of what a replica is given at a time: a batch, the longest prompts first, and no more than its share."""
-        ids, _ = self.local.encode(prompts)
+    def _chunks(self, rows: list[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+        """Numbers and prompts that a replica is given at a time: a batch, the longest prompts first, and no more than its share."""
+        ids, _ = self.local.encode([prompt for _, prompt in rows])
         order = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
-        yield from self.local.under_budget(ids, order, min(self.local.max_batch_size, math.ceil(len(ids) / self.config.replicas)))
+        for chunk in self.local.under_budget(ids, order, min(self.local.max_batch_size, math.ceil(len(ids) / self.config.replicas))):
+            yield [rows[row] for row in chunk]
 
     def _start_placed(self) -> list[Slot]:
         """Start a replica wherever Ray has found room since the last look."""
@@ -237,9 +242,9 @@ class RayExpert:
             slot.replica = actor.remote(self._unopened, self.identity())
         return placed
 
-    def _finished(self, at_work: dict[Any, tuple[Slot, list[int]]]) -> list[Any]:
+    def _finished(self, at_work: dict[Any, tuple[Slot, Any]], timeout_s: float) -> list[Any]:
         """The next call that has ended, if one ends soon."""
-        finished, _ = ray.wait(list(at_work), timeout=EVICT_AFTER_S)
+        finished, _ = ray.wait(list(at_work), timeout=timeout_s)
         if not finished:
             for slot, _ in at_work.values():
                 if not slot.is_placed:  # its node was lost while it started; Ray would wait for a new place for ever

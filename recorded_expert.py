@@ -12,17 +12,15 @@ import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
 from answer_store import Answer
 from config import TOKEN_UNITS, CostUnit, RecordedExpertConfig
+from dispatch import Expert, Inbox
 from hf_expert import ExpertError, resolve_source, weights_fingerprint
 from questions import Question, text_key
-
-if TYPE_CHECKING:
-    from experts import Expert
 
 BATCH = 1024  # answers tokenised and stored together
 ROWS_KEPT = 2048  # parsed lines in memory: experts are asked one after the other, for the same questions
@@ -250,10 +248,11 @@ class RecordedExpert:
             return self._count(texts)
         return [count + 1 for count in self._count(texts)]  # a model generates an end token too
 
-    def answer(self, prompts: Sequence[str]) -> Iterator[list[tuple[int, Answer]]]:
+    def answer(self, prompts: Sequence[str] | Inbox) -> Iterator[list[tuple[int, Answer]]]:
         """Recorded answers to bare questions, batch by batch. Raises ExpertError for a question that is not in the recording."""
-        for start in range(0, len(prompts), BATCH):
-            questions = prompts[start : start + BATCH]
+        inbox = Inbox.of(prompts)
+        while inbox:
+            numbers, questions = zip(*inbox.take(BATCH), strict=True)
             if missing := next((question for question in questions if question not in self), None):
                 raise self._has_no_answer(missing)
             rows = [self.recording.row(question) for question in questions]
@@ -261,7 +260,7 @@ class RecordedExpert:
             given = [row.tokens.get(self.config.name, 0) for row in rows]
             counted = iter(self._count_answers([text for text, tokens in zip(texts, given, strict=True) if not tokens]))
             lengths = zip(texts, self._count_prompts(questions), (tokens or next(counted) for tokens in given), strict=True)
-            yield [(index, Answer(text, prompt_tokens, tokens, latency_s=0.0)) for index, (text, prompt_tokens, tokens) in enumerate(lengths, start)]
+            yield [(number, Answer(text, prompt_tokens, tokens, latency_s=0.0)) for number, (text, prompt_tokens, tokens) in zip(numbers, lengths, strict=True)]
 
 
 def first_answers_of(expert: Expert) -> RecordedExpert:

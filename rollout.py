@@ -6,12 +6,13 @@ One loop for validation, evaluation, `ask` and every baseline. It never touches 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from config import RewardConfig
-from der_env import Episode, Judge, Judgement, step_episodes
+from der_env import Episode, Judge, Judgement, take_answers
 from experts import ExpertPool
 from questions import Question
 from reward import charge, score_answers
@@ -68,34 +69,56 @@ class Route:
 
 
 def play(
-    questions: Sequence[Question], policy: Policy, pool: ExpertPool, judge: Judge, t_max: int, *, width: int = PLAY_WIDTH, on_progress: Callable[[int], None] | None = None
+    questions: Sequence[Question],
+    policy: Policy,
+    pool: ExpertPool,
+    judge: Judge,
+    t_max: int,
+    *,
+    width: int = PLAY_WIDTH,
+    in_step: bool = False,
+    on_progress: Callable[[int], None] | None = None,
 ) -> list[Route]:
-    """Play each question exactly once, `width` at a time, in order of the list. Deterministic if policy and experts are.
+    """Play each question exactly once, begun in order of the list, `width` in flight. Deterministic if policy, judge and experts are.
 
-    A policy must ask at least one expert per question (ValueError otherwise).
+    No question waits for another's answer: each moves on with its own. So policy and judge see states in groups that depend on what is
+    stored and how fast experts are, and what they say may differ in the last digit. `in_step` makes all in flight wait for each other:
+    slower, and the same to the last digit whatever is stored. A policy must ask at least one expert per question (ValueError otherwise).
     """
     routes = [Route(Episode(question.sealed(), t_max), []) for question in questions]
-    waiting, active = list(routes)[::-1], []
-    while waiting or active:
-        while waiting and len(active) < width:
-            active.append(waiting.pop())
-        decisions = policy.act([route.episode for route in active])
-        moving = []
-        for route, decision in zip(active, decisions, strict=True):
-            if decision.expert_idx is not None:
-                route.decisions.append(decision)
-                moving.append(route)
-            elif not route.episode.steps:
-                raise ValueError(f"{type(policy).__name__} stopped before the first call")
-            else:
-                route.episode.stop_reason = "satisfied"
-        if moving:
-            step_episodes([r.episode for r in moving], [r.decisions[-1].expert_idx for r in moving], pool, judge)
-        still = [route for route in active if not route.episode.is_over]
+    waiting, to_move, asked = deque(routes), [], {}  # `asked`: call -> route
+    while waiting or to_move or asked:
+        while waiting and len(to_move) + len(asked) < width:
+            to_move.append(waiting.popleft())
+        moving, num_stopped = _decide(to_move, policy)
+        calls = pool.start([route.episode.propose(route.decisions[-1].expert_idx) for route in moving])
+        asked |= dict(zip(calls, moving, strict=True))
+        enough = len(asked) if in_step else min(1, len(asked))
+        while len(answered := [call for call in asked if call.answer is not None]) < enough:
+            pool.advance()
+        to_move = [asked.pop(call) for call in answered]
+        take_answers([r.episode for r in to_move], [r.decisions[-1].expert_idx for r in to_move], [call.answer for call in answered], pool, judge)
+        still = [route for route in to_move if not route.episode.is_over]
         if on_progress is not None:
-            on_progress(len(active) - len(still))
-        active = still
+            on_progress(num_stopped + len(to_move) - len(still))
+        to_move = still
     return routes
+
+
+def _decide(routes: Sequence[Route], policy: Policy) -> tuple[list[Route], int]:
+    """The routes that go on, each with the policy's next decision appended, and how many end here."""
+    if not routes:
+        return [], 0
+    moving = []
+    for route, decision in zip(routes, policy.act([route.episode for route in routes]), strict=True):
+        if decision.expert_idx is not None:
+            route.decisions.append(decision)
+            moving.append(route)
+        elif not route.episode.steps:
+            raise ValueError(f"{type(policy).__name__} stopped before the first call")
+        else:
+            route.episode.stop_reason = "satisfied"
+    return moving, len(routes) - len(moving)
 
 
 def score_routes(routes: Sequence[Route], questions: Sequence[Question], experts: Sequence[str]) -> None:

@@ -133,7 +133,7 @@ class Trainer:
         loss = self.terminator.fit(self.agent, self.terminator_data, config.terminator, config.seed)
         most = config.terminator.max_threshold
         judge = TerminatorJudge(self.agent, self.terminator, most)
-        routes = play([q.sealed() for q in self.splits.validation], self.agent, self.pool, judge, config.env.t_max)
+        routes = play([q.sealed() for q in self.splits.validation], self.agent, self.pool, judge, config.env.t_max, in_step=True)  # a resumed run ends the same
         score_routes(routes, self.splits.validation, self.pool.names)
         self.terminator.threshold = choose_threshold(routes, config.reward, most)
         ended = [cut_at(route, self.terminator.threshold) for route in routes]

@@ -7,6 +7,7 @@ from typing import Any
 
 from answer_store import Answer
 from config import HFExpertConfig
+from dispatch import Inbox
 from prompts import content
 
 AnswerFunction = Callable[[str, str | None], str]  # (question, previous answer or None) -> text
@@ -15,7 +16,7 @@ LATENCY_S = 0.5  # of every scripted call
 
 
 class ScriptedExpert:
-    """An `experts.Expert`. Token counts are word counts, so costs can be worked out by hand.
+    """An `dispatch.Expert`. Token counts are word counts, so costs can be worked out by hand.
 
     `num_answer_calls` counts calls of `answer`, `prompts` holds every prompt generated for, `events` the loads and unloads.
     """
@@ -52,11 +53,12 @@ class ScriptedExpert:
         self._asked[prompt] = (question, None if prompt == question else previous_answer)  # ktp none-v1 hides the previous answer
         return prompt
 
-    def answer(self, prompts: Sequence[str]) -> Iterator[list[tuple[int, Answer]]]:
+    def answer(self, prompts: Sequence[str] | Inbox) -> Iterator[list[tuple[int, Answer]]]:
         assert self.is_loaded, f"{self.config.name} was asked before it was loaded"
         self.num_answer_calls += 1
-        for start in range(0, len(prompts), self.batch_size):
-            yield [(index, self._answer(prompts[index])) for index in range(start, min(start + self.batch_size, len(prompts)))]
+        inbox = Inbox.of(prompts)
+        while inbox:
+            yield [(number, self._answer(prompt)) for number, prompt in inbox.take(self.batch_size)]
 
     def _answer(self, prompt: str) -> Answer:
         self.prompts.append(prompt)

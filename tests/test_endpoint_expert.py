@@ -369,8 +369,8 @@ def test_where_the_run_goes_on_a_failed_request_is_an_empty_answer_that_is_count
     assert [answer.text for answer in pool.answer([Request(0, letter) for letter in "abcd"])] == ["a answered", "b answered", "", "d answered"]
     assert (pool.stats.failed, pool.stats.generated, len(pool.store)) == (1, 3, 3)
     assert "(tries: 2, replicas: 1); going on with an empty answer that is not stored" in caplog.text
-    pool.experts = [endpoint(small_server(fails_at("z")).url)]
-    assert pool.answer([Request(0, "c")])[0].text == "c answered"  # asked anew
+    mended = pool_of(tmp_path, endpoint(small_server(fails_at("z")).url))
+    assert mended.answer([Request(0, "c")])[0].text == "c answered"  # asked anew
 
 
 def test_a_request_that_no_server_could_answer_is_not_tried_again(small_server, tmp_path, caplog):

@@ -152,7 +152,7 @@ def test_without_a_tokenizer_four_characters_are_a_token():
 def test_a_local_tokenizer_counts_what_the_expert_will_read(tiny_pool_dir):
     expert = HFExpert(_hf(source=str(tiny_pool_dir / "llama-0.2m")), torch.device("cpu"))
     questions = ["Spell backward: house", "Spell backward: to"]
-    [answers] = expert.answer([expert.render(question, None, "paper-v1") for question in questions])
+    answers = [pair for batch in expert.answer([expert.render(question, None, "paper-v1") for question in questions]) for pair in batch]
     first, later = prompt_tokens(expert.config, expert, questions, "paper-v1")
     assert first == sum(answer.prompt_tokens for _, answer in answers) / 2
     assert later > first + 10

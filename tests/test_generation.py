@@ -1,0 +1,170 @@
+import functools
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, MambaConfig, MambaForCausalLM
+from transformers.cache_utils import DynamicLayer
+
+from config import DecodingConfig, HFExpertConfig
+from generation import ROUND, RoomyLayer, Row, RunningBatch, SeededSampling
+from hf_expert import HFExpert
+
+DECODERS = ("llama-0.2m", "neox-0.4m", "qwen2-0.4m", "mistral-0.8m")
+TINY_EXPERTS = (*DECODERS, "t5gemma-0.7m")
+
+
+def tiny(folder, name, **decoding):
+    config = HFExpertConfig(name=name, source=str(folder / name), params_b=0.001, prompt_format="plain", decoding={"max_new_tokens": 40, **decoding})
+    expert = HFExpert(config, torch.device("cpu"))
+    expert.load()
+    return expert
+
+
+@pytest.fixture(scope="module")
+def prompts(project):
+    lines = (project / "data/tiny_questions/validation.jsonl").read_text().splitlines()[:24]
+    return [f"{json.loads(line)['text']}\nAnswer:" for line in lines]
+
+
+def running(expert, *, in_rounds=True):
+    return RunningBatch(expert.model, expert.config.decoding, end_ids=expert._end_ids, pad_id=expert.tokenizer.pad_token_id, in_rounds=in_rounds)
+
+
+def rows_of(expert, prompts):
+    return [Row(number, ids, seed=SeededSampling.seed(expert.config.decoding, prompt)) for number, (ids, prompt) in enumerate(zip(expert.encode(prompts)[0], prompts, strict=True))]
+
+
+def join(batch, expert, rows):
+    batch.join(rows, *expert._prefix((), [row.ids for row in rows]))
+
+
+@torch.inference_mode()
+def completions(expert, prompts, *, in_rounds=True):
+    """All prompts at once, to the end."""
+    batch, rows = running(expert, in_rounds=in_rounds), rows_of(expert, prompts)
+    join(batch, expert, rows)
+    while batch.rows or batch._ended:
+        batch.advance()
+    return [row.completion for row in rows]
+
+
+def test_seeded_sampling_draws_from_the_softmax_at_its_temperature():
+    probabilities = torch.tensor([0.6, 0.3, 0.1])
+    num_draws = 20_000
+    logits = probabilities.log().expand(num_draws, 3)
+
+    def shares(temperature, top_p):
+        decoding = DecodingConfig(temperature=temperature, top_p=top_p)
+        sampling = SeededSampling(decoding)
+        sampling.rows = [Row(draw, [], seed=sampling.seed(decoding, str(draw))) for draw in range(num_draws)]
+        picked = sampling(None, logits).argmax(1)
+        return (torch.bincount(picked, minlength=3) / num_draws).tolist()
+
+    # Three standard errors of a share of .5 in 20,000 draws are .011.
+    assert shares(1.0, 1.0) == pytest.approx([0.6, 0.3, 0.1], abs=0.011)
+    # Temperature 2 takes square roots: .775, .548, .316 of 1.638.
+    assert shares(2.0, 1.0) == pytest.approx([0.473, 0.334, 0.193], abs=0.011)
+    # top_p .85 leaves .6 and .3 of .9.
+    assert shares(1.0, 0.85) == pytest.approx([0.667, 0.333, 0.0], abs=0.011)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+@pytest.mark.parametrize("name", TINY_EXPERTS)
+def test_generation_in_rounds_gives_what_one_long_call_gives_and_finished_rows_leave(tiny_pool_dir, prompts, monkeypatch, name, temperature):
+    expert = tiny(tiny_pool_dir, name, temperature=temperature)
+    rows_run, forward = [], expert.model.forward
+
+    @functools.wraps(forward)  # generate() looks at its signature
+    def counted(*args, **kwargs):
+        output = forward(*args, **kwargs)
+        rows_run.append(len(output.logits))
+        return output
+
+    monkeypatch.setattr(expert.model, "forward", counted)
+    whole = completions(expert, prompts, in_rounds=False)
+    assert set(rows_run) == {24}
+    rows_run.clear()
+    assert completions(expert, prompts) == whole
+    assert min(map(len, whole)) < ROUND < max(map(len, whole))  # some end in the first round, some go on
+    assert rows_run[:ROUND] == [24] * ROUND
+    assert rows_run[ROUND] == sum(len(completion) > ROUND or completion[-1] not in expert._end_ids for completion in whole)
+    if not temperature and name in DECODERS:  # the library alone, one prompt at a time
+        ids = expert.encode(prompts[:1])[0]
+        (alone,) = expert.model.generate(torch.tensor(ids), max_new_tokens=40, do_sample=False, eos_token_id=sorted(expert._end_ids)).tolist()
+        assert alone[len(ids[0]) :] == whole[0]
+
+
+@torch.inference_mode()
+def joined_now_and_then(expert, prompts, group_sizes):
+    """Completions of rows that join a running batch in groups, and the widths it had."""
+    batch, rows, widths = running(expert), rows_of(expert, prompts), []
+    todo, sizes = list(rows), iter(group_sizes)
+    while todo or batch.rows:
+        assert not batch.rows or batch.takes_rows
+        group, todo = todo[: (size := next(sizes, 1))], todo[size:]
+        if group:
+            join(batch, expert, group)
+        batch.advance()
+        widths.append((batch.width, max((len(row.ids) + len(row.completion) for row in batch.rows), default=0)))
+    return [row.completion for row in rows], widths
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+@pytest.mark.parametrize("name", DECODERS)
+def test_rows_that_join_a_running_batch_get_the_completions_they_would_get_alone(tiny_pool_dir, prompts, name, temperature):
+    expert = tiny(tiny_pool_dir, name, temperature=temperature)
+    by_length = sorted(prompts, key=len)
+    uneven = [by_length[i // 2 if i % 2 else -1 - i // 2] for i in range(len(prompts))]  # the shortest and the longest in turns
+    alone = [completions(expert, [prompt])[0] for prompt in uneven]
+    together, widths = joined_now_and_then(expert, uneven, [3, 1, 0, 4, 2, 0, 5])
+    assert together == alone
+    assert all(width == longest for width, longest in widths)  # no padding that all rows share is carried along
+
+
+@pytest.mark.parametrize("window", [8, 30])  # shorter and longer than most prompts
+def test_rows_join_under_a_sliding_window_too(tiny_pool_dir, prompts, tmp_path, window):
+    model = AutoModelForCausalLM.from_pretrained(tiny_pool_dir / "mistral-0.8m")
+    model.config.sliding_window = window
+    model.save_pretrained(tmp_path / "windowed")
+    AutoTokenizer.from_pretrained(tiny_pool_dir / "mistral-0.8m").save_pretrained(tmp_path / "windowed")
+    expert = tiny(tmp_path, "windowed")
+    alone = []
+    for prompt in prompts:
+        ids = expert.encode([prompt])[0]
+        output = expert.model.generate(torch.tensor(ids), max_new_tokens=40, do_sample=False, eos_token_id=sorted(expert._end_ids))[0].tolist()
+        alone.append(output[len(ids[0]) :])
+    assert alone != [completions(tiny(tiny_pool_dir, "mistral-0.8m"), [prompt])[0] for prompt in prompts]  # the window matters
+    together, widths = joined_now_and_then(expert, prompts, [3, 1, 0, 4, 2, 0, 5])
+    assert together == alone
+    assert all(width == longest for width, longest in widths)
+
+
+def test_an_encoder_decoder_and_a_recurrent_model_take_rows_only_when_they_have_none(tiny_pool_dir, prompts):
+    expert = tiny(tiny_pool_dir, "t5gemma-0.7m")
+    batch = running(expert)
+    assert batch.takes_rows
+    with torch.inference_mode():
+        join(batch, expert, rows_of(expert, prompts))
+    assert batch.rows and not batch.takes_rows
+    mamba = MambaForCausalLM(MambaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, pad_token_id=0, eos_token_id=1))
+    batch = RunningBatch(mamba, DecodingConfig(max_new_tokens=2 * ROUND), end_ids={1}, pad_id=0)
+    row = Row(0, [5, 6, 7])
+    batch.join([row], torch.tensor([row.ids]), {"attention_mask": torch.ones(1, 3, dtype=torch.long)})
+    assert batch.takes_rows and batch.advance() == [row]  # it ran to its end in one call
+    assert batch.num_calls == 1 and (row.completion[-1] == 1 or len(row.completion) == 2 * ROUND)
+
+
+def test_keys_and_values_are_written_behind_the_others_and_copied_only_when_there_is_no_room():
+    steps = [torch.randn(3, 2, 1, 4) for _ in range(2 * ROUND)]
+    plain = DynamicLayer()
+    plain.update(torch.zeros(3, 2, 5, 4), torch.ones(3, 2, 5, 4))
+    roomy, places = RoomyLayer(plain), []
+    for step in steps[:-1]:
+        keys, values = roomy.update(step, -step)
+        places.append(keys.data_ptr())
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip((keys, values), plain.update(step, -step), strict=True))
+    assert len(set(places)) == 2  # room for the first and a round more, then anew
+    roomy.batch_select_indices(torch.tensor([2, 0]))
+    keys, _ = roomy.update(steps[-1][[2, 0]], steps[-1][[2, 0]])  # the room of three rows is not written to
+    assert torch.equal(keys, plain.update(steps[-1], steps[-1])[0][[2, 0]])

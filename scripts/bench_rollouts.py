@@ -1,15 +1,17 @@
-"""What rollouts cost: our batched one against one prompt at a time, against threads, and against generation alone.
+"""What rollouts cost: ours against one prompt at a time, against threads, against steps that wait for all, and against generation alone.
 
 All ways make the same calls: which expert is asked at which step is drawn beforehand.
 """
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,12 +19,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from answer_store import AnswerStore
+from answer_store import Answer, AnswerStore
 from config import Config, HFExpertConfig
 from der_env import Episode
+from dispatch import Inbox
 from experts import ExpertPool, build_pool
 from hf_expert import HFExpert
-from prompts import before_stop
+from prompts import before_stop, content
 from questions import Question, load_splits
 from rollout import Decision, NeverSatisfied, play
 
@@ -53,6 +56,39 @@ class Plan:
         return Plan(self.questions[:num_questions], self.experts, self.t_max)
 
 
+class DistantExpert:
+    """A server far away that says "no": it takes a time of its own for every request (lognormal, median .2 s, one in a hundred above 1.3 s)."""
+
+    is_remote, memory_gb, concurrency = True, 0.0, 16
+
+    def __init__(self, name: str):
+        self.config = HFExpertConfig(name=name, source=name, params_b=1.0)
+
+    def identity(self) -> dict[str, str]:
+        return {"name": self.config.name}
+
+    def decoding(self) -> dict[str, int]:
+        return {}
+
+    def render(self, question: str, previous_answer: str | None, ktp: str) -> str:
+        return content(question, previous_answer, ktp)
+
+    def load(self) -> None:
+        pass
+
+    unload = load
+
+    def answer(self, prompts: Sequence[str] | Inbox) -> Iterator[list[tuple[int, Answer]]]:
+        inbox, due = Inbox.of(prompts), []  # heap of (time, number)
+        while inbox or due:
+            for number, prompt in inbox.take(self.concurrency - len(due)):
+                latency_s = np.random.default_rng(zlib.crc32(f"{self.config.name} {prompt}".encode())).lognormal(np.log(0.2), 0.8)
+                heapq.heappush(due, (time.perf_counter() + latency_s, number))
+            time.sleep(min(0.005, max(0.0, due[0][0] - time.perf_counter())))
+            if due[0][0] <= time.perf_counter():
+                yield [(heapq.heappop(due)[1], Answer("no", 1, 1, 0.0))]
+
+
 class Bench:
     """A pool's experts, loaded once, and empty stores for them."""
 
@@ -66,13 +102,13 @@ class Bench:
         """The same experts, already loaded, with an empty store."""
         self.num_stores += 1
         pool = ExpertPool(self.pool.experts, AnswerStore(self.folder / f"cold{self.num_stores}.sqlite"), ktp=self.pool.ktp)
-        pool._loaded = dict.fromkeys(range(len(pool)))
+        pool._dispatcher.loaded = dict.fromkeys(range(len(pool)))
         return pool
 
-    def rollout_s(self, plan: Plan, num_envs: int) -> tuple[float, ExpertPool]:
+    def rollout_s(self, plan: Plan, num_envs: int, *, in_step: bool = False) -> tuple[float, ExpertPool]:
         """Seconds of a cold rollout with `num_envs` questions in flight, and the pool that now holds its answers."""
         pool, start = self.cold_pool(), time.perf_counter()
-        play(plan.questions, plan, pool, NeverSatisfied(), plan.t_max, width=num_envs)
+        play(plan.questions, plan, pool, NeverSatisfied(), plan.t_max, width=num_envs, in_step=in_step)
         return time.perf_counter() - start, pool
 
     def walk(self, plan: Plan, question: Question) -> None:
@@ -106,7 +142,7 @@ class Bench:
     def differing_share(self, expert: HFExpert, prompts: Sequence[str]) -> float:
         """Share of answers that differ between batches of one and full batches."""
         batched = {index: answer.text for batch in expert.answer(prompts) for index, answer in batch}
-        alone = [next(iter(expert.answer([prompt])))[0][1].text for prompt in prompts]
+        alone = [answer.text for prompt in prompts for batch in expert.answer([prompt]) for _, answer in batch]
         return float(np.mean([batched[index] != text for index, text in enumerate(alone)]))
 
 
@@ -158,6 +194,7 @@ def measure(config: Config, folder: Path, repeats: int, num_questions: int) -> d
     plan = Plan.draw(questions, len(bench.pool), config.env.t_max)
     part, probe = plan.first(max(16, num_questions // 4)), plan.first(8)
     ways: dict[str, Callable[[], float]] = {f"envs_{n}": lambda n=n: plan.num_transitions / bench.rollout_s(plan, n)[0] for n in ENVS if n // 2 < num_questions}
+    ways["in_step"] = lambda: plan.num_transitions / bench.rollout_s(plan, 64, in_step=True)[0]
     ways |= {"sequential": lambda: part.num_transitions / bench.sequential_s(part), "threads": lambda: part.num_transitions / bench.threads_s(part, 16)}
     threads = dict.fromkeys(ways, best_threads(lambda: bench.rollout_s(part, 64)))
     threads |= {"sequential": best_threads(lambda: bench.sequential_s(probe)), "threads": best_threads(lambda: bench.threads_s(part, 16))}
@@ -172,14 +209,26 @@ def measure(config: Config, folder: Path, repeats: int, num_questions: int) -> d
         against_generate.append(seconds / bench.generate_s(stored_prompts(pool.store)))
     out = {f"transitions_per_s/{name}": float(np.median(values)) for name, values in rates.items()}
     out |= {f"threads/{name}": float(threads[name]) for name in ("envs_64", "sequential", "threads")}
-    for slow, name in itertools.product(("sequential", "threads"), ways):
-        if name.startswith("envs"):
+    for slow, name in itertools.product(("sequential", "threads", "in_step"), ways):
+        if name.startswith("envs") and (slow != "in_step" or name == "envs_64"):
             ratios = np.array(rates[name]) / np.array(rates[slow])
             out[f"rollout_vs_{slow}" + ("" if name == "envs_64" else f"/{name}")] = float(np.median(ratios))
     out["rollout_vs_generate"] = float(np.median(against_generate))
+    out["rollout_vs_in_step/remote"] = distant_ratio(plan.first(128), bench, repeats)
     prompts = [[e.render(q.text, "no" if n % 2 else None, bench.pool.ktp) for n, q in enumerate(questions[:64])] for e in bench.pool.experts]
     differing = {f"batch_invariance/{e.config.name}": bench.differing_share(e, texts) for e, texts in zip(bench.pool.experts, prompts, strict=True)}
     return out | differing | {"batch_invariance": max(differing.values())}
+
+
+def distant_ratio(plan: Plan, bench: Bench, repeats: int) -> float:
+    """Speed of our rollout, 64 questions in flight, over one whose questions wait for each other, with experts on servers far away."""
+
+    def seconds(*, in_step: bool) -> float:
+        pool, start = ExpertPool([DistantExpert(name) for name in bench.pool.names], bench.cold_pool().store), time.perf_counter()
+        play(plan.questions, plan, pool, NeverSatisfied(), plan.t_max, width=64, in_step=in_step)
+        return time.perf_counter() - start
+
+    return float(np.median([seconds(in_step=True) / seconds(in_step=False) for _ in range(repeats)]))
 
 
 def measure_scaling(config: Config, folder: Path, repeats: int) -> dict[str, float]:

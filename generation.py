@@ -1,4 +1,4 @@
-"""Continuous batching with a Hugging Face model's own `generate`: every few tokens the rows that have ended leave, and others join.
+"""Continuous batching with a Hugging Face model's own `generate`, called for a round of tokens at a time: rows that have ended leave, and others join.
 
 In one long call every row of a batch costs as much as the longest, and answers of a question's few words stand beside runaways of
 hundreds; and who is asked later waits for all of them. docs/speed.md has what this gains.
@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 from torch.nn.functional import pad
-from transformers import LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList, TopPLogitsWarper
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from config import DecodingConfig
 
-ROUND = 8  # tokens between two looks at who has ended and who may join
+ROUND = 16  # tokens between two looks at who has ended and who may join, at most
+ENDED_SHARE = 0.5  # of a batch's rows: when so many have ended a round is over
 
 
 @dataclass
@@ -64,6 +65,18 @@ class SeededSampling(LogitsProcessor):
         return scores - torch.log(-torch.log(noise.clamp(1e-20, 1 - 1e-7)))
 
 
+class EnoughHaveEnded(StoppingCriteria):
+    """Ends a round for all rows as soon as a share of them has ended: those would be computed on with the others."""
+
+    def __init__(self, ends: torch.Tensor, num_rows: int):
+        self.ends = ends
+        self.have_ended = torch.zeros(num_rows, dtype=torch.bool, device=ends.device)
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.BoolTensor:
+        self.have_ended |= torch.isin(input_ids[:, -1], self.ends)
+        return torch.full_like(self.have_ended, bool(self.have_ended.float().mean() >= ENDED_SHARE))
+
+
 class RoomyLayer(DynamicLayer):
     """Keys and values with room behind them, so that a step writes its own and does not copy all that came before."""
 
@@ -99,6 +112,7 @@ class RunningBatch:
         self._in_rounds = in_rounds and not model._is_stateful
         self._can_grow = self._in_rounds and not model.config.is_encoder_decoder
         self._sampling = SeededSampling(decoding) if decoding.temperature > 0 else None
+        self._ends = torch.tensor(sorted(end_ids), device=model.device)
         self._ended: list[Row] = []
         self._is_fresh = False  # the rows have just had a round
         self._tokens = torch.empty(0)  # (B, T): prompts and what was generated, padded on the left
@@ -150,10 +164,11 @@ class RunningBatch:
             pad_token_id=self.pad_id,
             eos_token_id=sorted(self.end_ids),
             logits_processor=LogitsProcessorList([self._sampling] if self._sampling else []),
+            stopping_criteria=StoppingCriteriaList([EnoughHaveEnded(self._ends, len(rows))] if self._in_rounds and num_new > 1 else []),
             return_dict_in_generate=True,
         )
         self.num_calls += 1
-        new = output.sequences[:, tokens.shape[1] :].tolist()  # B lists; generation ends early when all rows have
+        new = output.sequences[:, tokens.shape[1] :].tolist()  # B lists, of `num_new` tokens at most
         seconds, going = (time.perf_counter() - start) / len(rows), []
         for index, (row, completion) in enumerate(zip(rows, new, strict=True)):
             row.completion += _until_end(completion, self.end_ids)
@@ -163,7 +178,7 @@ class RunningBatch:
         if not going:
             return [], tokens, {}
         chosen = torch.tensor(going, device=tokens.device)
-        return [rows[index] for index in going], *_without_slack(output.sequences[chosen], _kept(state, output.past_key_values, chosen, num_new))
+        return [rows[index] for index in going], *_without_slack(output.sequences[chosen], _kept(state, output.past_key_values, chosen, len(new[0])))
 
     def _beside(self, tokens: torch.Tensor, state: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
         """Tokens and state of the running rows and of new ones below them, padded on the left to one width."""

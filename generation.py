@@ -114,7 +114,6 @@ class RunningBatch:
         self._sampling = SeededSampling(decoding) if decoding.temperature > 0 else None
         self._ends = torch.tensor(sorted(end_ids), device=model.device)
         self._ended: list[Row] = []
-        self._is_fresh = False  # the rows have just had a round
         self._tokens = torch.empty(0)  # (B, T): prompts and what was generated, padded on the left
         self._state: dict[str, Any] = {}  # the other arguments of the model's `generate`; keys and values are those of all tokens but the last
 
@@ -129,14 +128,12 @@ class RunningBatch:
         return not self.rows or (self._can_grow and _is_plain(self._state))
 
     def join(self, rows: Sequence[Row], tokens: torch.Tensor, state: dict[str, Any]) -> None:
-        """Take in rows and generate their first tokens: one, and a whole round where nobody else is there.
+        """Take in rows and generate their first token.
 
         `tokens` (B, T) are what the model continues: the prompts, padded on the left, or an encoder-decoder's start token. `state` holds
         the other arguments of the model's `generate`: attention masks, keys and values computed already, encoder outputs.
         """
-        self._is_fresh = not self.rows
-        num_new = 1 if self.rows else ROUND if self._in_rounds else self.decoding.max_new_tokens
-        rows, tokens, state = self._extend(list(rows), tokens, state, min(num_new, self.decoding.max_new_tokens))
+        rows, tokens, state = self._extend(list(rows), tokens, state, 1 if self._in_rounds else self.decoding.max_new_tokens)
         if self.rows and rows:
             tokens, state = self._beside(tokens, state)
         if rows:
@@ -144,10 +141,10 @@ class RunningBatch:
 
     def advance(self) -> list[Row]:
         """Generate a round of tokens for all rows; returns those that have ended since the last time."""
-        if self.rows and not self._is_fresh:
+        if self.rows:
             left = min(self.decoding.max_new_tokens - len(row.completion) for row in self.rows)
             self.rows, self._tokens, self._state = self._extend(self.rows, self._tokens, self._state, min(ROUND, left))
-        ended, self._ended, self._is_fresh = self._ended, [], False
+        ended, self._ended = self._ended, []
         return ended
 
     def _extend(self, rows: list[Row], tokens: torch.Tensor, state: dict[str, Any], num_new: int) -> tuple[list[Row], torch.Tensor, dict[str, Any]]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
@@ -25,6 +26,7 @@ from prompts import KTP_TEMPLATES, PromptFormat, before_stop, cut_middle
 
 LOCAL_MODELS = Path("models")  # where scripts/get_small_llms.py puts models, by the last part of their hub id
 CHUNK_BYTES = 1 << 20
+SPARED_TOKENS = 256  # of padding: prompts of unequal length are read apart where it spares so much
 MIN_OPENING = 32  # tokens; reusing a shorter opening's keys and values gains nothing
 
 
@@ -256,7 +258,7 @@ class HFExpert:
     def _round(self, batch: RunningBatch, joining: list[Row]) -> list[tuple[int, Answer]]:
         """Let rows join, generate a round of tokens for all, and return the answers that this ends."""
         start, num_calls = time.perf_counter(), batch.num_calls
-        for opening, rows in self._by_opening(joining).items():
+        for opening, rows in self._groups(joining):
             batch.join(rows, *self._prefix(opening, [row.ids for row in rows]))
         ended = batch.advance()
         texts = self.tokenizer.batch_decode([row.completion for row in ended], skip_special_tokens=True) if ended else []
@@ -267,11 +269,19 @@ class HFExpert:
             (row.number, Answer(before_stop(text, self.config.stop), len(row.ids), len(row.completion), row.seconds, row.was_cut)) for row, text in zip(ended, texts, strict=True)
         ]
 
-    def _by_opening(self, rows: list[Row]) -> dict[tuple[int, ...], list[Row]]:
-        out: dict[tuple[int, ...], list[Row]] = {}
+    def _groups(self, rows: list[Row]) -> Iterator[tuple[tuple[int, ...], list[Row]]]:
+        """Openings, and the rows (by falling length) that are read together: of one opening, and of lengths that leave little padding."""
+        by_opening: dict[tuple[int, ...], list[Row]] = {}
         for row in rows:
-            out.setdefault(self._opening_of(row.ids), []).append(row)
-        return out
+            by_opening.setdefault(self._opening_of(row.ids), []).append(row)
+        for opening, group in by_opening.items():
+            while group:
+                spared = [(len(group[0].ids) - len(row.ids)) * (len(group) - index) for index, row in enumerate(group)]  # padding, if these and the rest are read apart
+                cut = int(np.argmax(spared))
+                if spared[cut] < SPARED_TOKENS or self.model_config.is_encoder_decoder:  # whose rows start together
+                    cut = len(group)
+                yield opening, group[:cut]
+                group = group[cut:]
 
     def _prefix(self, opening: tuple[int, ...], ids: list[list[int]]) -> tuple[torch.Tensor, dict[str, Any]]:
         """What generation starts from: tokens (B, T) to continue, and the other arguments of `generate`."""

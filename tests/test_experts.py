@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 from answer_store import Answer, StoredAnswer
 from config import Config, ConfigError, HFExpertConfig, SourceConfig
 from experts import BudgetError, Request, build_pool, pick_device
+from generation import Row
 from hf_expert import ExpertError, HFExpert
 from prompts import knowledge_transfer_prompt
 from questions import read_questions
@@ -179,6 +180,7 @@ def test_keys_and_values_of_the_worked_examples_are_computed_once_and_change_no_
     example = {"question": "Spell this word backward (example: sun -> nus): planet", "previous_answer": "tenal", "answer": "tenalp"}
     (tmp_path / "examples.jsonl").write_text(json.dumps(example) + "\n")
     questions = [json.loads(line)["text"] for line in (project / "data/tiny_questions/validation.jsonl").read_text().splitlines()[:12]]
+    monkeypatch.setattr("hf_expert.SPARED_TOKENS", 10**6)  # all prompts of an opening are read together
     expert = tiny(tiny_pool_dir, name, **few_shot)
     texts = [expert.render(question, previous, "paper-v1") for question in questions for previous in (None, "a draft")]
     read = []
@@ -237,6 +239,20 @@ def test_batches_stay_under_the_token_budget_longest_prompts_first(tiny_pool_dir
     assert max(rows for rows, _, _ in shapes) == 7
     assert all(rows * (width + new) <= 1000 for rows, width, new in shapes)
     assert begun == sorted((len(ids) for ids in expert.encode(prompts)[0]), reverse=True)
+
+
+def test_prompts_of_unequal_length_are_read_apart_where_it_spares_padding(tiny_pool_dir):
+    expert = tiny(tiny_pool_dir, "llama-0.2m")
+    expert.load()
+
+    def lengths_read_together(*lengths):
+        return [[len(row.ids) for row in rows] for _, rows in expert._groups([Row(number, [5] * length) for number, length in enumerate(lengths)])]
+
+    assert lengths_read_together(100, 98, 20, 19, 18, 17) == [[100, 98], [20, 19, 18, 17]]  # 4 x 80 tokens of padding, more than 256
+    assert lengths_read_together(100, 98, 20, 19, 18) == [[100, 98, 20, 19, 18]]  # 3 x 80
+    assert lengths_read_together(400, 100, 10) == [[400], [100, 10]]
+    expert.model_config.is_encoder_decoder = True
+    assert lengths_read_together(400, 100, 10) == [[400, 100, 10]]  # these start together
 
 
 def test_seeded_sampling_repeats_itself_in_any_batch_and_changes_with_the_seed(tiny_pool_dir, prompts):
@@ -326,6 +342,7 @@ def test_an_experts_identity_changes_with_whatever_changes_its_answers(tiny_pool
 
 
 def test_a_batch_that_does_not_fit_the_gpu_is_halved_until_it_does(tiny_pool_dir, prompts, monkeypatch):
+    monkeypatch.setattr("hf_expert.SPARED_TOKENS", 10**6)  # all prompts are read together
     sampling = {"max_new_tokens": 12, "temperature": 1.0}  # seeded by the prompt, so that prompts must keep to their rows
     expected, _ = ask(tiny(tiny_pool_dir, "llama-0.2m", decoding=sampling), prompts)
     expert = tiny(tiny_pool_dir, "llama-0.2m", decoding=sampling)
@@ -353,7 +370,7 @@ def test_running_out_of_memory_in_the_middle_loses_no_prompt_and_answers_none_tw
 
     def full_now_and_then(**kwargs):
         calls.append(kwargs["max_new_tokens"])
-        if calls[-2:] == [1, 8] and not refused:  # rows have just joined
+        if len(calls) > 2 and calls[-2] == 1 < calls[-1] and not refused:  # rows have just joined others
             refused.append(len(kwargs["input_ids"]))
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return generate(**kwargs)

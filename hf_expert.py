@@ -232,7 +232,7 @@ class HFExpert:
             joining = waiting[: max(0, size)] if batch.takes_rows else []
             waiting, together = waiting[len(joining) :], batch.rows + joining
             try:
-                ended = self._round(batch, joining)
+                ended, left_out = self._round(batch, joining)
             except torch.cuda.OutOfMemoryError as error:
                 if len(together) == 1:
                     raise ExpertError(f"expert {self.config.name}: a single prompt of {len(together[0].ids)} tokens does not fit the GPU's memory") from error
@@ -240,9 +240,10 @@ class HFExpert:
             if ended is None:  # out here, where no traceback holds on to the tensors
                 for row in together:
                     row.restart()
-                waiting, max_size, batch = together + waiting, len(together) // 2, self._new_batch()
+                ended, left_out, max_size, batch = [], together, len(together) // 2, self._new_batch()
                 torch.cuda.empty_cache()
-            yield ended or []
+            waiting = left_out + waiting
+            yield ended
 
     def _new_batch(self) -> RunningBatch:
         return RunningBatch(self.model, self.config.decoding, end_ids=self._end_ids, pad_id=self.tokenizer.pad_token_id, in_rounds=not self.config.trust_remote_code)
@@ -255,19 +256,21 @@ class HFExpert:
         return [Row(number, i, cut, SeededSampling.seed(decoding, prompt)) for (number, prompt), i, cut in zip(numbered, ids, was_cut, strict=True)]
 
     @torch.inference_mode()
-    def _round(self, batch: RunningBatch, joining: list[Row]) -> list[tuple[int, Answer]]:
-        """Let rows join, generate a round of tokens for all, and return the answers that this ends."""
-        start, num_calls = time.perf_counter(), batch.num_calls
+    def _round(self, batch: RunningBatch, joining: list[Row]) -> tuple[list[tuple[int, Answer]], list[Row]]:
+        """Let rows join and generate a round of tokens for all; returns the answers that this ends, and the rows that could not join yet."""
+        start, num_calls, left_out = time.perf_counter(), batch.num_calls, []
         for opening, rows in self._groups(joining):
-            batch.join(rows, *self._prefix(opening, [row.ids for row in rows]))
+            if batch.takes_rows:
+                batch.join(rows, *self._prefix(opening, [row.ids for row in rows]))
+            else:
+                left_out += rows
         ended = batch.advance()
         texts = self.tokenizer.batch_decode([row.completion for row in ended], skip_special_tokens=True) if ended else []
         self.num_generate_calls += batch.num_calls - num_calls
         self.num_answers += len(ended)
         self.generate_s += time.perf_counter() - start
-        return [
-            (row.number, Answer(before_stop(text, self.config.stop), len(row.ids), len(row.completion), row.seconds, row.was_cut)) for row, text in zip(ended, texts, strict=True)
-        ]
+        answers = [Answer(before_stop(text, self.config.stop), len(row.ids), len(row.completion), row.seconds, row.was_cut) for row, text in zip(ended, texts, strict=True)]
+        return [(row.number, answer) for row, answer in zip(ended, answers, strict=True)], left_out
 
     def _groups(self, rows: list[Row]) -> Iterator[tuple[tuple[int, ...], list[Row]]]:
         """Openings, and the rows (by falling length) that are read together: of one opening, and of lengths that leave little padding."""

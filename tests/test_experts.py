@@ -382,6 +382,15 @@ def test_running_out_of_memory_in_the_middle_loses_no_prompt_and_answers_none_tw
     assert [replace(answer, latency_s=0.0) for _, answer in sorted(numbered, key=lambda pair: pair[0])] == [replace(answer, latency_s=0.0) for answer in expected]
 
 
+def test_prompts_wait_where_a_models_cache_cannot_take_them_in(tiny_pool_dir, prompts, monkeypatch):
+    monkeypatch.setattr("hf_expert.SPARED_TOKENS", 10)  # many groups
+    expected, _ = ask(tiny(tiny_pool_dir, "llama-0.2m"), prompts)
+    monkeypatch.setattr("generation.PLAIN_LAYERS", ())  # no kind of cache is known
+    monkeypatch.setattr("generation.RunningBatch._beside", None)
+    answers, _ = ask(tiny(tiny_pool_dir, "llama-0.2m"), prompts)
+    assert [replace(answer, latency_s=0.0) for answer in answers] == [replace(answer, latency_s=0.0) for answer in expected]
+
+
 def test_a_single_prompt_that_does_not_fit_the_gpu_is_an_error(tiny_pool_dir, monkeypatch):
     expert = tiny(tiny_pool_dir, "llama-0.2m")
     expert.load()

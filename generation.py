@@ -97,6 +97,9 @@ class RoomyLayer(DynamicLayer):
         return self.keys, self.values
 
 
+PLAIN_LAYERS = (DynamicLayer, RoomyLayer, DynamicSlidingWindowLayer)  # caches whose rows can be set beside each other
+
+
 class RunningBatch:
     """Rows of one model that are being completed.
 
@@ -209,9 +212,6 @@ def _kept(state: dict[str, Any], cache: Any, chosen: torch.Tensor, num_new: int)
     if "encoder_outputs" in state:
         state["encoder_outputs"] = type(state["encoder_outputs"])(last_hidden_state=state["encoder_outputs"].last_hidden_state[chosen])
     return state
-
-
-PLAIN_LAYERS = (DynamicLayer, RoomyLayer, DynamicSlidingWindowLayer)  # caches whose rows can be set beside each other
 
 
 def _is_plain(state: dict[str, Any]) -> bool:

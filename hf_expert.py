@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
@@ -227,7 +226,8 @@ class HFExpert:
         inbox, waiting = Inbox.of(prompts), []
         batch, max_size = self._new_batch(), self.max_batch_size
         while inbox or waiting or batch.rows:
-            waiting = sorted(waiting + self._rows(inbox.take()), key=lambda row: -len(row.ids))
+            if inbox:
+                waiting = sorted(waiting + self._rows(inbox.take()), key=lambda row: -len(row.ids))
             size = self._num_fitting(max(len(row.ids) for row in batch.rows + waiting[:1]), max_size) - len(batch.rows)
             joining = waiting[: max(0, size)] if batch.takes_rows else []
             waiting, together = waiting[len(joining) :], batch.rows + joining
@@ -250,8 +250,6 @@ class HFExpert:
 
     def _rows(self, numbered: list[tuple[int, str]]) -> list[Row]:
         """Prompts, tokenised."""
-        if not numbered:
-            return []
         decoding, (ids, was_cut) = self.config.decoding, self.encode([prompt for _, prompt in numbered])
         return [Row(number, i, cut, SeededSampling.seed(decoding, prompt)) for (number, prompt), i, cut in zip(numbered, ids, was_cut, strict=True)]
 
@@ -280,7 +278,7 @@ class HFExpert:
         for opening, group in by_opening.items():
             while group:
                 spared = [(len(group[0].ids) - len(row.ids)) * (len(group) - index) for index, row in enumerate(group)]  # padding, if these and the rest are read apart
-                cut = int(np.argmax(spared))
+                cut = spared.index(max(spared))
                 if spared[cut] < SPARED_TOKENS or self.model_config.is_encoder_decoder:  # whose rows start together
                     cut = len(group)
                 yield opening, group[:cut]

@@ -98,7 +98,7 @@ class Slot:
 
 
 class RayExpert:
-    """An `dispatch.Expert`. Its identity is the hf kind's, so that both share the answers of a store."""
+    """A `dispatch.Expert`. Its identity is the hf kind's, so that both share the answers of a store."""
 
     is_remote = True
 

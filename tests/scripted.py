@@ -16,7 +16,7 @@ LATENCY_S = 0.5  # of every scripted call
 
 
 class ScriptedExpert:
-    """An `dispatch.Expert`. Token counts are word counts, so costs can be worked out by hand.
+    """A `dispatch.Expert`. Token counts are word counts, so costs can be worked out by hand.
 
     `num_answer_calls` counts calls of `answer`, `prompts` holds every prompt generated for, `events` the loads and unloads.
     """

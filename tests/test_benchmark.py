@@ -13,7 +13,7 @@ from questions import load_splits
 
 # Per 1,000 transitions of training and validation, as measured; a change that raises one of them has to say why.
 AT_MOST = {
-    "counts/cold/generate_calls": 568,  # a call reads new prompts of similar length, or generates a round of tokens for all
+    "counts/cold/generate_calls": 568,  # of the library's `generate`: one reads new prompts of similar length, or adds a round of tokens for all
     "counts/cold/encoder_rows": 1118,
     "counts/cold/store_reads": 2264,
     "counts/cold/model_loads": 13.4,

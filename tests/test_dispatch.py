@@ -27,6 +27,7 @@ class Slow(ScriptedExpert):
         inbox, left = Inbox.of(prompts), {}
         while inbox or left:
             left |= {(number, prompt): self.rounds for number, prompt in inbox.take()}
+            assert self.is_loaded, f"{self.config.name} was evicted while it was at work"
             self.log.append(self.config.name)
             left = {key: rounds - 1 for key, rounds in left.items()}
             ended = [key for key, rounds in left.items() if not rounds]

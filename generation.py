@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -108,10 +109,10 @@ class RunningBatch:
     code from a hub may keep its cache in a way of its own (`in_rounds=False`): those run to the end in one call.
     """
 
-    def __init__(self, model: Any, decoding: DecodingConfig, *, end_ids: set[int], pad_id: int, in_rounds: bool = True):
+    def __init__(self, model: Any, decoding: DecodingConfig, *, end_ids: set[int], pad_id: int, in_rounds: bool = True, work: Counter[str] | None = None):
         self.model, self.decoding, self.end_ids, self.pad_id = model, decoding, end_ids, pad_id
         self.rows: list[Row] = []
-        self.num_calls = 0
+        self.work = Counter() if work is None else work  # "generate_calls" and the model's "forward_passes", counted up
         self._in_rounds = in_rounds and not model._is_stateful
         self._can_grow = self._in_rounds and not model.config.is_encoder_decoder
         self._sampling = SeededSampling(decoding) if decoding.temperature > 0 else None
@@ -167,8 +168,8 @@ class RunningBatch:
             stopping_criteria=StoppingCriteriaList([EnoughHaveEnded(self._ends, len(rows))] if self._in_rounds and num_new > 1 else []),
             return_dict_in_generate=True,
         )
-        self.num_calls += 1
         new = output.sequences[:, tokens.shape[1] :].tolist()  # B lists, of `num_new` tokens at most
+        self.work.update(generate_calls=1, forward_passes=len(new[0]))
         seconds, going = (time.perf_counter() - start) / len(rows), []
         for index, (row, completion) in enumerate(zip(rows, new, strict=True)):
             row.completion += _until_end(completion, self.end_ids)

@@ -7,7 +7,7 @@ import functools
 import gc
 import hashlib
 import itertools
-import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,8 +72,7 @@ class HFExpert:
         self.prompt_format = PromptFormat.of(config)
         self.model: Any = None
         self._opening_caches: dict[tuple[int, ...], Any] = {}
-        self.num_generate_calls = self.num_answers = 0
-        self.generate_s = 0.0
+        self.work: Counter[str] = Counter()  # answers, and what RunningBatch counts
 
     def identity(self) -> dict[str, Any]:
         """What makes this expert's answers its own: weights, precision, prompt format."""
@@ -246,7 +245,8 @@ class HFExpert:
             yield ended
 
     def _new_batch(self) -> RunningBatch:
-        return RunningBatch(self.model, self.config.decoding, end_ids=self._end_ids, pad_id=self.tokenizer.pad_token_id, in_rounds=not self.config.trust_remote_code)
+        options = {"end_ids": self._end_ids, "pad_id": self.tokenizer.pad_token_id, "in_rounds": not self.config.trust_remote_code}
+        return RunningBatch(self.model, self.config.decoding, **options, work=self.work)
 
     def _rows(self, numbered: list[tuple[int, str]]) -> list[Row]:
         """Prompts, tokenised."""
@@ -256,7 +256,7 @@ class HFExpert:
     @torch.inference_mode()
     def _round(self, batch: RunningBatch, joining: list[Row]) -> tuple[list[tuple[int, Answer]], list[Row]]:
         """Let rows join and generate a round of tokens for all; returns the answers that this ends, and the rows that could not join yet."""
-        start, num_calls, left_out = time.perf_counter(), batch.num_calls, []
+        left_out = []
         for opening, rows in self._groups(joining):
             if batch.takes_rows:
                 batch.join(rows, *self._prefix(opening, [row.ids for row in rows]))
@@ -264,9 +264,7 @@ class HFExpert:
                 left_out += rows
         ended = batch.advance()
         texts = self.tokenizer.batch_decode([row.completion for row in ended], skip_special_tokens=True) if ended else []
-        self.num_generate_calls += batch.num_calls - num_calls
-        self.num_answers += len(ended)
-        self.generate_s += time.perf_counter() - start
+        self.work["answers"] += len(ended)
         answers = [Answer(before_stop(text, self.config.stop), len(row.ids), len(row.completion), row.seconds, row.was_cut) for row, text in zip(ended, texts, strict=True)]
         return [(row.number, answer) for row, answer in zip(ended, answers, strict=True)], left_out
 

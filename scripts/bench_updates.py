@@ -156,7 +156,7 @@ def counts(config_path: Path, overrides: list[str], folder: Path) -> dict[str, f
             validated += trainer.validate()["eval/calls"] * len(trainer.splits.validation)
         thousands = (trainer.env_step + validated) / 1000
         taken = {
-            "generate_calls": sum(expert.num_generate_calls for expert in trainer.pool.experts),
+            **{name: sum(expert.work[name] for expert in trainer.pool.experts) for name in ("generate_calls", "forward_passes")},
             "encoder_rows": trainer.agent.encoder.num_rows,
             "store_reads": trainer.pool.store.num_reads,
             "model_loads": trainer.pool.stats.loads,

@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> dict[str, float]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--pool", default="tiny", help=f"{', '.join(POOLS)}, or a configuration file")
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS), help="groups of figures")
-    parser.add_argument("--quick", action="store_true", help="counts only: generate calls, encoder rows, store reads, model loads per 1,000 transitions")
+    parser.add_argument("--quick", action="store_true", help="counts only: generate calls, forward passes, encoder rows, store reads, model loads per 1,000 transitions")
     parser.add_argument("--device", help="device of the configuration")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--questions", type=int, default=256, help="questions of a timed rollout")

@@ -14,10 +14,12 @@ from questions import load_splits
 # Per 1,000 transitions of training and validation, as measured; a change that raises one of them has to say why.
 AT_MOST = {
     "counts/cold/generate_calls": 568,  # of the library's `generate`: one reads new prompts of similar length, or adds a round of tokens for all
+    "counts/cold/forward_passes": 3883,  # of an expert's model, over new prompts or one more token of every row
     "counts/cold/encoder_rows": 1118,
     "counts/cold/store_reads": 2264,
     "counts/cold/model_loads": 13.4,
     "counts/warm/generate_calls": 0,
+    "counts/warm/forward_passes": 0,
     "counts/warm/encoder_rows": 1118,
     "counts/warm/store_reads": 1264,
     "counts/warm/model_loads": 0,

@@ -158,7 +158,7 @@ def test_an_encoder_decoder_and_a_recurrent_model_take_rows_only_when_they_have_
     row = Row(0, [5, 6, 7])
     batch.join([row], torch.tensor([row.ids]), {"attention_mask": torch.ones(1, 3, dtype=torch.long)})
     assert batch.takes_rows and batch.advance() == [row]  # it ran to its end in one call
-    assert batch.num_calls == 1 and (row.completion[-1] == 1 or len(row.completion) == 2 * ROUND)
+    assert batch.work == {"generate_calls": 1, "forward_passes": len(row.completion)} and (row.completion[-1] == 1 or len(row.completion) == 2 * ROUND)
 
 
 def test_a_round_is_over_when_half_of_its_rows_have_ended():

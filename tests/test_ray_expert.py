@@ -96,7 +96,7 @@ def test_replicas_on_two_nodes_share_the_work_and_answer_as_the_hf_kind_does(twi
     folder = tiny_pool_dir / "neox-0.4m"
     assert twins.identity() == hf_expert(folder).identity()
     assert ordered(twins.answer(prompts), len(prompts)) == hf_answers(folder, prompts)
-    shares = ask_replicas(twins, lambda replica: replica.expert.num_answers)
+    shares = ask_replicas(twins, lambda replica: replica.expert.work["answers"])
     assert sum(shares) == len(prompts)
     assert min(shares) >= 1
     assert len(set(ask_replicas(twins, lambda _: ray.get_runtime_context().get_node_id()))) == 2
@@ -123,7 +123,7 @@ def test_the_ray_and_the_hf_kind_share_a_store(cluster, tiny_pool_dir, tmp_path)
 
 
 def test_a_node_killed_in_the_middle_loses_nothing_and_only_its_chunk_is_generated_again(twins, cluster, tiny_pool_dir, prompts):
-    where = ask_replicas(twins, lambda replica: (ray.get_runtime_context().get_node_id(), os.getpid(), replica.expert.num_answers))
+    where = ask_replicas(twins, lambda replica: (ray.get_runtime_context().get_node_id(), os.getpid(), replica.expert.work["answers"]))
     (doomed,) = [pid for node_id, pid, _ in where if node_id == cluster.second.node_id]
     (before,) = [num_answers for node_id, _, num_answers in where if node_id != cluster.second.node_id]
     os.kill(doomed, signal.SIGSTOP)  # so that it surely holds a chunk when its node dies
@@ -132,7 +132,7 @@ def test_a_node_killed_in_the_middle_loses_nothing_and_only_its_chunk_is_generat
     cluster.remove_node(cluster.second, allow_graceful=False)
     os.kill(doomed, signal.SIGKILL)
     assert ordered([first, *batches], len(prompts)) == hf_answers(tiny_pool_dir / "neox-0.4m", prompts)
-    assert ask_replicas(twins, lambda replica: replica.expert.num_answers) == [before + len(prompts)]
+    assert ask_replicas(twins, lambda replica: replica.expert.work["answers"]) == [before + len(prompts)]
 
 
 def test_a_replica_whose_process_dies_is_started_again(twins, tiny_pool_dir, prompts):
@@ -141,7 +141,7 @@ def test_a_replica_whose_process_dies_is_started_again(twins, tiny_pool_dir, pro
     (pid,) = ask_replicas(twins, lambda _: os.getpid())  # one of two: the other waits for a second node
     os.kill(pid, signal.SIGKILL)
     assert ordered([first, *batches], len(prompts)) == hf_answers(tiny_pool_dir / "neox-0.4m", prompts)
-    assert ask_replicas(twins, lambda replica: replica.expert.num_answers) == [len(prompts) - len(first)]
+    assert ask_replicas(twins, lambda replica: replica.expert.work["answers"]) == [len(prompts) - len(first)]
 
 
 def free_cpus_become(wanted):

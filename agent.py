@@ -27,7 +27,7 @@ from config import AgentConfig, DERError, PPOConfig
 from der_env import Episode, encode_states
 from encoder import ENCODE_ROWS, StateEncoder, position_offset
 from experts import ExpertPool
-from hf_expert import resolve_source, weights_fingerprint
+from model_source import resolve_source, weights_fingerprint
 from prompts import KTP_TEMPLATES, StateTokenizer, ktp_hash
 from rollout import Decision
 

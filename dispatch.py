@@ -18,6 +18,10 @@ Batch = list[tuple[int, Answer | None]]
 Keep = Callable[[int, list[tuple[bytes, str, Answer | None]]], None]
 
 
+class ExpertError(DERError):
+    """An expert that cannot be loaded or asked; the message names it and says what to do."""
+
+
 class Inbox:
     """Prompts for one expert, numbered as they come. Safe to fill from one thread and empty from another."""
 

@@ -23,11 +23,11 @@ import torch
 from answer_store import Answer, AnswerStore, StoredAnswer, answer_key
 from config import Config, DERError, EndpointExpertConfig, ExpertConfig, PoolConfig, RayExpertConfig, RecordedExpertConfig
 from dispatch import Dispatcher, Expert
-from hf_expert import HFExpert
-from placement import pick_device
+from expert_kinds.hf import HFExpert
+from expert_kinds.placement import pick_device
+from expert_kinds.recorded import RecordedExpert, first_answers_of
 from prompts import content
 from questions import Question
-from recorded_expert import RecordedExpert, first_answers_of
 from reward import Cost, call_cost, check_metrics
 
 
@@ -268,11 +268,11 @@ def build_expert(expert: ExpertConfig, pool: PoolConfig, device: torch.device) -
         case RecordedExpertConfig():
             return RecordedExpert(expert)
         case EndpointExpertConfig():
-            from endpoint_expert import EndpointExpert
+            from expert_kinds.endpoint import EndpointExpert
 
             return EndpointExpert(expert)
         case RayExpertConfig():
-            from ray_expert import RayExpert
+            from expert_kinds.ray_actors import RayExpert
 
             return RayExpert(expert, pool)
     return HFExpert(expert, device, max_batch_tokens=pool.max_batch_tokens, max_batch_size=pool.max_batch_size)

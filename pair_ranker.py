@@ -19,7 +19,7 @@ from torch import nn
 from transformers import AutoTokenizer, DebertaV2Config, DebertaV2Model, DebertaV2PreTrainedModel
 
 from config import DERError
-from hf_expert import resolve_source
+from model_source import resolve_source
 
 SOURCE, CANDIDATES = "<|source|>", ("<|candidate1|>", "<|candidate2|>")
 MAX_SOURCE, MAX_CANDIDATE = 1224, 412  # tokens, as PairRM was trained; what the question leaves free goes to the answers

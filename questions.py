@@ -1,7 +1,7 @@
 """Questions: read from JSONL or `datasets`, de-duplicated, split, sampled.
 
 JSONL, one object a line: {"id", "text", "reference", "task"?, "metric"?}. `reference` is a string, a list of accepted strings, or,
-for reasoning-gym's own scorers, the generated entry. Recorded answers (recorded_expert.py) are read as questions too.
+for reasoning-gym's own scorers, the generated entry. Recorded answers (expert_kinds/recorded.py) are read as questions too.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _pick(row: dict[str, Any], name: str) -> Any:
 
 
 def _is_recorded(row: dict[str, Any], source: SourceConfig) -> bool:
-    """Whether a row is one of recorded answers (recorded_expert.py), which needs no mapping of fields."""
+    """Whether a row is one of recorded answers (expert_kinds/recorded.py), which needs no mapping of fields."""
     return "text" not in row and "text" not in source.fields and "question" in row and isinstance(row.get("answers"), dict)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from config import Config, RewardConfig
 from experts import ExpertPool, Request
 from prompts import content
-from report_schema import ReportError
+from report.schema import ReportError
 from reward import Cost, charge
 from rollout import Route
 

@@ -23,9 +23,9 @@ os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 from command_line import load_config, merge, overrides_from, run_command, validate
 from config import TOKEN_UNITS, ConfigError
 from evaluation import Evaluation
-from report import build_results, table, uncounted
-from report_html import write_report_files
-from report_schema import ReportError, read_results, to_json
+from report.page import write_report_files
+from report.results import build_results, table, uncounted
+from report.schema import ReportError, read_results, to_json
 from route_log import Record, read_records, reprice, route_records
 from run_folder import newest_run, write_atomically
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from hf_expert import resolve_source
+from model_source import resolve_source
 from questions import Reference
 from reward import MetricError, accepted
 

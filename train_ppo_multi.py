@@ -33,10 +33,10 @@ from agent import build_agent, save_agent
 from command_line import dump_config, load_config, run_command
 from config import Config, ConfigError
 from der_env import DEREnv, DERVectorEnv, Episode, OracleJudge, encode_states
+from dry_run.plan import make_plan
+from dry_run.table import plan_text
 from encoder_team import help_encode, is_helper, share_encoder
 from experts import build_pool, pick_device
-from plan import make_plan
-from plan_table import plan_text
 from questions import load_splits
 from reward import charge
 from rollout import Route, play, score_routes

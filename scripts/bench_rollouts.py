@@ -23,8 +23,8 @@ from answer_store import Answer, AnswerStore
 from config import Config, HFExpertConfig
 from der_env import Episode
 from dispatch import Inbox
+from expert_kinds.hf import HFExpert
 from experts import ExpertPool, build_pool
-from hf_expert import HFExpert
 from prompts import before_stop, content
 from questions import Question, load_splits
 from rollout import Decision, NeverSatisfied, play

@@ -27,12 +27,12 @@ import yaml
 
 from command_line import load_config, run_command, validate
 from config import Config, ConfigError, RewardConfig
-from report import Sheet
-from report_html import write_report_files
-from report_schema import read_results, to_json
+from report.page import write_report_files
+from report.results import Sheet
+from report.schema import read_results, to_json
+from report.trade_off import trade_off
 from route_log import Record, read_records, reprice
 from run_folder import write_atomically
-from trade_off import trade_off
 
 
 def train(config_path: Path, name: str, seed: int, overrides: Sequence[str]) -> Path:

@@ -36,10 +36,10 @@ from huggingface_hub import constants, try_to_load_from_cache
 
 from command_line import load_config, run_command, validate
 from config import Config, ConfigError, DERError, HFExpertConfig, RayExpertConfig, RecordedExpertConfig
-from hf_expert import resolve_source
-from placement import pick_device, weights_gb
-from report import Sheet, sheets_of
-from report_schema import ReportError, read_results
+from expert_kinds.placement import pick_device, weights_gb
+from model_source import resolve_source
+from report.results import Sheet, sheets_of
+from report.schema import ReportError, read_results
 from reward import get_metric
 from route_log import read_records
 from stats import interval

@@ -108,7 +108,7 @@ def first_calls(pool: Any, questions: Sequence[Question]) -> Iterator[tuple[Ques
 
 
 def recorded_row(question: Question, split: str, answers: dict[str, Any]) -> dict[str, Any]:
-    """A line as recorded_expert.py reads it."""
+    """A line as expert_kinds/recorded.py reads it."""
     return {
         "question": question.text,
         "reference": question.reference,
@@ -126,8 +126,8 @@ def recorded_row(question: Question, split: str, answers: dict[str, Any]) -> dic
 
 def import_recorded(path: Path, source: Path, config: Config) -> None:
     """Put recorded answers into a store under the keys of a pool that names the file; what is there already stays."""
+    from expert_kinds.recorded import read_recording
     from experts import Request, build_pool
-    from recorded_expert import read_recording
 
     experts = [e.model_copy(update={"path" if isinstance(e, RecordedExpertConfig) else "first_answers": str(source)}) for e in config.pool.experts]
     pool = build_pool(with_store(config.model_copy(update={"pool": config.pool.model_copy(update={"experts": tuple(experts)})}), path))

@@ -4,9 +4,8 @@ import pytest
 from scripted import ScriptedExpert
 
 from config import DERError
-from dispatch import Dispatcher, Inbox
+from dispatch import Dispatcher, ExpertError, Inbox
 from experts import BudgetError, Request
-from hf_expert import ExpertError
 from questions import Question
 from rollout import Decision, NeverSatisfied, play
 

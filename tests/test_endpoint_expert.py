@@ -22,14 +22,14 @@ import pytest
 import torch
 from small_server import SmallServer, completion
 
-import endpoint_expert
 from answer_store import AnswerStore, answer_key
 from baselines import FixedRoute
 from command_line import load_config
 from config import EndpointExpertConfig, HFExpertConfig
-from endpoint_expert import EndpointExpert
+from dispatch import ExpertError
+from expert_kinds.endpoint import EndpointExpert
+from expert_kinds.hf import HFExpert
 from experts import ExpertPool, Request, build_expert
-from hf_expert import ExpertError, HFExpert
 from questions import Question
 from rollout import NeverSatisfied, play
 
@@ -94,8 +94,8 @@ def small_server():
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(endpoint_expert, "FIRST_WAIT_S", 0.05)
-    monkeypatch.setattr(endpoint_expert, "POLL_S", 0.005)
+    monkeypatch.setattr("expert_kinds.endpoint.FIRST_WAIT_S", 0.05)
+    monkeypatch.setattr("expert_kinds.endpoint.POLL_S", 0.005)
 
 
 @pytest.fixture(scope="module")
@@ -184,8 +184,8 @@ def test_requests_of_a_dead_replica_go_to_the_other(server, tiny_pool_dir, quest
 
 
 def test_a_server_killed_and_restarted_in_a_rollout_loses_nothing(server, tiny_pool_dir, questions, tmp_path, monkeypatch):
-    monkeypatch.setattr(endpoint_expert, "FIRST_WAIT_S", 0.5)
-    monkeypatch.setattr(endpoint_expert, "MAX_DOUBLINGS", 0)
+    monkeypatch.setattr("expert_kinds.endpoint.FIRST_WAIT_S", 0.5)
+    monkeypatch.setattr("expert_kinds.endpoint.MAX_DOUBLINGS", 0)
     models = [tiny_pool_dir / name for name in ("llama-0.2m", "neox-0.4m")]
     there = [endpoint(server.url, model=model, max_retries=2 * START_S, concurrency=2) for model in models]
     pool = ExpertPool(there, AnswerStore(tmp_path / "there.sqlite"))
@@ -386,7 +386,7 @@ def test_a_request_that_no_server_could_answer_is_not_tried_again(small_server, 
 
 
 def test_a_run_that_stops_does_not_wait_for_requests_that_were_to_be_tried_again(small_server, monkeypatch):
-    monkeypatch.setattr(endpoint_expert, "FIRST_WAIT_S", 20.0)
+    monkeypatch.setattr("expert_kinds.endpoint.FIRST_WAIT_S", 20.0)
     server = small_server(lambda body, number: (500, {}) if body["prompt"] == "a" else time.sleep(0.2) or (400, {}))
     start = time.monotonic()
     with pytest.raises(ExpertError, match="status 400"):

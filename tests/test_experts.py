@@ -11,9 +11,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 
 from answer_store import Answer, StoredAnswer
 from config import Config, ConfigError, HFExpertConfig, SourceConfig
+from dispatch import ExpertError
+from expert_kinds.generation import Row
+from expert_kinds.hf import HFExpert
 from experts import BudgetError, Request, build_pool, pick_device
-from generation import Row
-from hf_expert import ExpertError, HFExpert
 from prompts import knowledge_transfer_prompt
 from questions import read_questions
 from rollout import Decision, NeverSatisfied, play
@@ -180,7 +181,7 @@ def test_keys_and_values_of_the_worked_examples_are_computed_once_and_change_no_
     example = {"question": "Spell this word backward (example: sun -> nus): planet", "previous_answer": "tenal", "answer": "tenalp"}
     (tmp_path / "examples.jsonl").write_text(json.dumps(example) + "\n")
     questions = [json.loads(line)["text"] for line in (project / "data/tiny_questions/validation.jsonl").read_text().splitlines()[:12]]
-    monkeypatch.setattr("hf_expert.SPARED_TOKENS", 10**6)  # all prompts of an opening are read together
+    monkeypatch.setattr("expert_kinds.hf.SPARED_TOKENS", 10**6)  # all prompts of an opening are read together
     expert = tiny(tiny_pool_dir, name, **few_shot)
     texts = [expert.render(question, previous, "paper-v1") for question in questions for previous in (None, "a draft")]
     read = []
@@ -198,7 +199,7 @@ def test_keys_and_values_of_the_worked_examples_are_computed_once_and_change_no_
     assert [sum(tuple(expert.tokenizer(text)["input_ids"][: len(o)]) == o for text in texts) for o in openings] == [12, 12]
     assert sorted(n for n in read if n in map(len, openings)) == [len(o) for o in openings]  # each opening read once, alone
     num_read, read[:] = sum(read), []
-    monkeypatch.setattr("hf_expert.MIN_OPENING", 10**6)
+    monkeypatch.setattr("expert_kinds.hf.MIN_OPENING", 10**6)
     whole = tiny(tiny_pool_dir, name, **few_shot)
     whole.model = expert.model
     plain, _ = ask(whole, texts)
@@ -342,7 +343,7 @@ def test_an_experts_identity_changes_with_whatever_changes_its_answers(tiny_pool
 
 
 def test_a_batch_that_does_not_fit_the_gpu_is_halved_until_it_does(tiny_pool_dir, prompts, monkeypatch):
-    monkeypatch.setattr("hf_expert.SPARED_TOKENS", 10**6)  # all prompts are read together
+    monkeypatch.setattr("expert_kinds.hf.SPARED_TOKENS", 10**6)  # all prompts are read together
     sampling = {"max_new_tokens": 12, "temperature": 1.0}  # seeded by the prompt, so that prompts must keep to their rows
     expected, _ = ask(tiny(tiny_pool_dir, "llama-0.2m", decoding=sampling), prompts)
     expert = tiny(tiny_pool_dir, "llama-0.2m", decoding=sampling)
@@ -383,10 +384,10 @@ def test_running_out_of_memory_in_the_middle_loses_no_prompt_and_answers_none_tw
 
 
 def test_prompts_wait_where_a_models_cache_cannot_take_them_in(tiny_pool_dir, prompts, monkeypatch):
-    monkeypatch.setattr("hf_expert.SPARED_TOKENS", 10)  # many groups
+    monkeypatch.setattr("expert_kinds.hf.SPARED_TOKENS", 10)  # many groups
     expected, _ = ask(tiny(tiny_pool_dir, "llama-0.2m"), prompts)
-    monkeypatch.setattr("generation.PLAIN_LAYERS", ())  # no kind of cache is known
-    monkeypatch.setattr("generation.RunningBatch._beside", None)
+    monkeypatch.setattr("expert_kinds.generation.PLAIN_LAYERS", ())  # no kind of cache is known
+    monkeypatch.setattr("expert_kinds.generation.RunningBatch._beside", None)
     answers, _ = ask(tiny(tiny_pool_dir, "llama-0.2m"), prompts)
     assert [replace(answer, latency_s=0.0) for answer in answers] == [replace(answer, latency_s=0.0) for answer in expected]
 

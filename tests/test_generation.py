@@ -7,8 +7,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, MambaConfig, Mamba
 from transformers.cache_utils import DynamicLayer
 
 from config import DecodingConfig, HFExpertConfig
-from generation import ROUND, EnoughHaveEnded, RoomyLayer, Row, RunningBatch, SeededSampling
-from hf_expert import HFExpert
+from expert_kinds.generation import ROUND, EnoughHaveEnded, RoomyLayer, Row, RunningBatch, SeededSampling
+from expert_kinds.hf import HFExpert
 
 DECODERS = ("llama-0.2m", "neox-0.4m", "qwen2-0.4m", "mistral-0.8m")
 TINY_EXPERTS = (*DECODERS, "t5gemma-0.7m")

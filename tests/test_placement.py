@@ -11,8 +11,9 @@ import torch
 
 from answer_store import answer_key
 from config import ConfigError, HFExpertConfig
-from hf_expert import ExpertError, HFExpert
-from placement import weights_gb
+from dispatch import ExpertError
+from expert_kinds.hf import HFExpert
+from expert_kinds.placement import weights_gb
 
 CPU = torch.device("cpu")
 PROMPTS = [f"Spell this word backward (example: sun -> nus): {word}\nAnswer:" for word in ("planet", "ocean", "river", "mountain", "tree", "sky")]

@@ -18,11 +18,11 @@ import train_ppo_multi
 from answer_store import Answer, AnswerStore, StoredAnswer
 from command_line import load_config, read_yaml, validate
 from config import Config, ConfigError, EndpointExpertConfig, HFExpertConfig, RayExpertConfig, RecordedExpertConfig
+from dry_run.plan import Calls, ExpertPlan, count_calls, count_pool_calls, fit_together, kv_bytes_per_token, make_plan, max_loads, prompt_tokens, tokens_per_second
+from dry_run.preflight import PREPARED, Measured, command_for, device_memory_gb, is_hub_id, measure
+from dry_run.table import plan_text
+from expert_kinds.hf import HFExpert
 from experts import Request
-from hf_expert import HFExpert
-from plan import Calls, ExpertPlan, count_calls, count_pool_calls, fit_together, kv_bytes_per_token, make_plan, max_loads, prompt_tokens, tokens_per_second
-from plan_table import plan_text
-from preflight import PREPARED, Measured, command_for, device_memory_gb, is_hub_id, measure
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
 

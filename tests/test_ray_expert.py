@@ -22,11 +22,11 @@ import torch
 ray = pytest.importorskip("ray", reason="experts of kind ray need pip install -r requirements-optional.txt")
 from ray.cluster_utils import Cluster
 
-import ray_expert
 from config import Config, HFExpertConfig, PoolConfig, RayExpertConfig
+from dispatch import ExpertError
+from expert_kinds.hf import HFExpert
+from expert_kinds.ray_actors import RayExpert, Replica, connect
 from experts import Request, build_pool
-from hf_expert import ExpertError, HFExpert
-from ray_expert import RayExpert, Replica
 
 MEMORY = {"object_store_memory": 80 << 20}
 FIELDS = {"params_b": 0.001, "prompt_format": "plain", "decoding": {"max_new_tokens": 40}}
@@ -104,7 +104,7 @@ def test_replicas_on_two_nodes_share_the_work_and_answer_as_the_hf_kind_does(twi
 
 def test_the_projects_modules_travel_to_the_nodes(twins):
     def finds_them_in_rays_own_folders(_):
-        return importlib.machinery.PathFinder.find_spec("hf_expert", [path for path in sys.path if "runtime_resources" in path]) is not None
+        return importlib.machinery.PathFinder.find_spec("expert_kinds", [path for path in sys.path if "runtime_resources" in path]) is not None
 
     assert ask_replicas(twins, finds_them_in_rays_own_folders) == [True, True]
 
@@ -152,7 +152,7 @@ def free_cpus_become(wanted):
 
 
 def test_an_expert_waits_for_a_busy_one_and_then_takes_its_place_and_an_error_of_its_model_surfaces(twins, newcomer, tiny_pool_dir, prompts, monkeypatch):
-    monkeypatch.setattr(ray_expert, "EVICT_AFTER_S", 0.5)
+    monkeypatch.setattr("expert_kinds.ray_actors.EVICT_AFTER_S", 0.5)
     folder = Path(newcomer.config.source)
     newcomer.identity()
     newcomer.local.encode(prompts)  # with its tokenizer this process needs the folder no more
@@ -182,7 +182,7 @@ def test_a_replica_that_nothing_can_hold_is_refused_and_evicts_nobody(cluster, n
 
 
 def test_replicas_lost_over_and_over_are_an_error(newcomer, prompts, monkeypatch):
-    monkeypatch.setattr(ray_expert, "MAX_LOSSES", 0)
+    monkeypatch.setattr("expert_kinds.ray_actors.MAX_LOSSES", 0)
     batches = newcomer.answer(prompts)
     next(batches)
     (pid,) = ask_replicas(newcomer, lambda _: os.getpid())
@@ -205,4 +205,4 @@ def test_weights_that_differ_from_the_drivers_are_refused(tiny_pool_dir):
 def test_a_cluster_that_cannot_be_reached_is_an_error(cluster, tiny_pool_dir):
     ray.shutdown()
     with pytest.raises(ExpertError, match=r"pool.ray_address 127.0.0.1:1: no Ray cluster can be joined there"):
-        ray_expert.connect("127.0.0.1:1")
+        connect("127.0.0.1:1")

@@ -18,11 +18,12 @@ import train_ppo_multi
 from answer_store import AnswerStore
 from command_line import load_config
 from config import Config, ConfigError, RecordedExpertConfig, RewardConfig, SourceConfig
+from dispatch import ExpertError
+from expert_kinds.hf import HFExpert
+from expert_kinds.recorded import RecordedExpert
 from experts import BudgetError, ExpertPool, Request, build_pool
-from hf_expert import ExpertError, HFExpert
 from questions import DataError, Question, ReferenceSealedError, read_questions
-from recorded_expert import RecordedExpert
-from report_schema import ReportError
+from report.schema import ReportError
 from reward import MetricError, charge, score_answers
 from route_tree import grow, optimal_routes
 from transfer import audit

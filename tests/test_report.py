@@ -31,8 +31,8 @@ from config import AgentConfig, Config, RewardConfig
 from der_env import Episode, Step
 from evaluation import overheads
 from questions import Question
-from report import build_results, compare, route_figures, sheets_of, table, yardsticks
-from report_schema import ReportError
+from report.results import build_results, compare, route_figures, sheets_of, table, yardsticks
+from report.schema import ReportError
 from reward import Cost
 from rollout import Decision, NeverSatisfied, Route, play, score_routes
 from route_log import Overhead, Played, read_records, reprice, route_records

@@ -17,11 +17,10 @@ import numpy as np
 import pytest
 from made_results import NUM_QUESTIONS, TASKS, made_results
 
-import figures
-import report_html
-from report_html import html, markdown, route_data, write_report_files
-from report_plots import plots
-from report_tables import policy_table
+from report import figures
+from report.page import html, markdown, route_data, write_report_files
+from report.plots import plots
+from report.tables import policy_table
 
 EVIL = "</script><script>document.documentElement.dataset.hacked=1</script><img src=x onerror=document.documentElement.dataset.hacked=1><b>x"
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
@@ -238,7 +237,7 @@ def test_routes_are_stored_once_all_seeds_of_der_and_failures_first(results: dic
 
 def test_prompts_beyond_the_limit_are_left_out_and_counted(monkeypatch: pytest.MonkeyPatch, results: dict, records: list) -> None:
     assert route_data(results, records)["left_out"] == 0
-    monkeypatch.setattr(report_html, "PROMPT_CHARACTERS", 400)
+    monkeypatch.setattr("report.page.PROMPT_CHARACTERS", 400)
     data = route_data(results, records)
     steps = [dict(zip(data["step_fields"], step, strict=True)) for route in data["routes"] for step in route[-1]]
     assert data["left_out"] > 0

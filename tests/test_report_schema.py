@@ -1,4 +1,4 @@
-"""results.json is what report_schema.py says: a full one passes, and whatever differs is named."""
+"""results.json is what report/schema.py says: a full one passes, and whatever differs is named."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from made_results import made_results
 
-from report_schema import ReportError, read_results, to_json
+from report.schema import ReportError, read_results, to_json
 
 GONE = object()
 
@@ -63,7 +63,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, path: list[str | int], value: An
     with pytest.raises(ReportError, match=named):
         to_json(results)
     (tmp_path / "results.json").write_text(json.dumps(results))
-    with pytest.raises(ReportError, match=rf"results\.json: not as report_schema\.py describes it(.|\n)*{named}"):
+    with pytest.raises(ReportError, match=rf"results\.json: not as report/schema\.py describes it(.|\n)*{named}"):
         read_results(tmp_path / "results.json")
 
 

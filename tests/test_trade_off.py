@@ -13,9 +13,9 @@ from made_results import made_records
 from scipy.spatial import ConvexHull
 
 from config import RewardConfig
-from report_schema import ReportError
+from report.schema import ReportError
+from report.trade_off import mean_height, trade_off, upper_hull
 from stats import interval
-from trade_off import mean_height, trade_off, upper_hull
 
 
 def point(policy: str, kind: str, cost: float, quality: float) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from answer_store import AnswerStore
 from command_line import load_config
 from config import ConfigError
 from experts import BudgetError, build_pool
-from report_schema import read_results
+from report.schema import read_results
 from reward import normalise
 from run_folder import RunError
 from terminator import load_terminator

@@ -11,10 +11,10 @@ import numpy as np
 
 from config import Config
 from questions import RECORDED
-from report_schema import ReportError
+from report.schema import ReportError
+from report.trade_off import trade_off
 from route_log import Record
 from stats import adjust, few_seeds_note, interval, paired_difference
-from trade_off import trade_off
 
 COST_UNITS = ("params_b", "flops", "prompt_tokens", "completion_tokens", "latency_s")
 RIVAL_KINDS = ("static", "random", "cascade", "learned", "ensemble")  # what the agent has to beat
@@ -250,7 +250,7 @@ def yardsticks(sheets: Sequence[Sheet]) -> dict[str, Any]:
 
 
 def build_results(records: Sequence[Record], config: Config, experts: Sequence[Mapping[str, Any]], extra: Mapping[str, Any]) -> dict[str, Any]:
-    """results.json (report_schema.py) from the route log of one or several runs; `experts`: name and params_b of the pool, `extra`: sections computed elsewhere."""
+    """results.json (report/schema.py) from the route log of one or several runs; `experts`: name and params_b of the pool, `extra`: sections computed elsewhere."""
     sheets = sheets_of(records)
     best_single = next(sheet for sheet in sheets if sheet.policy.startswith("best fixed: "))
     rows = [sheet.row(best_single) for sheet in sheets]

@@ -1,7 +1,7 @@
 """The report of an evaluation for readers: `report.md` and a self-contained `report.html`.
 
 The page holds plotly.js, the figures, the tables and the single routes, loads nothing from a network and says so to the browser
-(Content-Security-Policy). Its markup and script are in docs/report_template.html. Texts of questions, prompts and answers travel as JSON
+(Content-Security-Policy). Its markup and script are in template.html. Texts of questions, prompts and answers travel as JSON
 and are put on the page as text, never as markup.
 
 A link such as `report.html#search=planet&outcome=wrong` opens the routes with these filters set.
@@ -17,13 +17,13 @@ from typing import Any
 import jinja2
 from plotly.offline import get_plotlyjs
 
-import figures
-from figures import COST_WORDS, Curves, Results
-from report_plots import plots
-from report_tables import Table, composition_table, gap_table, other_comparisons, own_comparisons, policy_table, seed_table, terminator_facts, trade_off_words, transfer_table
+from report import figures
+from report.figures import COST_WORDS, Curves, Results
+from report.plots import plots
+from report.tables import Table, composition_table, gap_table, other_comparisons, own_comparisons, policy_table, seed_table, terminator_facts, trade_off_words, transfer_table
 from run_folder import write_atomically
 
-TEMPLATE = Path(__file__).parent / "docs" / "report_template.html"
+TEMPLATE = Path(__file__).with_name("template.html")
 PROMPT_CHARACTERS = 6_000_000  # prompts beyond this are left out of the page, DER's last
 ROUTE_FIELDS = ("policy", "seed", "question", "stop_reason", "quality", "return", "steps")
 STEP_FIELDS = ("expert", "prompt", "prompt_hash", "answer", "quality", "charge", "params_b", "prompt_tokens", "completion_tokens", "latency_s", "usd", "p_stop", "value", "entropy")

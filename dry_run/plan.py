@@ -3,7 +3,7 @@
     python train_ppo_multi.py --config configs/X.yaml --dry_run
 
 `make_plan` checks all that can be checked without weights and without a network (preflight.py), and raises ConfigError with every problem
-it finds; plan_table.py writes the plan down. Numbers of answers are bounds that hold for any policy. Tokens, hours and bytes are estimates,
+it finds; table.py writes the plan down. Numbers of answers are bounds that hold for any policy. Tokens, hours and bytes are estimates,
 from answers in the store where there are some.
 """
 
@@ -19,10 +19,10 @@ from typing import Any
 import torch
 
 from config import AnyExpertConfig, Config, ConfigError, EndpointExpertConfig, HFExpertConfig, PromptedExpertConfig, RayExpertConfig, RecordedExpertConfig
-from hf_expert import HFExpert
-from preflight import Measured, Split, check_files, check_metric, check_needs, device_memory_gb, locate, measure, noting, plan_splits
+from dry_run.preflight import Measured, Split, check_files, check_metric, check_needs, device_memory_gb, locate, measure, noting, plan_splits
+from expert_kinds.hf import HFExpert
+from expert_kinds.recorded import RecordedExpert, read_recording
 from prompts import PromptFormat
-from recorded_expert import RecordedExpert, read_recording
 from rollout import PLAY_WIDTH
 
 CHARS_PER_TOKEN = 4  # of English under the usual vocabularies; for prompts whose tokenizer is not here

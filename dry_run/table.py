@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from plan import CHARS_PER_TOKEN, Plan, count_pool_calls, fit_together, max_loads
-from preflight import SPLITS
+from dry_run.plan import CHARS_PER_TOKEN, Plan, count_pool_calls, fit_together, max_loads
+from dry_run.preflight import SPLITS
 from reward import call_cost
 
 ROW_BYTES = 250  # of a stored answer, beside prompt and text: key, numbers, library versions

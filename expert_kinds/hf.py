@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import gc
-import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,47 +16,15 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from answer_store import Answer
-from config import DERError, HFExpertConfig
-from dispatch import Inbox
-from generation import Row, RunningBatch, SeededSampling
-from placement import check_placement, loading_options, weights_gb
+from config import HFExpertConfig
+from dispatch import ExpertError, Inbox
+from expert_kinds.generation import Row, RunningBatch, SeededSampling
+from expert_kinds.placement import check_placement, loading_options, weights_gb
+from model_source import resolve_source, weights_fingerprint
 from prompts import KTP_TEMPLATES, PromptFormat, before_stop, cut_middle
 
-LOCAL_MODELS = Path("models")  # where scripts/get_small_llms.py puts models, by the last part of their hub id
-CHUNK_BYTES = 1 << 20
 SPARED_TOKENS = 256  # of padding: prompts of unequal length are read apart where it spares so much
 MIN_OPENING = 32  # tokens; reusing a shorter opening's keys and values gains nothing
-
-
-class ExpertError(DERError):
-    """An expert that cannot be loaded or asked; the message names it and says what to do."""
-
-
-def resolve_source(source: str) -> str:
-    """A local folder if there is one (as given, or under `models/`), else the hub id."""
-    for folder in (Path(source), LOCAL_MODELS / Path(source).name):
-        if folder.is_dir():
-            return str(folder)
-    return source
-
-
-@functools.cache
-def weights_fingerprint(folder: str) -> str:
-    """Hash of a model folder: its small files whole; of each weight file the size and a MiB from its start, middle and end.
-
-    Reading all of a 14 GB model would take longer than loading it; retrained or requantised weights differ everywhere.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(Path(folder).iterdir()):
-        size = path.stat().st_size
-        if path.suffix not in (".json", ".safetensors", ".bin", ".gguf", ".txt", ".model", ".jinja") or path.name == "PROVENANCE.json":
-            continue
-        digest.update(f"{path.name}:{size}".encode())
-        with path.open("rb") as file:
-            for start in sorted({0, max(0, size // 2), max(0, size - CHUNK_BYTES)}):
-                file.seek(start)
-                digest.update(file.read(CHUNK_BYTES))
-    return digest.hexdigest()[:16]
 
 
 class HFExpert:

@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 
 from answer_store import Answer
 from config import TOKEN_UNITS, CostUnit, RecordedExpertConfig
-from dispatch import Expert, Inbox
-from hf_expert import ExpertError, resolve_source, weights_fingerprint
+from dispatch import Expert, ExpertError, Inbox
+from model_source import resolve_source, weights_fingerprint
 from questions import Question, text_key
 
 BATCH = 1024  # answers tokenised and stored together

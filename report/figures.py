@@ -1,7 +1,7 @@
 """The figures of an evaluation as PNG files, drawn from `report/results.json` and the runs' `metrics.jsonl`.
 
 Each figure function returns a matplotlib Figure, or None where the results lack what it shows. What two views share (which policies, which
-cells, which colours) stands here too; `report_html.py` draws the same numbers for the browser.
+cells, which colours) stands here too; plots.py draws the same numbers for the browser.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ import torch
 
 from answer_store import Answer
 from config import ConfigError, DERError, PoolConfig, RayExpertConfig
-from dispatch import Inbox
-from hf_expert import ExpertError, HFExpert
+from dispatch import ExpertError, Inbox
+from expert_kinds.hf import HFExpert
 
 try:
     import ray
@@ -49,7 +49,8 @@ def connect(address: str | None) -> None:
     """Join the cluster at `address`, or start one on this machine; once in a process. Raises ExpertError."""
     if ray.is_initialized():
         return
-    modules = [str(path) for path in Path(__file__).parent.glob("*.py")]  # not the folder: runs/ and models/ would be sent to every node
+    here = Path(__file__).parent
+    modules = [str(here), *(str(path) for path in here.parent.glob("*.py"))]  # not the whole project: runs/ and models/ would be sent to every node
     options = {"runtime_env": {"py_modules": modules}, "log_to_driver": False, "logging_level": logging.WARNING}
     try:
         if address is None:

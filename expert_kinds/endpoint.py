@@ -20,8 +20,7 @@ import openai
 
 from answer_store import Answer
 from config import EndpointExpertConfig
-from dispatch import Inbox
-from hf_expert import ExpertError
+from dispatch import ExpertError, Inbox
 from prompts import PromptFormat, before_stop
 
 CONNECT_S = 10.0  # a server that is up accepts a connection at once, however slow its model

@@ -1,7 +1,7 @@
 """What report/results.json holds: these models are the documentation of the format.
 
 The file is checked against them whenever it is written (`to_json`) or read (`read_results`); an error names the field. Numbers are never NaN or
-infinite, a field that is not listed here is refused. Everything is computed in report.py, evaluation.py, terminator.py and transfer.py.
+infinite, a field that is not listed here is refused. Everything is computed in results.py beside it, evaluation.py, terminator.py and transfer.py.
 """
 
 from __future__ import annotations
@@ -320,4 +320,4 @@ def _check(text: str, where: str) -> None:
     except ValidationError as error:
         lines = [f"    {'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors(include_url=False)]
         more = [f"    and {len(lines) - ERRORS_SHOWN} more"] if len(lines) > ERRORS_SHOWN else []
-        raise ReportError("\n".join([f"{where}: not as report_schema.py describes it (evaluate the run again, or mend the file)", *lines[:ERRORS_SHOWN], *more])) from error
+        raise ReportError("\n".join([f"{where}: not as report/schema.py describes it (evaluate the run again, or mend the file)", *lines[:ERRORS_SHOWN], *more])) from error

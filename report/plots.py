@@ -1,4 +1,4 @@
-"""The interactive figures of report.html, by plotly. The PNGs beside it are drawn in figures.py, from the same numbers and colours."""
+"""The interactive figures of report.html, by plotly. The PNGs beside it are drawn in `figures`, from the same numbers and colours."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-import figures
-from figures import BLUE, CURVE_PANELS, GREEN, GREY, KIND_COLOURS, MARKERS, VERMILLION, Curves, Results, centre
+from report import figures
+from report.figures import BLUE, CURVE_PANELS, GREEN, GREY, KIND_COLOURS, MARKERS, VERMILLION, Curves, Results, centre
 
 
 def plots(results: Results, curves: Curves) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,1 @@
+"""From the route log to results.json, tables, figures and the report page."""

@@ -139,6 +139,11 @@ class Bench:
                 pass
         return time.perf_counter() - start
 
+    def together_ratio(self, expert: HFExpert, prompts: Sequence[str]) -> float:
+        """Speed of answering one expert's prompts handed over together over one at a time: the most that so many questions in flight could gain."""
+        alone = seconds_of(lambda: [generate_one(expert, prompt) for prompt in prompts])
+        return alone / seconds_of(lambda: list(expert.answer(prompts)))
+
     def differing_share(self, expert: HFExpert, prompts: Sequence[str]) -> float:
         """Share of answers that differ between batches of one and full batches."""
         batched = {index: answer.text for batch in expert.answer(prompts) for index, answer in batch}
@@ -169,14 +174,18 @@ def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
+def seconds_of(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
 def best_threads(run: Callable[[], object]) -> int:
     """The torch thread count at which `run` is fastest, the best of three turns: a power of two, at most the number of cores."""
 
     def seconds(count: int) -> float:
         torch.set_num_threads(count)
-        start = time.perf_counter()
-        run()
-        return time.perf_counter() - start
+        return seconds_of(run)
 
     counts = [1 << power for power in range((os.cpu_count() or 1).bit_length())]
     turns = [{count: seconds(count) for count in counts} for _ in range(3)]
@@ -218,8 +227,10 @@ def measure(config: Config, folder: Path, repeats: int, num_questions: int) -> d
     out["rollout_vs_generate"] = float(np.median(against_generate))
     out["rollout_vs_in_step/remote"] = distant_ratio(plan.first(128), bench, repeats)
     prompts = [[e.render(q.text, "no" if n % 2 else None, bench.pool.ktp) for n, q in enumerate(questions[:64])] for e in bench.pool.experts]
-    differing = {f"batch_invariance/{e.config.name}": bench.differing_share(e, texts) for e, texts in zip(bench.pool.experts, prompts, strict=True)}
-    return out | differing | {"batch_invariance": max(differing.values())}
+    pairs = list(zip(bench.pool.experts, prompts, strict=True))
+    together = {f"together_vs_one_by_one/{e.config.name}": float(np.median([bench.together_ratio(e, texts) for _ in range(repeats)])) for e, texts in pairs}
+    differing = {f"batch_invariance/{e.config.name}": bench.differing_share(e, texts) for e, texts in pairs}
+    return out | together | differing | {"batch_invariance": max(differing.values())}
 
 
 def distant_ratio(plan: Plan, bench: Bench, repeats: int) -> float:

@@ -226,7 +226,7 @@ def load_agent(folder: Path | str, pool: ExpertPool, *, device: torch.device | N
         raise AgentError(f"{folder}: trained on {len(spec['pool'])} experts, the pool has {len(pool)}")
     differing = [new["name"] for old, new in zip(spec["pool"], json.loads(json.dumps(pool.fingerprint())), strict=True) if old != new]
     if differing and not other_pool:
-        raise AgentError(f"{folder}: these experts differ from those it was trained on: {', '.join(differing)}. Pass --other_pool to use it all the same")
+        raise AgentError(f"{folder}: these experts differ from those it was trained on: {', '.join(differing)}. test_ppo_multi.py --other_pool evaluates it all the same")
     if spec["ktp"]["hash"] != ktp_hash(pool.ktp) and not other_pool:
         raise AgentError(f"{folder}: trained with Knowledge Transfer Prompt {spec['ktp']['version']}, the pool uses {pool.ktp}")
     agent = build_agent(AgentConfig(**spec["agent"]), len(pool), spec["t_max"])

@@ -17,6 +17,7 @@ from typing import Any
 
 from config import DERError
 
+SQLITE_MAGIC = b"SQLite format 3\0"
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
     key BLOB PRIMARY KEY, expert TEXT NOT NULL, prompt TEXT NOT NULL, text TEXT NOT NULL, prompt_tokens INTEGER NOT NULL,
@@ -84,6 +85,8 @@ class AnswerStore:
             return StoreError(f"{self.path}: {error}. Free some space and run again: what was stored is safe.")
         if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
             return StoreError(f"{self.path}: {error}. Another process has held it for over a minute.")
+        if "not a database" in str(error):
+            return StoreError(f"{self.path}: {error}, so no answer store. Let pool.store name another path, or move the file away to start an empty one.")
         return StoreError(
             f"{self.path}: {error}. If the store is damaged, rescue what can be read with\n"
             f"    python scripts/store.py rebuild {self.path}\nor move the file away to start an empty one."
@@ -166,8 +169,11 @@ class AnswerStore:
 def rebuild(path: Path) -> int:
     """Copy every readable answer of a damaged store into a new one that takes its place; the old file is kept beside it.
 
-    Returns the number rescued. Rows are read in 4,096 ranges of keys, so that a damaged page costs its own range at most.
+    Returns the number rescued. Raises StoreError for a file that never was a store. Rows are read in 4,096 ranges of keys, so that a damaged page costs its own range at most.
     """
+    with path.open("rb") as file:
+        if file.read(len(SQLITE_MAGIC)) != SQLITE_MAGIC:
+            raise StoreError(f"{path}: no SQLite file, or its very beginning is damaged: nothing can be rescued from it")
     fresh_path = path.with_name(path.name + ".rebuilt")
     fresh_path.unlink(missing_ok=True)
     fresh, damaged = sqlite3.connect(fresh_path), sqlite3.connect(path)

@@ -7,9 +7,10 @@ Precedence: defaults < YAML file < command line.
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """A script's own options, and what is left for `overrides_from`. Raises ConfigError for what looks like a misspelt option of its own."""
+    options, rest = parser.parse_known_args(arguments)
+    for flag in (argument.partition("=")[0] for argument in rest if argument.startswith("--")):
+        near = difflib.get_close_matches(flag.replace("-", "_"), (name.replace("-", "_") for name in parser._option_string_actions), n=1, cutoff=0.8)
+        if near and flag.lstrip("-").partition(".")[0] not in Config.model_fields:
+            raise ConfigError(f"{flag}: no such option; did you mean --{near[0].lstrip('_')}?")
+    return options, rest
+
+
 def overrides_from(arguments: list[str]) -> dict[str, Any]:
     """`--reward.alpha 0.1 --seed=3` as a nested mapping; values are read as YAML. Raises ConfigError for anything else."""
     out: dict[str, Any] = {}
@@ -41,7 +52,8 @@ def overrides_from(arguments: list[str]) -> dict[str, Any]:
     while rest:
         flag = rest.pop(0)
         if not flag.startswith("--"):
-            raise ConfigError(f"unexpected argument {flag!r}: options look like --reward.alpha 0.1")
+            hint = f"a configuration is given as --config {flag}" if flag.endswith((".yaml", ".yml")) else "options look like --reward.alpha 0.1"
+            raise ConfigError(f"unexpected argument {flag!r}: {hint}")
         key, has_value, value = flag[2:].partition("=")
         if not has_value:
             if not rest or rest[0].startswith("--"):
@@ -49,6 +61,9 @@ def overrides_from(arguments: list[str]) -> dict[str, Any]:
             value = rest.pop(0)
         target = out
         *parents, leaf = key.split(".")
+        if element := next((place for place, part in enumerate(parents) if part.isdigit()), None):
+            name = ".".join(parents[:element])
+            raise ConfigError(f"--{key}: one element of a list cannot be set; give the whole list, as in YAML: --{name} '[...]'")
         for parent in parents:
             target = target.setdefault(parent, {})
             if not isinstance(target, dict):
@@ -68,10 +83,10 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    """Field names of the section that the last part of `location` was looked up in."""
+def _section(location: Sequence[int | str]) -> type[Section]:
+    """The section at `location`."""
     section: Any = Config
-    for place, part in enumerate(location[:-1]):
+    for place, part in enumerate(location):
         if isinstance(part, int):
             continue
         if place and isinstance(location[place - 1], int):  # the kind of an expert in a list
@@ -80,42 +95,73 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
         annotation = section.model_fields[part].annotation
         arguments = getattr(annotation, "__args__", ())
         section = next((a for a in (annotation, *arguments) if isinstance(a, type) and issubclass(a, Section)), section)
-    return list(section.model_fields)
+    return section
 
 
-def _field(location: tuple[int | str, ...]) -> str:
+def _settings(section: type[Section] = Config, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all settings outside lists."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from _settings(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _hint(location: Sequence[int | str]) -> str:
+    """What may have been meant by an unknown key: a near one of its section, else one of that name elsewhere, else the section's keys."""
+    key, known = str(location[-1]), list(_section(location[:-1]).model_fields)
+    if near := difflib.get_close_matches(key, known, n=1):
+        return f"did you mean {near[0]!r}?"
+    elsewhere = [name for name in _settings() if name.rpartition(".")[2] == key]
+    return f"did you mean {' or '.join(map(repr, elsewhere))}?" if 0 < len(elsewhere) <= 3 else f"known here: {', '.join(known)}"
+
+
+def _field(location: Sequence[int | str]) -> str:
     """`pool.experts.0.source` as a user wrote it, without the expert's kind that pydantic puts after its number."""
     return ".".join(str(part) for place, part in enumerate(location) if not (place and isinstance(location[place - 1], int))) or "configuration"
 
 
-def _explain(error: ValidationError, origin: str) -> str:
+def _is_in(given: Any, location: Sequence[int | str]) -> bool:
+    """Whether a nested mapping holds `location`, or a value of its own above it."""
+    for part in location:
+        if not isinstance(given, dict):
+            return True
+        if part not in given:
+            return False
+        given = given[part]
+    return True
+
+
+def _explain(error: ValidationError, origin: str, options: dict[str, Any]) -> str:
+    """Every problem in a line; what `options` brought stands as it was written on the command line."""
     lines = []
     for problem in error.errors():
-        field = _field(problem["loc"])
+        dashes = "--" if _is_in(options, problem["loc"]) else ""
+        field = dashes + _field(problem["loc"])
         if problem["type"] == "extra_forbidden":
-            known = _known_keys(problem["loc"])
-            near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
-            lines.append(f"{field}: unknown key; {hint}")
+            lines.append(f"{field}: unknown key; {_hint(problem['loc'])}")
         elif problem["type"] == "missing":
             lines.append(f"{field}: missing")
+        elif problem["type"] == "model_type":
+            lines.append(f"{field} = {problem['input']!r}: a section of settings; set {', '.join(f'{field}.{name}' for name in _section(problem['loc']).model_fields)}")
         else:
             lines.append(f"{field} = {problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}")
     return "\n".join([f"{origin}: {len(lines)} problem(s)", *(f"  {line}" for line in lines)])
 
 
-def validate(data: dict[str, Any], origin: str = "configuration") -> Config:
-    """A checked Config. Raises ConfigError listing every problem."""
+def validate(data: dict[str, Any], origin: str = "configuration", options: dict[str, Any] | None = None) -> Config:
+    """A checked Config; `options` are the part of `data` that came from the command line. Raises ConfigError listing every problem."""
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(_explain(error, origin)) from error
+        raise ConfigError(_explain(error, origin, options or {})) from error
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> Config:
     """Read a YAML file, put command-line overrides on top, check the result. Raises ConfigError."""
-    given = merge(read_yaml(path), overrides_from(overrides or []))
-    return validate(merge(Config().model_dump(mode="json"), given), str(path))
+    options = overrides_from(overrides or [])
+    given = merge(read_yaml(path), options)
+    return validate(merge(Config().model_dump(mode="json"), given), f"{path} and the command line" if options else str(path), options)
 
 
 def dump_config(config: Config) -> str:
@@ -130,4 +176,4 @@ def run_command(main: Callable[[list[str]], Any]) -> None:
     except DERError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("interrupted; what was generated is stored, and --resume continues from the last checkpoint")
+        sys.exit("interrupted; what was generated is stored; --resume continues a training from its last checkpoint")

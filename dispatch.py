@@ -1,6 +1,6 @@
 """Who is asked when: prompts go to the experts' inboxes, and answers come back as each expert finishes them.
 
-Experts of this process take turns, a round of tokens each; remote ones work at the same time. Nobody waits for all: what is asked while
+Of the experts of this process the one with most to do gets the next round of tokens; remote ones work at the same time. Nobody waits for all: what is asked while
 an expert is at work joins that work where there is room.
 """
 

@@ -17,18 +17,18 @@ import torch
 
 import baselines
 from agent import Agent, load_agent
-from command_line import load_config
 from config import Config, ConfigError
 from der_env import Episode, Judge, OracleJudge, encode_states
 from encoder import ENCODE_ROWS
-from experts import ExpertPool, build_pool, pick_device
+from expert_kinds.placement import pick_device, set_threads
+from experts import ExpertPool, build_pool
 from full_information import FullInformationRouter, fit_full_information, fit_key
 from pair_ranker import PairRanker
 from questions import Question, load_splits
 from rollout import NeverSatisfied, Policy, Route, play, score_routes
 from route_log import Overhead, Played
 from route_tree import RouteTree, best_fixed_route, grow, max_calls, optimal_routes
-from run_folder import RunError
+from run_folder import RunError, load_run_config
 from terminator import NEVER, Terminator, TerminatorJudge, answer_shape, cut_at, load_terminator, terminator_figures
 from transfer import audit, best_pairs
 
@@ -54,15 +54,14 @@ class Evaluation:
     """Runs of one configuration, their pool and the questions. `say` is told what is being played."""
 
     def __init__(self, paths: Sequence[Path], overrides: Sequence[str], *, other_pool: bool = False, say: Say = lambda text: None):
-        configs = [load_config(path / "config.yaml", list(overrides)) for path in paths]
+        configs = [load_run_config(path, overrides) for path in paths]
         self.config, self.say = configs[0], say
         for path, config in zip(paths, configs, strict=True):
             if differing := _differences(self.config, config):
                 raise RunError(f"{path} differs from {paths[0]} in {', '.join(differing)}: only runs of equal settings and different seeds belong in one table")
         if len({config.seed for config in configs}) < len(configs):
             raise RunError(f"two of these runs have the same seed: {', '.join(map(str, paths))}")
-        if self.config.threads is not None:
-            torch.set_num_threads(self.config.threads)
+        set_threads(self.config.threads)
         device = pick_device(self.config.device)
         self.pool = build_pool(self.config)
         self.splits = load_splits(self.config.data)

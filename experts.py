@@ -278,8 +278,8 @@ def build_expert(expert: ExpertConfig, pool: PoolConfig, device: torch.device) -
     return HFExpert(expert, device, max_batch_tokens=pool.max_batch_tokens, max_batch_size=pool.max_batch_size)
 
 
-def build_pool(config: Config) -> ExpertPool:
-    """The pool of a configuration. No weights are loaded yet; recorded answers have been read and checked.
+def build_pool(config: Config, max_calls: int | None = None) -> ExpertPool:
+    """The pool of a configuration, which may generate `max_calls` answers. No weights are loaded yet; recorded answers have been read and checked.
 
     Raises ExpertError naming file and line for recorded answers that are broken, incomplete or cannot be charged.
     """
@@ -289,4 +289,4 @@ def build_pool(config: Config) -> ExpertPool:
     for recorded in [*(expert for expert in experts if isinstance(expert, RecordedExpert)), *first_answers.values()]:
         recorded.check_charge(config.reward.cost)
     store = AnswerStore(config.pool.store, library_versions())
-    return ExpertPool(experts, store, ktp=config.env.ktp, memory_gb=config.pool.memory_gb, max_calls=config.train.max_expert_calls, first_answers=first_answers)
+    return ExpertPool(experts, store, ktp=config.env.ktp, memory_gb=config.pool.memory_gb, max_calls=max_calls, first_answers=first_answers)

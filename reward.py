@@ -203,8 +203,8 @@ def get_metric(name: str) -> Metric:
     if rest:
         try:
             return getattr(importlib.import_module(kind), rest)()
-        except (ImportError, AttributeError) as error:
-            raise MetricError(f"metric {name!r}: {error}") from error
+        except (ImportError, AttributeError, TypeError) as error:
+            raise MetricError(f"metric {name!r}: {error}. It must be a class, made without arguments, with compute(predictions=, references=)") from error
     known = [*METRICS, RECORDED, "bertscore:MODEL:LAYERS", "bartscore:MODEL", "bleurt:MODEL", "reasoning_gym:NAME", "evaluate:NAME", "package.module:name"]
     raise MetricError(f"unknown metric {name!r}; known: {', '.join(known)}")
 
@@ -293,7 +293,7 @@ def charge(cost: Cost, reward: RewardConfig) -> float:
 
 
 def paper_reward(step_idx: int, quality: float, previous_quality: float, cost: float, *, is_satisfied: bool, is_last: bool, reward: RewardConfig) -> float:
-    """The paper's reward of one step (section 3; formula as retold, see README).
+    """The paper's reward of one step (section 3; formula as retold, see docs/paper.md).
 
     P_0 - alpha C_0 at t = 0, P_t + beta (P_t - P_{t-1}) - alpha C_t after; gamma_bonus more at P_t >= p0, less at T_max without.
     """

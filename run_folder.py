@@ -12,7 +12,7 @@ import random
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from command_line import dump_config
+from command_line import dump_config, load_config
 from config import Config, DERError
 from experts import ExpertPool, library_versions
 
@@ -31,11 +31,19 @@ class RunError(DERError):
 
 
 def newest_run(root: Path = Path("runs")) -> Path:
-    """The run folder written to last. Raises RunError when there is none."""
+    """The run that was started last. Raises RunError when there is none."""
     runs = sorted(root.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
     if not runs:
         raise RunError(f"no runs in {root}/: train one with python train_ppo_multi.py")
     return runs[-1].parent
+
+
+def load_run_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """A run's configuration with settings on top. Raises RunError for a folder that is no run; ConfigError."""
+    if not (path / "config.yaml").is_file():
+        there = sorted(config.parent.name for config in path.parent.glob("*/config.yaml"))
+        raise RunError(f"{path}: no run there (config.yaml is missing); {f'runs in {path.parent}/: ' + ', '.join(there) if there else f'no runs in {path.parent}/'}")
+    return load_config(path / "config.yaml", list(overrides))
 
 
 def run_name(config: Config, config_path: Path) -> str:
@@ -49,8 +57,6 @@ class RunFolder:
         self.path = path
         if (path / "config.yaml").exists() and not resume:
             raise RunError(f"{path} already holds a run: continue it with --resume {path}, or choose another --name")
-        if resume and not (path / "config.yaml").exists():
-            raise RunError(f"{path}: no run to resume (config.yaml is missing)")
         (path / "checkpoints").mkdir(parents=True, exist_ok=True)
         self._lock = (path / ".lock").open("w")
         try:

@@ -20,7 +20,7 @@ from typing import Any
 
 os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 
-from command_line import load_config, merge, overrides_from, run_command, validate
+from command_line import load_config, merge, overrides_from, parse, run_command, validate
 from config import TOKEN_UNITS, ConfigError
 from evaluation import Evaluation
 from report.page import write_report_files
@@ -82,7 +82,7 @@ def main(arguments: list[str]) -> Path:
     parser.add_argument("--out", type=Path, help="folder of the report; default: the run's own, needed for several runs")
     parser.add_argument("--reprice", choices=["params", "flops", "tokens", "latency", "usd"], help="only price the played routes again in this unit")
     parser.add_argument("--other_pool", action="store_true", help="evaluate although the pool differs from the one trained on")
-    options, overrides = parser.parse_known_args(arguments)
+    options, overrides = parse(parser, arguments)
     runs = options.run or [newest_run()]
     if options.out is None and len(runs) > 1:
         raise ConfigError("several runs need --out FOLDER for their common report")

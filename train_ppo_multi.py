@@ -23,24 +23,24 @@ from typing import Any
 os.environ.setdefault("NUMBA_DISABLE_JIT", "1")  # tianshou compiles three small functions for up to a minute and gains nothing here
 
 import numpy as np
-import torch
 from tianshou.data import Collector, VectorReplayBuffer
 from tianshou.utils.torch_utils import policy_within_training_step
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from agent import build_agent, save_agent
-from command_line import dump_config, load_config, run_command
+from command_line import dump_config, load_config, parse, run_command
 from config import Config, ConfigError
 from der_env import DEREnv, DERVectorEnv, Episode, OracleJudge, encode_states
 from dry_run.plan import make_plan
 from dry_run.table import plan_text
 from encoder_team import help_encode, is_helper, share_encoder
-from experts import build_pool, pick_device
+from expert_kinds.placement import pick_device, set_threads
+from experts import build_pool
 from questions import load_splits
 from reward import charge
 from rollout import Route, play, score_routes
-from run_folder import RunFolder, random_state, restore_random_state, run_name, seed_everything
+from run_folder import RunFolder, load_run_config, random_state, restore_random_state, run_name, seed_everything
 from terminator import Terminator, TerminatorData, TerminatorJudge, choose_threshold, cut_at, save_terminator
 
 COLLAPSE_SHARE = 0.95  # of greedy first calls to one expert
@@ -53,7 +53,7 @@ class Trainer:
         self.config, self.folder = config, folder
         self.device = pick_device(config.device)
         self.splits = load_splits(config.data)
-        self.pool = build_pool(config)
+        self.pool = build_pool(config, config.train.max_expert_calls)
         self.pool.check_questions([*self.splits.train, *self.splits.validation])
         self.pool.stats.generated = folder.expert_calls()
         self.pool.on_generated = folder.count_expert_calls
@@ -261,7 +261,7 @@ def epoch_line(trainer: Trainer, figures: dict[str, float], *, is_best: bool) ->
 def new_run(config_path: Path, overrides: list[str]) -> Trainer:
     """A trainer in a fresh folder."""
     config = load_config(config_path, overrides)
-    set_threads(config)
+    set_threads(config.threads)
     folder = RunFolder(Path("runs") / run_name(config, config_path), resume=False)
     trainer = Trainer(config, folder)
     trainer.calibrate()
@@ -274,8 +274,8 @@ def resumed_run(path: Path, overrides: list[str]) -> Trainer:
     for flag in overrides:
         if flag.startswith("--") and flag.partition("=")[0] != "--train.max_expert_calls":
             raise ConfigError(f"{flag} cannot be changed by --resume: it would make another run. Only --train.max_expert_calls may")
-    config = load_config(path / "config.yaml", overrides)
-    set_threads(config)
+    config = load_run_config(path, overrides)
+    set_threads(config.threads)
     trainer = Trainer(config, RunFolder(path, resume=True))
     state = trainer.folder.load_checkpoint()
     trainer.folder.cut_metrics(state["epoch"] if state else 0)
@@ -286,11 +286,6 @@ def resumed_run(path: Path, overrides: list[str]) -> Trainer:
     return trainer
 
 
-def set_threads(config: Config) -> None:
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-
-
 def main(arguments: list[str]) -> Path | None:
     """Run the command; returns the run's folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
@@ -298,13 +293,11 @@ def main(arguments: list[str]) -> Path | None:
     parser.add_argument("--resume", type=Path, metavar="RUN", help="continue this run from its last checkpoint")
     parser.add_argument("--print_config", action="store_true", help="show the resolved configuration and stop")
     parser.add_argument("--dry_run", action="store_true", help="check the configuration without weights or network, show the plan and stop")
-    options, overrides = parser.parse_known_args(arguments)
-    if options.dry_run:
-        plan = make_plan(load_config(options.config, overrides))
-        print(f"{options.config} can be run, as far as can be seen without weights and network; nothing was loaded, asked or written.\n\n{plan_text(plan)}")
-        return None
-    if options.print_config:
-        print(dump_config(load_config(options.config, overrides)), end="")
+    options, overrides = parse(parser, arguments)
+    if options.dry_run or options.print_config:
+        path = options.resume / "config.yaml" if options.resume else options.config
+        config = load_config(path, overrides)
+        print(f"{path}: {plan_text(make_plan(config))}" if options.dry_run else dump_config(config).rstrip())
         return None
     if is_helper():
         return help_encode()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -22,6 +23,7 @@ from config import AnyExpertConfig, Config, ConfigError, EndpointExpertConfig, H
 from dry_run.preflight import Measured, Split, check_files, check_metric, check_needs, device_memory_gb, locate, measure, noting, plan_splits
 from expert_kinds.hf import HFExpert
 from expert_kinds.recorded import RecordedExpert, read_recording
+from experts import build_expert
 from prompts import PromptFormat
 from rollout import PLAY_WIDTH
 
@@ -180,6 +182,18 @@ class Plan:
     def metrics(self) -> list[str]:
         return sorted(set().union(*(split.metrics for split in self.splits.values())))
 
+    @property
+    def local_gb(self) -> float:
+        """Memory of the device that the weights and the largest batch of experts in this process take at once."""
+        here = [e for e in self.experts if e.config.kind == "hf"]
+        weights, caches = ([getattr(e, name) or 0.0 for e in here] for name in ("weights_gb", "kv_gb"))
+        return (sum(weights) if self.config.pool.memory_gb is None else max(weights, default=0.0)) + max(caches, default=0.0)
+
+    @property
+    def can_be_run(self) -> bool:
+        """Whether all that is needed is here, as far as can be seen without weights and network."""
+        return all(self.needs.values()) and (self.device_gb is None or self.local_gb <= self.device_gb)
+
 
 def make_plan(config: Config) -> Plan:
     """Check and reckon. Raises ConfigError with every problem found."""
@@ -221,6 +235,8 @@ def plan_expert(expert: AnyExpertConfig, config: Config, calls: Calls, texts: Se
             local = HFExpert(expert.model_copy(update={"source": str(folder)}), torch.device("cpu"))
             per_token = kv_bytes_per_token(local.model_config, 4 if expert.dtype == "float32" else 2)
             kv_gb = None if per_token is None else per_token * config.pool.max_batch_tokens / 1e9
+    if isinstance(expert, EndpointExpertConfig) and find_spec("openai"):
+        build_expert(expert, config.pool, torch.device("cpu"))  # refuses addresses that cannot be right
     first, later = prompt_tokens(expert, local, texts, config.env.ktp)
     answer = measured.completion_tokens if measured else expert.decoding.max_new_tokens
     share, generates_first = 1 / len(config.pool.experts), expert.first_answers is None

@@ -22,7 +22,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from config import Config, ConfigError, DataConfig, DERError, EndpointExpertConfig, HFExpertConfig, RayExpertConfig, SourceConfig
-from experts import pick_device
+from expert_kinds.placement import pick_device
 from model_source import LOCAL_MODELS, resolve_source
 from questions import RECORDED, load_splits, read_questions
 from reward import get_metric

@@ -18,7 +18,10 @@ def plan_text(plan: Plan) -> str:
     sizes = {name: plan.splits[name].num_questions for name in SPLITS}
     low, high = plan.bounds
     asks_first = sum(e.first > 0 for e in plan.experts)
+    verdict = "can be run" if plan.can_be_run else "cannot be run here yet (see below)"
     lines = [
+        f"{verdict}, as far as can be seen without weights and network; nothing was loaded, asked or written.",
+        "",
         f"questions   {', '.join(f'{name} {size:,}' for name, size in sizes.items())}; metrics: {', '.join(plan.metrics)}",
         f"pool        {num_experts} experts, T_max {t_max}: {sum(num_experts**t for t in range(1, t_max + 1)):,} routes a question; the reward charges {config.reward.cost}",
         f"training    {train.epochs * train.updates_per_epoch * train.episodes_per_update:,} episodes of 1 to {t_max} calls, and {train.epochs} validations",
@@ -83,9 +86,9 @@ def _placement(plan: Plan) -> list[str]:
     groups = " | ".join(" + ".join(group) for group in fit_together(sizes, limit))
     said = "no pool.memory_gb: all stay loaded" if limit is None else f"under pool.memory_gb {limit:g}: {groups}"
     lines.append(f"memory      weights {sum(sizes.values()):.3g} GB; {said}; {loads:,} loads at most")
-    room, needed = plan.device_gb, (sum(sizes.values()) if limit is None else max(sizes.values())) + max(e.kv_gb or 0 for e in plan.experts)
-    if room is not None and needed > room:
-        lines.append(f"            TOO MUCH for the {room:.3g} GB here (device {plan.config.device}): {needed:.3g} GB at once. Set pool.memory_gb, quantization or device_map")
+    if plan.device_gb is not None and plan.local_gb > plan.device_gb:
+        here = f"{plan.device_gb:.3g} GB here (device {plan.config.device})"
+        lines.append(f"            TOO MUCH for the {here}: {plan.local_gb:.3g} GB at once. Set pool.memory_gb, quantization or device_map")
     return lines
 
 

@@ -21,7 +21,7 @@ from dispatch import ExpertError, Inbox
 from expert_kinds.generation import Row, RunningBatch, SeededSampling
 from expert_kinds.placement import check_placement, loading_options, weights_gb
 from model_source import resolve_source, weights_fingerprint
-from prompts import KTP_TEMPLATES, PromptFormat, before_stop, cut_middle
+from prompts import KTP_TEMPLATES, PromptError, PromptFormat, before_stop, cut_middle
 
 SPARED_TOKENS = 256  # of padding: prompts of unequal length are read apart where it spares so much
 MIN_OPENING = 32  # tokens; reusing a shorter opening's keys and values gains nothing
@@ -89,7 +89,10 @@ class HFExpert:
     def render(self, question: str, previous_answer: str | None, ktp: str) -> str:
         """The prompt text as this expert wants it."""
         template = self.tokenizer.apply_chat_template if self.config.prompt_format == "chat" and self.tokenizer.chat_template else None
-        return self.prompt_format.render(question, previous_answer, ktp, template)
+        try:
+            return self.prompt_format.render(question, previous_answer, ktp, template)
+        except PromptError as error:
+            raise PromptError(f"expert {self.config.name}: {error}") from error
 
     @property
     def memory_gb(self) -> float:

@@ -25,6 +25,12 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def set_threads(count: int | None) -> None:
+    """Threads of torch in this process; None leaves its own choice."""
+    if count is not None:
+        torch.set_num_threads(count)
+
+
 def weights_gb(config: HFExpertConfig) -> float:
     """Estimated memory of the loaded weights, in GB."""
     return config.params_b * BYTES_PER_PARAMETER[config.quantization or config.dtype]

@@ -62,7 +62,8 @@ def connect(address: str | None) -> None:
                 socket.create_connection((host, int(port)), timeout=10).close()  # Ray itself would try for minutes
             ray.init(address, **options)
     except (OSError, RuntimeError, ValueError) as error:
-        raise ExpertError(f"pool.ray_address {address}: no Ray cluster can be joined there. {error}") from error
+        hint = "start one with `ray start --head`, or set it to null to start one on this machine"
+        raise ExpertError(f"pool.ray_address {address}: no Ray cluster can be joined there; {hint}. {error}") from error
 
 
 class Replica:

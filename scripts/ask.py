@@ -15,6 +15,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
@@ -23,13 +24,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from transformers.utils import logging as transformers_logging
 
 from agent import load_agent
-from command_line import load_config, run_command
+from command_line import parse, run_command
 from config import ConfigError, SourceConfig
-from experts import ExpertPool, build_pool, pick_device
+from expert_kinds.placement import pick_device, set_threads
+from experts import ExpertPool, build_pool
 from questions import Question, read_questions
 from reward import charge
 from rollout import Route, play
-from run_folder import newest_run, write_atomically
+from run_folder import load_run_config, newest_run, write_atomically
 from terminator import TerminatorJudge, load_terminator
 
 
@@ -37,7 +39,8 @@ class Router:
     """A run's agent, Terminator and pool, ready for questions without references."""
 
     def __init__(self, run: Path, overrides: Sequence[str]):
-        self.config = load_config(run / "config.yaml", list(overrides))
+        self.config = load_run_config(run, overrides)
+        set_threads(self.config.threads)
         device = pick_device(self.config.device)
         self.pool: ExpertPool = build_pool(self.config)
         self.agent = load_agent(run / "agent", self.pool, device=device)
@@ -88,7 +91,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--run", type=Path, help="folder of the run; default: the newest")
     parser.add_argument("--file", type=Path, help="JSONL of questions")
     parser.add_argument("--out", type=Path, default=Path("routed.jsonl"), help="with --file: where the routes go")
-    options, overrides = parser.parse_known_args(arguments)
+    options, overrides = parse(parser, arguments)
     if loose := [argument for argument in overrides if not (argument.startswith("--") and "=" in argument)]:
         raise ConfigError(f"unexpected {loose[0]!r}: beside a question, settings are written --key=value, for example --threads=1")
     transformers_logging.set_verbosity_error()
@@ -99,8 +102,9 @@ def main(arguments: list[str]) -> None:
     elif options.question is not None:
         print(router.show(router.route([Question("asked", options.question.strip())])[0]))
     else:
-        while (text := input("question (empty to leave)> ").strip()) != "":
-            print(router.show(router.route([Question("asked", text)])[0]))
+        with suppress(EOFError):
+            while (text := input("question (empty to leave)> ").strip()) != "":
+                print(router.show(router.route([Question("asked", text)])[0]))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import bench_rollouts
 import bench_store
 import bench_updates
 
-from command_line import load_config, run_command
+from command_line import load_config, parse, run_command
 
 POOLS = {"tiny": Path("configs/quickstart.yaml"), "small_llms": Path("configs/small_llms.yaml")}
 GROUPS = ("rollouts", "updates", "store", "scaling")
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> dict[str, float]:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--questions", type=int, default=256, help="questions of a timed rollout")
     parser.add_argument("--out", type=Path, help="write the figures as one flat JSON object")
-    options, overrides = parser.parse_known_args(arguments)
+    options, overrides = parse(parser, arguments)
     path = POOLS.get(options.pool, Path(options.pool))
     overrides += ["--device", options.device] if options.device else []
     config = load_config(path, overrides)

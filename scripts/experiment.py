@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 import yaml
 
-from command_line import load_config, run_command, validate
+from command_line import load_config, parse, run_command, validate
 from config import Config, ConfigError, RewardConfig
 from report.page import write_report_files
 from report.results import Sheet
@@ -132,17 +132,22 @@ def show(found: Mapping[str, Any]) -> None:
         print(f"area under the agents' hull, over costs {least:.3g} to {most:.3g}: {found['area']:.3f} (single experts' hull: {found['area_experts']:.3f})")
 
 
+def parse_seeds(text: str) -> list[int]:
+    """`0,1,2`. Raises ConfigError."""
+    try:
+        return [int(seed) for seed in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--seeds {text}: expected whole numbers with commas between") from error
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--config", type=Path, default=Path("configs/quickstart.yaml"))
     parser.add_argument("--name", required=True, help="of the experiment: runs/NAME")
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated")
     parser.add_argument("--sweep", metavar="KEY=V1,V2", help="a setting to vary")
-    options, overrides = parser.parse_known_args(arguments)
-    try:
-        seeds = [int(seed) for seed in options.seeds.split(",")]
-    except ValueError as error:
-        raise ConfigError(f"--seeds {options.seeds}: expected whole numbers with commas between") from error
+    options, overrides = parse(parser, arguments)
+    seeds = parse_seeds(options.seeds)
     load_config(options.config, overrides)  # a typo is refused before anything is trained
     if options.sweep:
         sweep(options.config, options.name, seeds, *parse_sweep(options.sweep), overrides)

@@ -31,10 +31,10 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 import torch
 import yaml
-from experiment import evaluate, train, trained_otherwise
+from experiment import evaluate, parse_seeds, train, trained_otherwise
 from huggingface_hub import constants, try_to_load_from_cache
 
-from command_line import load_config, run_command, validate
+from command_line import load_config, parse, run_command, validate
 from config import Config, ConfigError, DERError, HFExpertConfig, RayExpertConfig, RecordedExpertConfig
 from expert_kinds.placement import pick_device, weights_gb
 from model_source import resolve_source
@@ -268,10 +268,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--name", help="of the runs: runs/NAME-s0, ...; default: paper-CONFIGURATION")
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated")
     parser.add_argument("--reuse", type=Path, nargs="+", default=[], metavar="RUN", help="finished runs of several seeds to evaluate instead of training")
-    options, settings = parser.parse_known_args(arguments)
+    options, settings = parse(parser, arguments)
     table = tables[options.table]
     config = options.config or Path(table["config"])
-    runs = Runs(config, options.name or f"paper-{config.stem}", [int(seed) for seed in options.seeds.split(",")], options.reuse, settings)
+    runs = Runs(config, options.name or f"paper-{config.stem}", parse_seeds(options.seeds), options.reuse, settings)
     text = list(lines(table, runs, comparable=options.config is None))
     print(f"\n{options.table}: {table['title']}\n{config}, intervals 95%\n")
     print("\n".join(text))

@@ -25,7 +25,7 @@ os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from answer_store import AnswerStore, StoreError, rebuild
-from command_line import load_config, run_command
+from command_line import load_config, parse, run_command
 from config import Config, RecordedExpertConfig
 from questions import RECORDED, Question, load_splits
 
@@ -157,7 +157,7 @@ def main(arguments: list[str]) -> None:
             command.add_argument("--config", type=Path, default=Path("configs/quickstart.yaml"))
         if name == "export":
             command.add_argument("--split", choices=SPLITS, nargs="+", default=SPLITS)
-    options, overrides = parser.parse_known_args(arguments)
+    options, overrides = parse(parser, arguments)
     if overrides and options.command not in ("export", "import"):
         parser.error(f"unexpected {overrides[0]}")
     match options.command:

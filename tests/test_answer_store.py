@@ -9,7 +9,7 @@ import sys
 import pytest
 import store as store_script
 
-from answer_store import Answer, AnswerStore, StoredAnswer, StoreError, answer_key
+from answer_store import Answer, AnswerStore, StoredAnswer, StoreError, answer_key, rebuild
 
 
 def stored(name, text="yes", expert="e", **more):
@@ -142,8 +142,10 @@ def test_a_damaged_store_names_the_command_that_rescues_it(tmp_path):
 def test_a_file_that_is_no_store_at_all_is_not_overwritten(tmp_path):
     path = tmp_path / "answers.sqlite"
     path.write_bytes(b"my thesis, not a database" * 100)
-    with pytest.raises(StoreError, match="not a database"):
+    with pytest.raises(StoreError, match=r"not a database, so no answer store\. Let pool\.store name another path"):
         AnswerStore(path)
+    with pytest.raises(StoreError, match="no SQLite file"):
+        rebuild(path)
     assert path.read_bytes() == b"my thesis, not a database" * 100
 
 

@@ -1,9 +1,10 @@
+import argparse
 from pathlib import Path
 
 import pytest
 import yaml
 
-from command_line import dump_config, load_config
+from command_line import dump_config, load_config, parse
 from config import Config, ConfigError
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
@@ -192,3 +193,34 @@ def test_a_dump_keeps_awkward_values(load, tmp_path):
 def test_a_configuration_cannot_be_changed_once_made(load):
     with pytest.raises(ValueError, match="frozen"):
         load().reward.alpha = 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--dry-run"], "--dry-run: no such option; did you mean --dry_run?"),
+        (["--configs", "x.yaml"], "--configs: no such option; did you mean --config?"),
+        (["configs/quickstart.yaml"], "unexpected argument 'configs/quickstart.yaml': a configuration is given as --config configs/quickstart.yaml"),
+        (["x"], "unexpected argument 'x': options look like --reward.alpha 0.1"),
+        (["--alpha", "0.2"], "--alpha: unknown key; did you mean 'reward.alpha'?"),
+        (["--train.lr", "0.2"], "--train.lr: unknown key; did you mean 'ppo.lr' or 'terminator.lr'?"),
+        (["--pool.experts.0.name", "x"], "--pool.experts.0.name: one element of a list cannot be set; give the whole list, as in YAML: --pool.experts '[...]'"),
+        (["--reward", "0.2"], "--reward = 0.2: a section of settings; set --reward.kind, --reward.alpha, "),
+        (["--seed", "-3"], "--seed = -3: "),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_said_to_be_there(load, tmp_path, arguments, said):
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--dry_run", action="store_true")
+    (tmp_path / "whole.yaml").write_text(yaml.safe_dump({"pool": ONE_EXPERT}))
+    with pytest.raises(ConfigError) as error:
+        load_config(tmp_path / "whole.yaml", parse(parser, arguments)[1])
+    assert said in str(error.value)
+
+
+def test_a_mistake_in_the_file_is_not_blamed_on_the_command_line(load):
+    with pytest.raises(ConfigError) as error:
+        load("reward: {alhpa: 0.1}", "--seed", "-3", "--reward.beta", "0.5")
+    assert "\n  reward.alhpa: unknown key" in str(error.value) and "\n  --seed = -3: " in str(error.value)
+    assert "config.yaml and the command line: 2 problem(s)" in str(error.value)

@@ -208,13 +208,13 @@ def test_what_does_not_fit_is_said(workplace):
 
     text = planned()
     assert "no pool.memory_gb: all stay loaded; 2 loads at most" in text
-    assert "TOO MUCH" in text
+    assert "TOO MUCH" in text and text.startswith("cannot be run here yet")
     assert "unpinned revision of some/model" in text
     text = planned(memory_gb=0.7 * room)
     assert ": a | b; " in text
-    assert "TOO MUCH" not in text
+    assert "TOO MUCH" not in text and text.startswith("can be run")
     text = planned(device="cuda:7")
-    assert "MISSING     device cuda:7" in text
+    assert "MISSING     device cuda:7" in text and text.startswith("cannot be run here yet")
     assert "TOO MUCH" not in text  # nobody knows that device's memory
 
 
@@ -359,3 +359,9 @@ def test_a_real_run_stays_within_its_bounds_and_the_next_plan_is_measured(projec
     assert asked
     assert all(0 < e.answer_tokens <= 12 and e.hours is not None for e in asked)
     assert "measured)" in plan_text(after)
+
+
+def test_a_servers_address_that_cannot_be_right_is_refused_before_the_run():
+    expert = EndpointExpertConfig(name="e", kind="endpoint", model="m", urls=("localhost:8000/v1",), params_b=1)
+    with pytest.raises(ConfigError, match=r"expert e: urls are http\(s\)://host:port/v1"):
+        make_plan(_config([expert], data=DATA))

@@ -342,7 +342,7 @@ def test_a_run_is_not_overwritten_nor_trained_by_two(finished_run: Path, workpla
     assert "another process is training this run" in workplace.fails(RunError, "--resume", "runs/toy")
     process.communicate()
     workplace.resume(Path("runs/toy"))  # the lock went with its process
-    assert "runs/nowhere/config.yaml: no such" in workplace.fails(ConfigError, "--resume", "runs/nowhere")
+    assert "runs/nowhere: no run there" in workplace.fails(RunError, "--resume", "runs/nowhere")
     assert "--reward.alpha cannot be changed" in workplace.fails(ConfigError, "--resume", "runs/toy", "--reward.alpha", "1")
 
 
@@ -437,7 +437,7 @@ def test_the_agent_learns_whom_to_ask(config_path: Path, make_pool: Callable, tm
         return [{"text": f"{word} {a} {b}", "reference": "yes", "task": word} for word in words for a in letters for b in "uvwxyz"]
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train_ppo_multi, "build_pool", lambda config: make_pool([specialist(word) for word in words]))
+    monkeypatch.setattr(train_ppo_multi, "build_pool", lambda *_: make_pool([specialist(word) for word in words]))
     data = {name: {"path": write_jsonl(tmp_path / f"{name}.jsonl", rows(letters))} for name, letters in {"train": "abcdefgh", "validation": "ijkl", "test": "mn"}.items()}
     settings = load_config(config_path).model_dump(mode="json", exclude={"name"}) | {"data": data, "reward": {"alpha": 0.02}}
     settings["train"] |= {"epochs": 3, "updates_per_epoch": 4, "episodes_per_update": 48, "num_envs": 16}
@@ -554,6 +554,8 @@ def test_a_full_evaluation_of_two_seeds_has_every_baseline_and_no_policy_beats_t
     assert all(sent["random without KTP"]) and not any(sent["random with KTP"]) and sent["random with KTP"]
     assert (out / "report" / "report.html").is_file() and (out / "report" / "report.md").is_file()
     assert not (out / "agent").exists() and run_folder.newest_run(workplace.folder / "runs") == second  # a report is no run
+    with pytest.raises(run_folder.RunError, match=rf"none: no run there \(config.yaml is missing\); runs in {workplace.folder}/runs/: second"):
+        test_ppo_multi.main(["--run", str(workplace.folder / "runs" / "none")])
 
     # In other units, from the log alone: no pool is built.
     with pytest.MonkeyPatch.context() as patch:

@@ -34,22 +34,20 @@ class Row:
     seed: int = 0
     completion: list[int] = field(default_factory=list)  # up to and including its first end token
     seconds: float = 0.0  # its share of the model's time
-    noise: torch.Generator | None = None
-
-    def restart(self) -> None:
-        self.completion, self.noise = [], None
 
 
 class SeededSampling(LogitsProcessor):
     """Turns greedy decoding into sampling that depends on the prompt alone, not on the batch it travels in.
 
-    The arg-max of log-probability / temperature + Gumbel noise is a sample from the softmax; each row draws its own noise.
+    The arg-max of log-probability / temperature + Gumbel noise is a sample from the softmax. The noise of a token depends on its row's
+    seed and its place in the completion only: `generate` may compute a step more than it keeps.
     """
 
     def __init__(self, decoding: DecodingConfig):
         self.temperature = decoding.temperature
         self.warper = TopPLogitsWarper(decoding.top_p) if decoding.top_p < 1.0 else None
         self.rows: Sequence[Row] = ()  # of the batch at hand
+        self.width = 0  # tokens of the batch before this call of `generate`
 
     @staticmethod
     def seed(decoding: DecodingConfig, prompt: str) -> int:
@@ -60,9 +58,9 @@ class SeededSampling(LogitsProcessor):
         scores = scores.float() / self.temperature  # (B, V)
         if self.warper is not None:
             scores = self.warper(input_ids, scores)
-        for row in self.rows:
-            row.noise = row.noise or torch.Generator().manual_seed(row.seed)
-        noise = torch.stack([torch.rand(scores.shape[1], generator=row.noise) for row in self.rows]).to(scores.device)  # (B, V)
+        places = [len(row.completion) + input_ids.shape[1] - self.width for row in self.rows]
+        sources = [torch.Generator().manual_seed(row.seed + place) for row, place in zip(self.rows, places, strict=True)]
+        noise = torch.stack([torch.rand(scores.shape[1], generator=source) for source in sources]).to(scores.device)  # (B, V)
         return scores - torch.log(-torch.log(noise.clamp(1e-20, 1 - 1e-7)))
 
 
@@ -98,22 +96,30 @@ class RoomyLayer(DynamicLayer):
         return self.keys, self.values
 
 
+COUNTED_SETTINGS = ("forced_bos_token_id", "forced_eos_token_id", "min_length", "min_new_tokens", "begin_suppress_tokens", "exponential_decay_length_penalty")
 PLAIN_LAYERS = (DynamicLayer, RoomyLayer, DynamicSlidingWindowLayer)  # caches whose rows can be set beside each other
+
+
+def keeps_only_keys_and_values(model: Any) -> bool:
+    """Whether the model remembers a token by keys and values of attention alone, not in a recurrent or convolutional state."""
+    kinds = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()
+    return not model._is_stateful and all("attention" in kind and "linear" not in kind for kind in kinds)
 
 
 class RunningBatch:
     """Rows of one model that are being completed.
 
     Rows join at any time where the model allows it, by the same left padding that any batch of unequal prompts has. Encoder-decoders
-    count positions from the start of the batch, so their rows start together; a recurrent state can neither drop nor take rows, and
-    code from a hub may keep its cache in a way of its own (`in_rounds=False`): those run to the end in one call.
+    count positions from the start of the batch, so their rows start together. A recurrent state can neither drop nor take rows, generation
+    settings may count from the start or the end of a call, and code from a hub may keep its cache in a way of its own
+    (`in_rounds=False`): those run to the end in one call.
     """
 
     def __init__(self, model: Any, decoding: DecodingConfig, *, end_ids: set[int], pad_id: int, in_rounds: bool = True, work: Counter[str] | None = None):
         self.model, self.decoding, self.end_ids, self.pad_id = model, decoding, end_ids, pad_id
         self.rows: list[Row] = []
         self.work = Counter() if work is None else work  # "generate_calls" and the model's "forward_passes", counted up
-        self._in_rounds = in_rounds and not model._is_stateful
+        self._in_rounds = in_rounds and keeps_only_keys_and_values(model) and not any(getattr(model.generation_config, name, None) for name in COUNTED_SETTINGS)
         self._can_grow = self._in_rounds and not model.config.is_encoder_decoder
         self._sampling = SeededSampling(decoding) if decoding.temperature > 0 else None
         self._ends = torch.tensor(sorted(end_ids), device=model.device)
@@ -155,7 +161,7 @@ class RunningBatch:
         """Rows, tokens and state after `num_new` more tokens, without the rows that have ended."""
         start = time.perf_counter()
         if self._sampling:
-            self._sampling.rows = rows
+            self._sampling.rows, self._sampling.width = rows, tokens.shape[1]
         output = self.model.generate(
             **{"decoder_input_ids" if self.model.config.is_encoder_decoder else "input_ids": tokens},
             **state,
@@ -178,7 +184,7 @@ class RunningBatch:
             self._ended.append(row) if is_over else going.append(index)
         if not going:
             return [], tokens, {}
-        chosen = torch.tensor(going, device=tokens.device)
+        chosen = torch.tensor(going)  # not on a device: layers may be on several
         return [rows[index] for index in going], *_without_slack(output.sequences[chosen], _kept(state, output.past_key_values, chosen, len(new[0])))
 
     def _beside(self, tokens: torch.Tensor, state: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:

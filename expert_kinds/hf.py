@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import functools
 import gc
+import inspect
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from answer_store import Answer
 from config import HFExpertConfig
 from dispatch import ExpertError, Inbox
-from expert_kinds.generation import Row, RunningBatch, SeededSampling
+from expert_kinds.generation import Row, RunningBatch, SeededSampling, keeps_only_keys_and_values
 from expert_kinds.placement import check_placement, loading_options, weights_gb
 from model_source import resolve_source, weights_fingerprint
 from prompts import KTP_TEMPLATES, PromptError, PromptFormat, before_stop, cut_middle
@@ -108,6 +110,7 @@ class HFExpert:
         options = loading_options(self.config, self.device)
         model = self._from_pretrained(auto_class, **options)
         self.model = (model if options["device_map"] else model.to(self.device)).eval()
+        self.model.generation_config.update(use_cache=True, cache_implementation=None)  # rounds go on from what the last one kept
         if self.model.device.type == "meta":
             self.unload()
             raise ExpertError(f"expert {self.config.name}: not even its first layer fits the memory that device_map and max_memory leave it; raise max_memory")
@@ -162,16 +165,23 @@ class HFExpert:
                 found.append(tuple(token for token, _ in same))
         return sorted({opening for opening in found if len(opening) >= MIN_OPENING}, key=len, reverse=True)
 
+    @functools.cached_property
+    def _reuses_openings(self) -> bool:
+        """Whether padding between opening and question changes nothing: a recurrent model would read it, and one that is not told positions count it."""
+        return not self.config.trust_remote_code and keeps_only_keys_and_values(self.model) and "position_ids" in inspect.signature(self.model.forward).parameters
+
+    @property
+    def _window(self) -> float:
+        """Tokens that attention reaches back, or that it takes at a time."""
+        text = self.model_config.get_text_config()
+        return min(getattr(text, name, None) or math.inf for name in ("sliding_window", "window_size", "attention_chunk_size"))
+
     def _opening_of(self, ids: list[int]) -> tuple[int, ...]:
         """The opening whose keys and values a prompt reuses; empty: none.
 
-        In a batch the padding then stands between opening and question: a recurrent model would read it, and a sliding attention
-        window would be used up by it.
+        In a batch the padding then stands between opening and question: a window of attention would be used up by it.
         """
-        if self.model._is_stateful:
-            return ()
-        window = getattr(self.model_config.get_text_config(), "sliding_window", None)
-        if window is not None and len(ids) + self.config.decoding.max_new_tokens > window:
+        if not self._reuses_openings or len(ids) + self.config.decoding.max_new_tokens > self._window:
             return ()
         return next((opening for opening in self._openings if tuple(ids[: len(opening)]) == opening and len(ids) > len(opening)), ())
 
@@ -208,7 +218,7 @@ class HFExpert:
                 ended = None
             if ended is None:  # out here, where no traceback holds on to the tensors
                 for row in together:
-                    row.restart()
+                    row.completion = []
                 ended, left_out, max_size, batch = [], together, len(together) // 2, self._new_batch()
                 torch.cuda.empty_cache()
             waiting = left_out + waiting

@@ -7,7 +7,21 @@ from dataclasses import replace
 import psutil
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MptConfig,
+    MptForCausalLM,
+)
 
 from answer_store import Answer, StoredAnswer
 from config import Config, ConfigError, HFExpertConfig, SourceConfig
@@ -221,7 +235,78 @@ def test_an_opening_is_not_reused_where_a_sliding_window_or_a_recurrent_state_wo
     assert expert._opening_of(ids) == ()
     expert.model_config.sliding_window = None
     expert.model._is_stateful = True
+    del expert._reuses_openings  # looked at once
     assert expert._opening_of(ids) == ()
+
+
+SETTINGS = (
+    *({"forced_eos_token_id": 2}, {"min_new_tokens": 5}, {"exponential_decay_length_penalty": [3, 1.5]}, {"begin_suppress_tokens": [5, 6, 7, 8]}),
+    *({"use_cache": False}, {"cache_implementation": "static"}, {"repetition_penalty": 1.5}),
+)
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: next(iter(setting)))
+@pytest.mark.parametrize("name", ["llama-0.2m", "t5gemma-0.7m"])
+def test_a_models_own_generation_settings_mean_in_a_batch_what_they_mean_alone(tiny_pool_dir, tmp_path, prompts, name, setting):
+    shutil.copytree(tiny_pool_dir / name, tmp_path / name)
+    path = tmp_path / name / "generation_config.json"
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | setting))
+    expert = tiny(tmp_path, name)
+    together = [answer.text for answer in ask(expert, prompts)[0]]
+    assert together == generated_alone(expert, prompts)
+    assert any(together)
+
+
+def generated_alone(expert, prompts):
+    """What the model's own `generate` makes of each prompt by itself."""
+    out = []
+    for prompt in prompts:
+        ids = torch.tensor(expert.encode([prompt])[0])
+        settings = {"max_new_tokens": expert.config.decoding.max_new_tokens, "do_sample": False, "eos_token_id": sorted(expert._end_ids), "pad_token_id": 0}
+        new = expert.model.generate(ids, attention_mask=torch.ones_like(ids), **settings)[0]
+        out.append(expert.tokenizer.decode(new if expert.model_config.is_encoder_decoder else new[ids.shape[1] :], skip_special_tokens=True).strip())
+    return out
+
+
+ATTENTION = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 96, "initializer_range": 0.2, "max_position_embeddings": 400}
+NEO = {"hidden_size": 64, "num_layers": 4, "num_heads": 4, "window_size": 24, "attention_types": [[["global", "local"], 2]], "max_position_embeddings": 400}
+ARCHITECTURES = {
+    "mpt": lambda **v: MptForCausalLM(MptConfig(d_model=64, n_heads=4, n_layers=3, max_seq_len=512, attn_config={"alibi": True}, initializer_range=0.2, **v)),  # use_cache: false
+    "gpt_neo": lambda **v: GPTNeoForCausalLM(GPTNeoConfig(**NEO, initializer_range=0.2, **v)),
+    "lfm2": lambda **v: Lfm2ForCausalLM(Lfm2Config(**ATTENTION, num_key_value_heads=4, layer_types=["conv", "full_attention"] * 2, **v)),
+    "llama4": lambda **v: Llama4ForCausalLM(
+        Llama4TextConfig(**ATTENTION, num_key_value_heads=4, head_dim=16, attention_chunk_size=24, num_local_experts=2, intermediate_size_mlp=96, **v)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_windows_convolutions_and_counted_positions_give_in_a_batch_what_they_give_alone(tiny_pool_dir, project, tmp_path, name):
+    (tmp_path / "examples.jsonl").write_text(json.dumps({"question": "Spell this word backward: planet", "previous_answer": "tenal", "answer": "tenalp"}) + "\n")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_pool_dir / "llama-0.2m", model_max_length=400)
+    torch.manual_seed(0)
+    model = ARCHITECTURES[name](vocab_size=len(tokenizer), pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    for weights in model.parameters():
+        if weights.dim() > 1:
+            torch.nn.init.normal_(weights, 0.0, 0.15)
+    model.save_pretrained(tmp_path / name)
+    tokenizer.save_pretrained(tmp_path / name)
+    expert = tiny(tmp_path, name, prompt_format="few_shot", few_shot=str(tmp_path / "examples.jsonl"), max_batch_size=6)
+    questions = [json.loads(line)["text"] for line in (project / "data/tiny_questions/validation.jsonl").read_text().splitlines()[:12]]
+    texts = [expert.render(question, None, "paper-v1") for question in questions]
+    together = [answer.text for answer in ask(expert, texts)[0]]
+    assert len(expert._openings) > 0 and len(set(together)) > 6
+    assert together == generated_alone(expert, texts)
+
+
+def test_code_from_a_hub_is_handed_whole_prompts(tiny_pool_dir, tmp_path):
+    (tmp_path / "examples.jsonl").write_text(json.dumps({"question": "ab" * 20, "previous_answer": "c", "answer": "d"}) + "\n")
+    few_shot = {"prompt_format": "few_shot", "few_shot": str(tmp_path / "examples.jsonl")}
+    for trusts, reuses in ((False, True), (True, False)):
+        expert = tiny(tiny_pool_dir, "llama-0.2m", trust_remote_code=trusts, **few_shot)
+        expert.load()
+        ids = expert.encode([expert.render("2 + 2?", None, "paper-v1")])[0][0]
+        assert bool(expert._opening_of(ids)) == reuses
 
 
 def test_batches_stay_under_the_token_budget_longest_prompts_first(tiny_pool_dir, prompts, monkeypatch):

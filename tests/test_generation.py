@@ -58,7 +58,7 @@ def test_seeded_sampling_draws_from_the_softmax_at_its_temperature():
         decoding = DecodingConfig(temperature=temperature, top_p=top_p)
         sampling = SeededSampling(decoding)
         sampling.rows = [Row(draw, [], seed=sampling.seed(decoding, str(draw))) for draw in range(num_draws)]
-        picked = sampling(None, logits).argmax(1)
+        picked = sampling(torch.empty(num_draws, 0), logits).argmax(1)
         return (torch.bincount(picked, minlength=3) / num_draws).tolist()
 
     # Three standard errors of a share of .5 in 20,000 draws are .011.
@@ -67,6 +67,16 @@ def test_seeded_sampling_draws_from_the_softmax_at_its_temperature():
     assert shares(2.0, 1.0) == pytest.approx([0.473, 0.334, 0.193], abs=0.011)
     # top_p .85 leaves .6 and .3 of .9.
     assert shares(1.0, 0.85) == pytest.approx([0.667, 0.333, 0.0], abs=0.011)
+
+
+def test_the_noise_of_a_token_depends_on_its_place_alone():
+    sampling, logits = SeededSampling(DecodingConfig(temperature=1.0)), torch.zeros(1, 50)
+    sampling.rows, sampling.width = [Row(0, [], seed=7)], 4
+    first, second = (sampling(torch.empty(1, 4 + place), logits) for place in (0, 1))
+    assert not torch.equal(first, second)
+    assert torch.equal(sampling(torch.empty(1, 5), logits), second)  # a step that `generate` computed and dropped
+    sampling.rows, sampling.width = [Row(0, [], seed=7, completion=[9])], 20
+    assert torch.equal(sampling(torch.empty(1, 20), logits), second)  # the next round goes on there
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.5])

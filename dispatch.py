@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from threading import Thread
 from typing import Any, Protocol
 
 from answer_store import Answer
@@ -85,20 +86,19 @@ class Line:
 class Dispatcher:
     """Lines to all experts, and which of them are loaded.
 
-    `memory_gb` bounds the loaded weights: the least recently used expert that is not at work leaves first.
+    `memory_gb` bounds the weights loaded in this process: the least recently used expert that is not at work leaves first.
     """
 
     def __init__(self, experts: Sequence[Expert], memory_gb: float | None):
         self.experts, self.memory_gb = experts, memory_gb
         self.num_loads = 0
-        self.loaded: dict[int, None] = {}  # in order of use
-        self._threads: ThreadPoolExecutor | None = None
+        self.loaded: dict[int, None] = {}  # experts of this process, in order of use
         self._reset()
 
     def _reset(self) -> None:
         self._lines = [Line(expert) for expert in self.experts]
         self._waiting: dict[int, None] = {}  # experts without a stream that have been asked, who was asked first in front
-        self._errors: list[DERError] = []
+        self._errors: list[Exception] = []
 
     def ask(self, expert_idx: int, key: bytes, prompt: str) -> None:
         line = self._lines[expert_idx]
@@ -155,15 +155,14 @@ class Dispatcher:
     def _await(self, line: Line) -> None:
         """Let a thread wait for a remote expert's next batch."""
         if line.expert.is_remote:
-            self._threads = self._threads or ThreadPoolExecutor(len(self.experts), thread_name_prefix="expert")
-            line.arriving = self._threads.submit(next, line.stream, None)
+            line.arriving = _in_background(next, line.stream, None)
 
     def _receive(self, idx: int, batch_of: Callable[[], Batch | None], keep: Keep) -> None:
         """Take a batch in; None is the end of a stream."""
         line = self._lines[idx]
         try:
             batch = batch_of()
-        except DERError as error:
+        except Exception as error:  # whatever it is, the others' answers are wanted
             self._give_up(idx, error)
             return
         if batch is None:
@@ -177,22 +176,26 @@ class Dispatcher:
         if not line.asked and line.arriving is None:
             line.stream = None  # it would say so itself, a turn later
 
-    def _give_up(self, idx: int, error: DERError) -> None:
+    def _give_up(self, idx: int, error: Exception) -> None:
         self._errors.append(error)
         self._lines[idx] = Line(self.experts[idx])
 
     def _make_room(self, idx: int) -> bool:
         """Load an expert, after evicting others where the memory limit asks for it. False: those at work leave no room yet."""
         expert = self.experts[idx]
+        if expert.is_remote:  # takes none of this process's memory
+            expert.load()
+            return True
         if idx in self.loaded:
             self.loaded.pop(idx)
         else:
-            while self.memory_gb is not None and self.loaded and self._used_gb() + expert.memory_gb > self.memory_gb:
-                oldest = next((other for other in self.loaded if self._lines[other].stream is None), None)
-                if oldest is None:
-                    return False
-                self.experts[oldest].unload()
-                self.loaded.pop(oldest)
+            idle = [other for other in self.loaded if self._lines[other].stream is None]
+            short = 0.0 if self.memory_gb is None else self._used_gb() + expert.memory_gb - self.memory_gb
+            if short > sum(self.experts[other].memory_gb for other in idle) and len(idle) < len(self.loaded):
+                return False
+            while idle and self.memory_gb is not None and self._used_gb() + expert.memory_gb > self.memory_gb:
+                self.experts[idle[0]].unload()
+                self.loaded.pop(idle.pop(0))
             expert.load()
             self.num_loads += 1
         self.loaded[idx] = None
@@ -200,3 +203,17 @@ class Dispatcher:
 
     def _used_gb(self) -> float:
         return sum(self.experts[idx].memory_gb for idx in self.loaded)
+
+
+def _in_background(run: Callable[..., Any], *arguments: Any) -> Future[Any]:
+    """Run in a thread that the end of the process does not wait for: after an interrupt a request may be open for minutes."""
+    future: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(run(*arguments))
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=work, daemon=True, name="expert").start()
+    return future

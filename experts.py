@@ -184,25 +184,21 @@ class ExpertPool:
         calls = [Call(voice, prompt, self.key(voice, prompt)) for voice, prompt in zip(voices, prompts, strict=True)]
         found = self.store.get_many([call.key for call in calls])
         self.stats.hits += sum(call.key in found for call in calls)
-        missing: dict[int, dict[bytes, str]] = {}
-        for call in calls:
-            if call.key not in found and call.key not in self._under_way:
-                missing.setdefault(call.voice, {})[call.key] = call.prompt
-        for voice in [voice for voice in missing if self.is_recorded[voice]]:
-            found |= self._replay(voice, missing.pop(voice))
-        num_missing = sum(map(len, missing.values()))
+        missing = {call.key: call for call in reversed(calls) if call.key not in found and call.key not in self._under_way}  # of equal ones the first
+        for voice in {call.voice for call in missing.values() if self.is_recorded[call.voice]}:
+            found |= self._replay(voice, {key: call.prompt for key, call in missing.items() if call.voice == voice})
+        new = [call for call in calls if missing.get(call.key) is call and call.key not in found]
         if on_missing is not None:
-            on_missing(num_missing)
-        self._check_budget(num_missing)
+            on_missing(len(new))
+        self._check_budget(len(new))
         self.stats.requests += len(calls)
         for call in calls:
             if call.key in found:
                 self._finish(call, found[call.key])
             else:
                 self._under_way.setdefault(call.key, []).append(call)
-        for expert_idx, asked in missing.items():
-            for key, prompt in asked.items():
-                self._dispatcher.ask(expert_idx, key, prompt)
+        for call in new:
+            self._dispatcher.ask(call.voice, call.key, call.prompt)
         self.stats.answer_s += time.perf_counter() - start
         return calls
 
@@ -252,9 +248,9 @@ class ExpertPool:
         self.stats.failed += len(rows) - len(answered)
         if self.on_generated is not None:
             self.on_generated(self.stats.generated)
-        for key, _, _ in rows:
+        for key, _, answer in rows:
             for call in self._under_way.pop(key, ()):
-                self._finish(call, kept.get(key) or Answer("", 0, 0, 0.0))
+                self._finish(call, Answer("", 0, 0, 0.0) if answer is None else kept[key])
 
 
 def library_versions() -> dict[str, str]:

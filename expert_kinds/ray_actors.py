@@ -139,11 +139,14 @@ class RayExpert:
         return 0.0
 
     def load(self) -> None:
+        """Join the cluster. Raises ExpertError."""
+        connect(self.address)
+
+    def find_room(self) -> None:
         """See that there is room for at least one replica, after other experts of this process have left where they must.
 
         Raises ExpertError when the cluster has none within `pool.ray_wait_s`.
         """
-        connect(self.address)
         with _lock:
             _placed.pop(self, None)
         self._slots += [Slot(self._wanted) for _ in range(self.config.replicas - len(self._slots))]
@@ -194,6 +197,7 @@ class RayExpert:
 
         Raises ExpertError: a replica's own, which is not tried again, or when replicas are lost over and over.
         """
+        self.load()
         with _lock:
             self._is_answering = True
         try:
@@ -208,7 +212,7 @@ class RayExpert:
             if inbox and not chunks:
                 chunks.extend(self._chunks(inbox.take()))
             if not at_work:  # at first, and where every replica was lost
-                self.load()
+                self.find_room()
             idle += self._start_placed()
             while chunks and idle:
                 slot, rows = idle.pop(), chunks.popleft()

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -169,6 +172,67 @@ def test_an_expert_at_work_is_not_evicted_and_whoever_was_asked_first_is_loaded_
     sender.drain()
     assert events == ["load a", "unload a", "load c", "unload c", "load b"]
     assert len(sender.kept) == 4
+
+
+def test_nobody_is_evicted_where_that_makes_no_room_yet_and_remote_experts_never():
+    events = []
+    sender = Sender(
+        *(Slow(name, 3, memory_gb=gb, events=events) for name, gb in (("a", 2.0), ("b", 1.0), ("c", 2.0))), Far(word, "far", memory_gb=9.0, events=events), memory_gb=3.0
+    )
+    ask(sender, 1, "x")
+    sender.drain()
+    ask(sender, 3, "x")
+    sender.drain()
+    ask(sender, 0, "x")
+    sender.step()
+    ask(sender, 2, "x")  # wants 2 of 3 GB: b alone could give one, and a is at work
+    sender.step()
+    assert "unload b" not in events
+    sender.drain()
+    assert events == ["load b", "load far", "load a", "unload b", "unload a", "load c"]  # b stays until a has finished
+    assert sender.kept[-1] == (2, b"2 x", "x")
+
+
+def test_an_error_of_any_kind_lets_the_others_finish():
+    def fails(question, previous_answer):
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    sender = Sender(ScriptedExpert(fails, "a"), Slow("b", 3))
+    ask(sender, 0, "x")
+    ask(sender, 1, "x")
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        sender.drain()
+    assert sender.kept == [(1, b"1 x", "x")]
+
+
+def test_the_end_of_the_process_does_not_wait_for_a_remote_request(project):
+    code = (
+        "import sys, time\n"
+        "from test_dispatch import Far, Sender, ask, word\n"
+        "class Stuck(Far):\n"
+        "    def answer(self, prompts):\n"
+        "        time.sleep(60)\n"
+        "        yield []\n"
+        "sender = Sender(Stuck(word), Far(word, 'b'))\n"
+        "ask(sender, 0, 'x')\n"
+        "ask(sender, 1, 'x')\n"
+        "sender.step()\n"
+        "print(sender.kept)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(project), str(project / "tests")])}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=50)
+    assert ran.stdout == "[(1, b'1 x', 'x')]\n", ran.stderr
+
+
+def test_experts_of_one_identity_are_asked_once_and_both_answered(make_pool):
+    class Twin(Slow):
+        def identity(self):
+            return {"kind": "twin"}
+
+    pool = make_pool([Twin("a", 2), Twin("b", 2)], max_calls=1)
+    assert [answer.text for answer in pool.answer([Request(0, "x"), Request(1, "x")])] == ["x", "x"]
+    assert (pool.experts[0].prompts, pool.experts[1].prompts, pool.stats.generated) == (["x"], [], 1)
+    assert pool._dispatcher.is_idle
 
 
 def test_no_question_waits_for_another_ones_answer(make_pool):

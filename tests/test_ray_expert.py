@@ -22,11 +22,12 @@ import torch
 ray = pytest.importorskip("ray", reason="experts of kind ray need pip install -r requirements-optional.txt")
 from ray.cluster_utils import Cluster
 
+from answer_store import AnswerStore
 from config import Config, HFExpertConfig, PoolConfig, RayExpertConfig
 from dispatch import ExpertError
 from expert_kinds.hf import HFExpert
 from expert_kinds.ray_actors import RayExpert, Replica, connect
-from experts import Request, build_pool
+from experts import ExpertPool, Request, build_pool
 
 MEMORY = {"object_store_memory": 80 << 20}
 FIELDS = {"params_b": 0.001, "prompt_format": "plain", "decoding": {"max_new_tokens": 40}}
@@ -172,11 +173,21 @@ def test_an_expert_waits_for_a_busy_one_and_then_takes_its_place_and_an_error_of
     assert free_cpus_become(0)
 
 
+def test_two_experts_that_do_not_fit_together_answer_one_after_the_other(cluster, newcomer, tiny_pool_dir, prompts, tmp_path, monkeypatch):
+    monkeypatch.setattr("expert_kinds.ray_actors.EVICT_AFTER_S", 0.5)
+    experts = [newcomer, make_expert(cluster, tiny_pool_dir / "qwen2-0.4m")]
+    pool = ExpertPool(experts, AnswerStore(tmp_path / "answers.sqlite"))  # one CPU is left
+    answers = pool.answer([Request(idx, prompt.removesuffix("\nAnswer:")) for prompt in prompts[:4] for idx in (0, 1)])
+    assert [answer.text for answer in answers[1::2]] == [answer.text for answer in hf_answers(tiny_pool_dir / "qwen2-0.4m", prompts[:4])]
+    experts[1].unload()
+    assert list(newcomer.answer(prompts[:1]))  # has its place again, for the tests below
+
+
 def test_a_replica_that_nothing_can_hold_is_refused_and_evicts_nobody(cluster, newcomer, tiny_pool_dir, prompts):
     start = time.monotonic()
     greedy = make_expert(cluster, tiny_pool_dir / "qwen2-0.4m", wait_s=1.0, num_gpus=1)
     with pytest.raises(ExpertError, match=r"no room for a replica of 1 CPU and 1 GPU within 1 s. Its nodes have 1 CPU and 0 GPU; free: 0 CPU and 0 GPU"):
-        greedy.load()
+        greedy.find_room()
     assert time.monotonic() - start < 10
     assert len(ask_replicas(newcomer, lambda _: None)) == 1
 

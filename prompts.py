@@ -128,6 +128,13 @@ class PromptFormat:
         return identity | ({} if self.template is None else {"template": self.template})  # absent elsewhere: answers stored before it was known keep their keys
 
 
+def whole_text(text: str) -> str:
+    """The text without half characters (lone surrogates, as in truncated JSON), which neither UTF-8 nor a tokenizer takes. Raises TypeError for what is no text."""
+    if not isinstance(text, str):
+        raise TypeError(f"expected text, found {type(text).__name__}")
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def before_stop(text: str, stop: Sequence[str]) -> str:
     """A completion as an answer: stripped, and ended before any of the stop strings."""
     text = text.strip()

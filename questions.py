@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from config import DataConfig, DERError, SourceConfig
+from prompts import whole_text
 
 Reference = str | list[str] | dict[str, Any]
 
@@ -159,7 +160,7 @@ def read_questions(source: SourceConfig, *, need_reference: bool = True) -> list
         out.append(
             Question(
                 id=str(values["id"] if values["id"] is not None else f"{Path(source.path).stem}-{row_idx:06d}"),
-                text=text.strip(),
+                text=whole_text(text.strip()),
                 task=str(values["task"] or source.task),
                 metric=metric,
                 _reference=reference,

@@ -21,7 +21,7 @@ import openai
 from answer_store import Answer
 from config import EndpointExpertConfig
 from dispatch import ExpertError, Inbox
-from prompts import PromptFormat, before_stop
+from prompts import PromptFormat, before_stop, whole_text
 
 CONNECT_S = 10.0  # a server that is up accepts a connection at once, however slow its model
 FIRST_WAIT_S = 1.0  # a failing replica is left alone for 1, 2, 4 ... 64 seconds, and up to half as long again by chance
@@ -200,15 +200,12 @@ class EndpointExpert:
                 else:
                     reply = await replica.client.completions.create(prompt=prompt, **options)
                 text = reply.choices[0].message.content if is_chat else reply.choices[0].text
-                usage = reply.usage
+                usage = [getattr(reply.usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
+                text = whole_text(text or "")
             except (ValueError, AttributeError, TypeError, IndexError) as error:  # the client checks neither JSON nor fields
                 raise ReplyError from error
-        text = text or ""
-        if usage is not None:
-            num_prompt, num_completion = usage.prompt_tokens, usage.completion_tokens
-        else:
-            num_prompt, num_completion = self._estimate_tokens(prompt), self._estimate_tokens(text)
-        return Answer(before_stop(text, self.config.stop), num_prompt, num_completion, time.perf_counter() - start)
+        tokens = [count if isinstance(count, int) else self._estimate_tokens(counted) for count, counted in zip(usage, (prompt, text), strict=True)]
+        return Answer(before_stop(text, self.config.stop), *tokens, time.perf_counter() - start)
 
     def _estimate_tokens(self, text: str) -> int:
         if not self._estimates_tokens:

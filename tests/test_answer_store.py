@@ -88,6 +88,14 @@ def test_two_processes_writing_at_once_lose_nothing_and_agree(store):
     assert set(final.values()) == {"from a", "from b"}
 
 
+def test_what_cannot_be_stored_is_an_error_and_the_store_goes_on(store):
+    with pytest.raises(UnicodeEncodeError):
+        store.put_many([stored("q", "half a character: \ud83d")])
+    with pytest.raises(StoreError, match="NOT NULL"):
+        store.put_many([StoredAnswer(b"k" * 16, "e", "p", Answer("text", None, 1, 0.0))])
+    assert len(store.put_many([stored("q", "whole")])) == len(store) == 1
+
+
 def test_a_killed_process_loses_nothing_that_put_many_had_returned(store, project):
     code = (
         f"import sys; sys.path[:0] = [{str(project)!r}, {str(project / 'tests')!r}]\n"

@@ -471,3 +471,23 @@ def test_the_example_configuration_makes_a_pool_without_asking_a_server(project)
     experts = [build_expert(expert, config.pool, torch.device("cpu")) for expert in config.pool.experts]
     assert all(isinstance(expert, EndpointExpert) for expert in experts)
     assert len({answer_key(expert.identity(), "", {}) for expert in experts}) == len(experts) >= 3
+
+
+@pytest.mark.parametrize("usage", [{}, {"total_tokens": 9}, {"prompt_tokens": None, "completion_tokens": None}, {"prompt_tokens": "7", "completion_tokens": "x"}])
+def test_counts_that_a_server_leaves_out_are_estimated_and_no_answer_is_lost(small_server, tmp_path, usage):
+    status, reply = completion("12345")
+    server = small_server(lambda body, number: (status, reply | {"usage": usage}))
+    pool = ExpertPool([endpoint(server.url)], AnswerStore(tmp_path / "answers.sqlite"))
+    (answer,) = pool.answer([Request(0, "q")])
+    assert (answer.text, answer.completion_tokens) == ("12345", 2) and answer.prompt_tokens > 0
+    assert len(pool.store) == 1
+
+
+def test_half_a_character_is_replaced_and_text_that_is_none_is_no_completion(small_server, tmp_path):
+    texts = iter(["half \ud83d", [{"type": "text", "text": "hi"}], 5])
+    server = small_server(lambda body, number: completion(next(texts)))
+    pool = ExpertPool([endpoint(server.url, max_retries=0)], AnswerStore(tmp_path / "answers.sqlite"))
+    assert pool.answer([Request(0, "q")])[0].text == "half \ufffd"
+    for question in ("list", "number"):
+        with pytest.raises(ExpertError, match="the reply is not a completion"):
+            pool.answer([Request(0, question)])

@@ -1,7 +1,7 @@
 """Who is asked when: prompts go to the experts' inboxes, and answers come back as each expert finishes them.
 
-Of the experts of this process the one with most to do gets the next round of tokens; remote ones work at the same time. Nobody waits for all: what is asked while
-an expert is at work joins that work where there is room.
+Of the experts of this process the one with most to do gets the next round of tokens; remote ones work at the same time. Nobody
+waits for all: what is asked while an expert is at work joins that work where there is room.
 """
 
 from __future__ import annotations

@@ -96,6 +96,7 @@ class RoomyLayer(DynamicLayer):
         return self.keys, self.values
 
 
+# Generation settings of a model that count tokens from the start or the end of a call.
 COUNTED_SETTINGS = ("forced_bos_token_id", "forced_eos_token_id", "min_length", "min_new_tokens", "begin_suppress_tokens", "exponential_decay_length_penalty")
 PLAIN_LAYERS = (DynamicLayer, RoomyLayer, DynamicSlidingWindowLayer)  # caches whose rows can be set beside each other
 

@@ -51,7 +51,7 @@ def numbers_in(text: str) -> list[float]:
 
 def choice_in(text: str) -> str | None:
     """The letter of a multiple-choice answer: the one after "answer is", or one that opens the text and is closed by . : ) or the end."""
-    if matches := re.findall(r"answer\s*(?:is|:)\s*\(?([A-Ja-j])\b", text, flags=re.IGNORECASE):
+    if matches := re.findall(r"(?i:answer\s*(?:is|:))\s*\(?([A-HJ]\b|[A-Ja-j](?=[.,:)]|\s*$))", text):  # not the words "a" and "I"
         return matches[-1].upper()
     match = re.match(r"^\(?([A-J])(?:[.:)]|$)", text.strip())
     return match[1] if match else None

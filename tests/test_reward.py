@@ -73,6 +73,11 @@ def test_numeric_match_refuses_a_reference_without_a_number():
         ("", None),
         ("I think the answer is B", "B"),
         ("A likely answer is D", "D"),
+        ("The answer is A because", "A"),
+        ("The answer is a mammal", None),
+        ("Answer: I think B", None),
+        ("The ANSWER IS b) Paris", "B"),
+        ("answer: i", "I"),
     ],
 )
 def test_the_chosen_letter_is_found_and_no_other(text, letter):

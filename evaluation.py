@@ -217,8 +217,7 @@ class Evaluation:
 
         `over`: quality at which an oracle will end its routes; none: it decides alone.
         """
-        questions = [question.id for question in self._tree_questions]
-        path = FITS / f"{fit_key(self.agent, questions, [self.pool.fingerprint(), self.pool.ktp], self.config.reward, over)}.pt"
+        path = FITS / f"{fit_key(self.agent, self._tree_questions, self.pool, self._t_max, self.config.reward, over)}.pt"
         if path.is_file():
             router = FullInformationRouter.load(path, self.agent)
         else:
@@ -269,7 +268,7 @@ class Evaluation:
     def transfer_section(self) -> dict[str, Any]:
         """results.json's `transfer`: the knowledge-transfer audit on the test split."""
         self.say("the knowledge-transfer audit")
-        return audit(self.splits.test, self.pool, best_pairs(self.validation_tree, self.config.eval.composition_tasks))
+        return audit(self.splits.test, self.pool, best_pairs(self.validation_tree, self.config.eval.composition_tasks), self.config.env.p0)
 
 
 def overheads(agent: Agent, routes: Sequence[Route], seconds_per_row: float, *, reads_question: bool = True, reads_answers: bool = True) -> list[Overhead]:

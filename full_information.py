@@ -8,6 +8,7 @@ distance to it is what the agent has failed to learn.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +20,11 @@ from torch import nn
 from agent import Agent
 from config import ConfigError, RewardConfig
 from der_env import Episode, encode_states
+from experts import ExpertPool
+from questions import Question
 from rollout import Decision
 from route_tree import RouteTree, optimal_values
+from run_folder import write_atomically
 
 HIDDEN, DROPOUT, LR, WEIGHT_DECAY, BATCH = 256, 0.3, 1e-3, 1e-2, 256
 STEPS, CHECK_EVERY, PATIENCE = 3000, 100, 600  # of one fit; how often its error on the fold left out is looked at, and how long it may fail to fall
@@ -72,7 +76,8 @@ class FullInformationRouter:
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         states = [[network.state_dict() for network in members] for members in self.networks]
-        torch.save({"networks": states, "cross_fitted": self.cross_fitted}, path)
+        torch.save({"networks": states, "cross_fitted": self.cross_fitted}, data := io.BytesIO())
+        write_atomically(path, data.getvalue())
 
     @classmethod
     def load(cls, path: Path, agent: Agent) -> FullInformationRouter:
@@ -91,12 +96,15 @@ def choose(values: np.ndarray, depth: int) -> np.ndarray:
     return (values[:, :-1] if depth == 0 else values).argmax(axis=1)
 
 
-def fit_key(agent: Agent, question_ids: Sequence[str], fingerprint: object, reward: RewardConfig, over: float | None) -> str:
-    """Name of a fit: equal for equal questions, pool, encoder, prices, stop and settings of the fit."""
+def fit_key(agent: Agent, questions: Sequence[Question], pool: ExpertPool, t_max: int, reward: RewardConfig, over: float | None) -> str:
+    """Name of a fit: equal for equal questions and references, pool, encoder, prices, number of calls, stop and settings of the fit."""
     settings = [HIDDEN, DROPOUT, LR, WEIGHT_DECAY, BATCH, STEPS, CHECK_EVERY, PATIENCE, CHECKED, NUM_FOLDS, OFF_ROUTE]
-    about = [settings, agent.config.encoder, agent.config.max_tokens, agent.config.pooling, agent.t_max, list(question_ids), fingerprint, reward.model_dump(mode="json"), over]
+    about = [settings, agent.config.encoder, agent.config.max_tokens, agent.config.pooling, agent.t_max, t_max, reward.model_dump(mode="json"), over]
+    about += [[q.id, q.text, q.task, q.metric, q.reference] for q in questions]
+    about += [pool.fingerprint(), pool.ktp, [[e.config.usd_per_million_prompt_tokens, e.config.usd_per_million_completion_tokens] for e in pool.experts]]
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    digest.update(agent.encoder.mean.cpu().numpy().tobytes())
+    for weights in agent.encoder.state_dict().values():  # all of them: a trained encoder is each run's own
+        digest.update(weights.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -45,7 +45,7 @@ def best_pairs(tree: RouteTree, tasks: Sequence[str]) -> dict[str, tuple[int, in
     return found
 
 
-def audit(questions: Sequence[Question], pool: ExpertPool, composition_pairs: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
+def audit(questions: Sequence[Question], pool: ExpertPool, composition_pairs: Mapping[str, tuple[int, int]], p0: float = 1.0) -> dict[str, Any]:
     """Quality of every second call under every variant, by group of tasks, with 95% intervals over the questions.
 
     `composition_pairs` names the tasks that chain skills by construction, each with the pair of experts to report on its own.
@@ -73,7 +73,7 @@ def audit(questions: Sequence[Question], pool: ExpertPool, composition_pairs: Ma
     chained = np.isin(tasks, list(composition_pairs))
     groups = {"composition": chained & (partner >= 0), "other": ~chained & (partner >= 0)}
     pairs = [
-        _pair(pool.names[i], pool.names[j], group, mask, {v: quality[i, j, v] for v in VARIANTS}, first_quality[i])
+        _pair(pool.names[i], pool.names[j], group, mask, {v: quality[i, j, v] for v in VARIANTS}, first_quality[i], p0)
         for i in range(num)
         for j in reading
         for group, mask in groups.items()
@@ -83,23 +83,23 @@ def audit(questions: Sequence[Question], pool: ExpertPool, composition_pairs: Ma
     for task, (i, j) in composition_pairs.items():
         mask = (tasks == task) & (partner >= 0)
         if mask.sum() > 1:
-            row = _pair(pool.names[i], pool.names[j], task, mask, {v: quality[i, j, v] for v in VARIANTS}, first_quality[i])
+            row = _pair(pool.names[i], pool.names[j], task, mask, {v: quality[i, j, v] for v in VARIANTS}, first_quality[i], p0)
             best.append(row | {"gains": {v: paired_difference(quality[i, j, "previous"][mask], quality[i, j, v][mask]) for v in VARIANTS[1:]}})
     return {"pairs": pairs, "best": best}
 
 
-def _pair(first: str, second: str, group: str, mask: np.ndarray, quality: dict[str, np.ndarray], first_quality: np.ndarray) -> dict[str, Any]:
-    """One row of the audit over the questions in `mask` (Q,)."""
-    was_wrong = mask & (first_quality < 1)
-    was_right = mask & (first_quality >= 1)
+def _pair(first: str, second: str, group: str, mask: np.ndarray, quality: dict[str, np.ndarray], first_quality: np.ndarray, p0: float) -> dict[str, Any]:
+    """One row of the audit over the questions in `mask` (Q,); an answer is right from quality p0."""
+    was_wrong = mask & (first_quality < p0)
+    was_right = mask & (first_quality >= p0)
     return {
         "first": first,
         "second": second,
         "task_group": group,
         "n": int(mask.sum()),
         "variants": {variant: _interval(values[mask]) for variant, values in quality.items()},
-        "wrong_to_right": _interval(quality["previous"][was_wrong] >= 1),
-        "right_to_wrong": _interval(quality["previous"][was_right] < 1),
+        "wrong_to_right": _interval(quality["previous"][was_wrong] >= p0),
+        "right_to_wrong": _interval(quality["previous"][was_right] < p0),
     }
 
 

@@ -148,10 +148,15 @@ def test_outcomes_that_nobody_could_foresee_are_not_counted_as_knowledge(make_po
     assert np.mean([d.value for route in routes for d in route.decisions]) < 0.9  # nor expects what hindsight gets
 
 
-def test_a_fit_is_known_by_what_it_was_made_from(bert_encoder: Path) -> None:
+def test_a_fit_is_known_by_what_it_was_made_from(bert_encoder: Path, make_pool: Callable[..., ExpertPool]) -> None:
     agent = build_agent(AgentConfig(encoder=str(bert_encoder), max_tokens=32), 2, 1)
-    given = {"question_ids": ["a"], "fingerprint": ["pool"], "reward": REWARD, "over": None}
+    pool, priced = make_pool([lambda q, a: q]), make_pool([lambda q, a: q])
+    priced.experts[0].config = priced.experts[0].config.model_copy(update={"usd_per_million_prompt_tokens": 1.0})
+    given = {"questions": [Question("a", "A?", _reference="x")], "pool": pool, "t_max": 2, "reward": REWARD, "over": None}
     key = fit_key(agent, **given)
     assert key == fit_key(agent, **given)
-    others = ({"question_ids": ["b"]}, {"fingerprint": ["other"]}, {"reward": RewardConfig(alpha=0.2)}, {"over": 1.0})
-    assert len({key, *(fit_key(agent, **given | other) for other in others)}) == 5
+    questions = ([Question("b", "A?", _reference="x")], [Question("a", "A?", _reference="y")], [Question("a", "A!", _reference="x")])
+    others = (*({"questions": q} for q in questions), {"pool": priced}, {"pool": pool.with_ktp("none-v1")}, {"t_max": 3}, {"reward": RewardConfig(alpha=0.2)}, {"over": 1.0})
+    assert len({key, *(fit_key(agent, **given | other) for other in others)}) == 9
+    next(agent.encoder.model.parameters()).data.add_(0.1)  # trained
+    assert fit_key(agent, **given) != key

@@ -46,6 +46,12 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     return load_config(path / "config.yaml", list(overrides))
 
 
+def num_epochs(path: Path) -> int:
+    """Epochs that a run has finished and kept: those of its last checkpoint."""
+    last = path / "checkpoints" / "last.pt"
+    return torch.load(last, map_location="cpu", weights_only=False)["epoch"] if last.exists() else 0
+
+
 def run_name(config: Config, config_path: Path) -> str:
     return config.name or f"{config_path.stem}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
 

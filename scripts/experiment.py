@@ -23,7 +23,6 @@ os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import yaml
 
 from command_line import load_config, parse, run_command, validate
 from config import Config, ConfigError, RewardConfig
@@ -32,7 +31,7 @@ from report.results import Sheet
 from report.schema import read_results, to_json
 from report.trade_off import trade_off
 from route_log import Record, read_records, reprice
-from run_folder import write_atomically
+from run_folder import num_epochs, write_atomically
 
 
 def train(config_path: Path, name: str, seed: int, overrides: Sequence[str]) -> Path:
@@ -44,21 +43,17 @@ def train(config_path: Path, name: str, seed: int, overrides: Sequence[str]) -> 
     elif differing := trained_otherwise(load_config(run / "config.yaml"), wanted):
         raise ConfigError(f"{run} was trained with other settings ({', '.join(differing)}): choose another --name, or delete it")
     elif num_epochs(run) < wanted.train.epochs:
-        _python("train_ppo_multi.py", "--resume", str(run))
+        limit = wanted.train.max_expert_calls
+        _python("train_ppo_multi.py", "--resume", str(run), *(["--train.max_expert_calls", str(limit)] if limit is not None else []))
     else:
         print(f"{run}: trained before", flush=True)
     return run
 
 
 def trained_otherwise(found: Config, wanted: Config) -> list[str]:
-    """Sections that training depends on and that differ."""
+    """Sections that training depends on and that differ; a run's budget may be raised."""
+    found, wanted = (c.model_copy(update={"train": c.train.model_copy(update={"max_expert_calls": None})}) for c in (found, wanted))
     return [name for name in ("data", "pool", "env", "reward", "agent", "ppo", "train", "terminator") if getattr(found, name) != getattr(wanted, name)]
-
-
-def num_epochs(run: Path) -> int:
-    """Epochs that a run has finished: those with a validation in metrics.jsonl."""
-    metrics = run / "metrics.jsonl"
-    return sum("eval/return" in json.loads(line) for line in metrics.read_text().splitlines()) if metrics.is_file() else 0
 
 
 def evaluate(runs: Sequence[Path], out: Path, overrides: Sequence[str]) -> dict[str, Any]:
@@ -80,31 +75,29 @@ def _python(script: str, *arguments: str) -> None:
         raise ConfigError(f"{script} ended with exit status {code}: {why}. What was trained and answered is kept: mend the cause and run the same command again")
 
 
-def parse_sweep(text: str) -> tuple[str, list[Any]]:
-    """`reward.alpha=0.02,0.1` -> ("reward.alpha", [0.02, 0.1])."""
+def parse_sweep(text: str) -> tuple[str, list[str]]:
+    """`reward.alpha=0.02,0.1` -> ("reward.alpha", ["0.02", "0.1"])."""
     key, equals, values = text.partition("=")
     if not equals or not values:
         raise ConfigError(f"--sweep {text}: expected KEY=VALUE,VALUE, for example reward.alpha=0.02,0.1")
-    return key.strip(), [yaml.safe_load(value) for value in values.split(",")]
+    return key.strip(), [value.strip() for value in values.split(",")]
 
 
-def sweep(config_path: Path, name: str, seeds: Sequence[int], key: str, values: Sequence[Any], overrides: Sequence[str]) -> None:
+def sweep(config_path: Path, name: str, seeds: Sequence[int], key: str, values: Sequence[str], overrides: Sequence[str]) -> None:
     """Train and evaluate every value, then put all agents in the trade-off of the report of the configuration's own value (else the first)."""
     reports = {}
     for value in values:
-        of_value = [*overrides, f"--{key}", str(value)]
+        of_value = [*overrides, f"--{key}", value]
         runs = [train(config_path, f"{name}-{value}", seed, of_value) for seed in seeds]
-        reports[value] = evaluate(runs, Path("runs") / name / str(value), of_value)
-    own = load_config(config_path, list(overrides)).model_dump(mode="json")
-    for part in key.split("."):
-        own = own[part]
-    base = own if own in reports else values[0]
+        reports[value] = evaluate(runs, Path("runs") / name / value, of_value)
+    own = load_config(config_path, list(overrides))
+    base = next((value for value in values if load_config(config_path, [*overrides, f"--{key}", value]) == own), values[0])
     results, folder = reports[base], Path("runs") / name
-    config = validate(results["evaluation"]["config"], f"{folder / str(base)}")
-    routes = {value: read_records(folder / str(value) / "routes.jsonl") for value in values}
+    config = validate(results["evaluation"]["config"], f"{folder / base}")
+    routes = {value: read_records(folder / value / "routes.jsonl") for value in values}
     points = [point for point in results["tradeoff"]["points"] if point["kind"] != "der"] + family(routes, config.reward)
     results["tradeoff"] = trade_off(points, key)
-    results["notes"].append(f"Table and figures: {key} = {base}. Trade-off: {key} = {', '.join(map(str, values))}, every agent charged as at {base}.")
+    results["notes"].append(f"Table and figures: {key} = {base}. Trade-off: {key} = {', '.join(values)}, every agent charged as at {base}.")
     (folder / "report").mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "report" / "results.json", to_json(results))
     curves = {seed: [json.loads(line) for line in (Path("runs") / f"{name}-{base}-s{seed}" / "metrics.jsonl").read_text().splitlines()] for seed in seeds}

@@ -218,7 +218,7 @@ def collapse_warning(figures: dict[str, float], names: list[str]) -> str | None:
 def train(trainer: Trainer) -> None:
     """Epochs of updates, each ended by a validation and a checkpoint."""
     config, folder = trainer.config, trainer.folder
-    writer = SummaryWriter(str(folder.path / "tb"), purge_step=trainer.update_idx)
+    writer = SummaryWriter(str(folder.path / "tb"), purge_step=trainer.update_idx + 1)  # what a killed run wrote after its checkpoint
     total = config.train.epochs * config.train.updates_per_epoch
     bar = tqdm(total=total, initial=trainer.update_idx, unit="update", dynamic_ncols=True)
     while trainer.epoch < config.train.epochs:

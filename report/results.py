@@ -174,8 +174,8 @@ def verdicts(sheets: Sequence[Sheet], compared: Sequence[dict[str, Any]], routes
     if "gap" in known:
         stopped, alone, too = (known[name]["return"] for name in ("oracle_stop", "full_information", "full_information_oracle_stop"))
         words.append(
-            f"Ended by the oracle {der.policy} returns {stopped:.3f}, {stopped / alone:.0%} of the full-information router's {alone:.3f}, "
-            f"and {stopped / too:.0%} of its {too:.3f} when the oracle ends that one too."
+            f"Ended by the oracle {der.policy} returns {stopped:.3f}: {stopped - alone:+.3f} against the full-information router's {alone:.3f}, "
+            f"and {stopped - too:+.3f} against its {too:.3f} when the oracle ends that one too."
         )
     params = np.mean([sum(step["cost"]["params_b"] for step in record["steps"]) for row in der.records for record in row])
     words.append(f"{der.policy} asks {params / all_params_b:.0%} of the parameters of asking every expert once ({1000 * all_params_b:.4g} M).")

@@ -65,6 +65,8 @@ class Evaluation:
         device = pick_device(self.config.device)
         self.pool = build_pool(self.config)
         self.splits = load_splits(self.config.data)
+        if len(self.splits.test) < 2:
+            raise ConfigError(f"data.test: {len(self.splits.test)} question(s): the report's intervals need two or more")
         self.pool.check_questions([*self.splits.train, *self.splits.validation, *self.splits.test])
         self.runs = [Trained(path, config, self.pool, device, other_pool=other_pool) for path, config in zip(paths, configs, strict=True)]
         self.agent = self.runs[0].agent  # whose encoder the fitted baselines use

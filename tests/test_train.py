@@ -556,6 +556,8 @@ def test_a_full_evaluation_of_two_seeds_has_every_baseline_and_no_policy_beats_t
     assert not (out / "agent").exists() and run_folder.newest_run(workplace.folder / "runs") == second  # a report is no run
     with pytest.raises(run_folder.RunError, match=rf"none: no run there \(config.yaml is missing\); runs in {workplace.folder}/runs/: second"):
         test_ppo_multi.main(["--run", str(workplace.folder / "runs" / "none")])
+    with pytest.raises(ConfigError, match=r"data.test: 1 question\(s\): the report's intervals need two or more"):
+        test_ppo_multi.main(["--run", str(second), "--data.test.limit", "1"])
 
     # In other units, from the log alone: no pool is built.
     with pytest.MonkeyPatch.context() as patch:

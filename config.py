@@ -258,7 +258,7 @@ class PPOConfig(Section):
 class TrainConfig(Section):
     epochs: int = Field(10, ge=1)
     updates_per_epoch: int = Field(4, ge=1, description="PPO updates between two validations")
-    episodes_per_update: int = Field(128, ge=2)
+    episodes_per_update: int = Field(128, ge=2, description="of one alone, a single call perhaps, PPO cannot standardise advantages")
     num_envs: int = Field(64, ge=1, description="questions in flight; their expert calls are batched")
     lr_decay: bool = Field(True, description="learning rate falls linearly to zero")
     max_expert_calls: int | None = Field(None, ge=1, description="answers this run may generate; stored ones are free")

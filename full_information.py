@@ -104,7 +104,7 @@ def fit_key(agent: Agent, questions: Sequence[Question], pool: ExpertPool, t_max
     about += [pool.fingerprint(), pool.ktp, [[e.config.usd_per_million_prompt_tokens, e.config.usd_per_million_completion_tokens] for e in pool.experts]]
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for weights in agent.encoder.state_dict().values():  # all of them: a trained encoder is each run's own
-        digest.update(weights.cpu().numpy().tobytes())
+        digest.update(weights.cpu().float().numpy().tobytes())  # numpy knows no bfloat16
     return digest.hexdigest()[:16]
 
 

@@ -110,7 +110,8 @@ class HFExpert:
         options = loading_options(self.config, self.device)
         model = self._from_pretrained(auto_class, **options)
         self.model = (model if options["device_map"] else model.to(self.device)).eval()
-        self.model.generation_config.update(use_cache=True, cache_implementation=None)  # rounds go on from what the last one kept
+        if not self.config.trust_remote_code:  # such code runs to the end in one call, and may have its reasons
+            self.model.generation_config.update(use_cache=True, cache_implementation=None)  # rounds go on from what the last one kept
         if self.model.device.type == "meta":
             self.unload()
             raise ExpertError(f"expert {self.config.name}: not even its first layer fits the memory that device_map and max_memory leave it; raise max_memory")

@@ -136,16 +136,16 @@ def test_when_one_expert_fails_the_others_finish_and_the_error_is_raised_once(sc
     def fails(question, previous_answer):
         raise error
 
-    sender = Sender(Slow("a", 3), scripted_expert(fails, "b"), Far(word, "c"))
+    sender = Sender(scripted_expert(fails, "b"), Slow("a", 3), Far(word, "c"))  # b has the first turn
     for idx in range(3):
         ask(sender, idx, "x", "y")
     with pytest.raises(type(error), match="no power"):
         sender.drain()
     assert sorted(text for _, _, text in sender.kept) == ["x", "x", "y", "y"]
     assert sender.is_idle
-    ask(sender, 0, "z")
+    ask(sender, 1, "z")
     sender.drain()
-    assert sender.kept[-1] == (0, b"0 z", "z")
+    assert sender.kept[-1] == (1, b"1 z", "z")
 
 
 def test_an_expert_that_cannot_be_loaded_is_an_error_after_the_others_have_finished():

@@ -316,24 +316,24 @@ def test_a_server_that_stays_away_stops_the_run_after_the_waits_of_one_request()
     expert, start = endpoint(dead_url(), concurrency=8, max_retries=3), time.monotonic()
     with pytest.raises(ExpertError, match=r"connection failed \(.+\) \(tries: 4, replicas: 1\)"):
         ask(expert, [str(i) for i in range(100)])
-    assert 0.35 <= time.monotonic() - start < 2.0  # .05 + .1 + .2, and half as much again, and what a busy machine takes
+    assert 0.35 <= time.monotonic() - start < 4.0  # .05 + .1 + .2, and half as much again, and what a busy machine takes (eight after eight would take 4.5)
 
 
 def test_a_server_that_asks_for_time_gets_it(small_server):
     server = small_server(lambda body, number: (429, {}, {"retry-after": "1"}) if number == 0 else completion("x"))
     ask(endpoint(server.url), ["a"])
     first, second = (arrival for *_, arrival in server.requests)
-    assert 1.0 <= second - first < 2.0
+    assert second - first >= 1.0
 
 
 def test_a_slow_replica_is_reported_and_its_requests_go_to_the_other(small_server, caplog):
-    slow = small_server(lambda body, number: time.sleep(3) or completion("late"))
+    slow = small_server(lambda body, number: time.sleep(8) or completion("late"))
     quick = small_server(lambda body, number: completion("quick"))
     start = time.monotonic()
-    answers = ask(endpoint(slow.url, quick.url, timeout_s=0.3, concurrency=2, max_retries=1), list("abcdef"))
+    answers = ask(endpoint(slow.url, quick.url, timeout_s=1.0, concurrency=2, max_retries=1), list("abcdef"))
     assert [answer.text for answer in answers] == ["quick"] * 6
-    assert time.monotonic() - start < 2.5
-    assert f"{slow.url} is set aside for 0.1 s: no answer within 0.3 s" in caplog.text
+    assert time.monotonic() - start < 6
+    assert f"{slow.url} is set aside for 0.1 s: no answer within 1 s" in caplog.text
 
 
 # --- failing for good ------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from route_log import Overhead, Played
 from route_tree import RouteTree, best_fixed_route, grow, max_calls, optimal_routes
 from run_folder import RunError, load_run_config
 from terminator import NEVER, Terminator, TerminatorJudge, answer_shape, cut_at, load_terminator, terminator_figures
-from transfer import audit, best_pairs
+from transfer import audit, best_pairs, reading_experts
 
 NEIGHBOURS = (5, 10, 20, 50)  # of the k-NN router; the best on validation is taken
 FITS = Path("runs/full_information")
@@ -270,7 +270,8 @@ class Evaluation:
     def transfer_section(self) -> dict[str, Any]:
         """results.json's `transfer`: the knowledge-transfer audit on the test split."""
         self.say("the knowledge-transfer audit")
-        return audit(self.splits.test, self.pool, best_pairs(self.validation_tree, self.config.eval.composition_tasks), self.config.env.p0)
+        pairs = best_pairs(self.validation_tree, self.config.eval.composition_tasks, reading_experts(self.pool))
+        return audit(self.splits.test, self.pool, pairs, self.config.env.p0)
 
 
 def overheads(agent: Agent, routes: Sequence[Route], seconds_per_row: float, *, reads_question: bool = True, reads_answers: bool = True) -> list[Overhead]:

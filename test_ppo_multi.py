@@ -21,10 +21,10 @@ from typing import Any
 os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 
 from command_line import load_config, merge, overrides_from, parse, run_command, validate
-from config import TOKEN_UNITS, ConfigError
+from config import TOKEN_UNITS, ConfigError, RewardConfig
 from evaluation import Evaluation
 from report.page import write_report_files
-from report.results import build_results, table, uncounted
+from report.results import YARDSTICKS, build_results, table, uncounted
 from report.schema import ReportError, read_results, to_json
 from route_log import Record, read_records, reprice, route_records
 from run_folder import newest_run, write_atomically
@@ -50,7 +50,7 @@ def evaluate(evaluation: Evaluation) -> tuple[dict[str, Any], list[Record]]:
 
 
 def repriced(folder: Path, unit: str, overrides: list[str]) -> tuple[dict[str, Any], list[Record]]:
-    """A finished evaluation in another cost unit: results.json and route log, from the folder's own."""
+    """A finished evaluation in another cost unit: results.json and route log, from the folder's own, without the optimum of the old prices."""
     records = read_records(folder / "routes.jsonl")
     before = read_results(folder / "report" / "results.json")
     config = validate(merge(before["evaluation"]["config"], overrides_from([*overrides, "--reward.cost", unit])), f"{folder}, priced in {unit}")
@@ -60,8 +60,16 @@ def repriced(folder: Path, unit: str, overrides: list[str]) -> tuple[dict[str, A
         )
     kept = {name: before[name] for name in ("terminator", "transfer", "evaluation") if name in before}
     kept["terminator"] = {name: value for name, value in kept["terminator"].items() if name != "thresholds"}  # their costs are in the old unit
-    records = reprice(records, config.reward)
-    return build_results(records, config, before["experts"], kept), records
+    records, chosen_for = reprice(records, config.reward), RewardConfig.model_validate(before["evaluation"]["config"]["reward"])
+    if config.reward == chosen_for:
+        return build_results(records, config, before["experts"], kept), records
+    records = [record for record in records if record["policy"] != YARDSTICKS["optimum"]]  # searched with other prices, it is no optimum in these
+    results = build_results(records, config, before["experts"], kept)
+    results["notes"].append(
+        f"Priced again: every policy acts as it was trained, fitted or chosen for alpha = {chosen_for.alpha} and cost in {chosen_for.cost}. "
+        "The optimum in hindsight would take other routes at these prices and is left out."
+    )
+    return results, records
 
 
 def learning_curves(runs: list[str]) -> dict[int, list[Record]]:

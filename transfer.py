@@ -34,13 +34,18 @@ def swapped_partner(questions: Sequence[Question]) -> np.ndarray:
     return partner
 
 
-def best_pairs(tree: RouteTree, tasks: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """For each of the tasks the two experts in a row with the highest mean quality, from full trees of validation questions."""
+def reading_experts(pool: ExpertPool) -> list[int]:
+    """Those that an answer can be handed to: a recorded expert does not read it."""
+    return [k for k in range(len(pool)) if not pool.is_recorded[k]]
+
+
+def best_pairs(tree: RouteTree, tasks: Sequence[str], seconds: Sequence[int]) -> dict[str, tuple[int, int]]:
+    """For each of the tasks the two experts in a row, the second of them from `seconds`, with the highest mean quality on full trees of validation questions."""
     found = {}
     for task in tasks:
         roots = [index for index, question in enumerate(tree.questions) if question.task == task]
-        if roots and tree.t_max > 1:
-            pairs = itertools.product(range(tree.num_experts), repeat=2)
+        if roots and seconds and tree.t_max > 1:
+            pairs = itertools.product(range(tree.num_experts), seconds)
             found[task] = max(pairs, key=lambda pair: tree.levels[2].quality[tree.levels[1].child[tree.levels[0].child[roots, pair[0]], pair[1]]].mean())
     return found
 
@@ -48,13 +53,12 @@ def best_pairs(tree: RouteTree, tasks: Sequence[str]) -> dict[str, tuple[int, in
 def audit(questions: Sequence[Question], pool: ExpertPool, composition_pairs: Mapping[str, tuple[int, int]], p0: float = 1.0) -> dict[str, Any]:
     """Quality of every second call under every variant, by group of tasks, with 95% intervals over the questions.
 
-    `composition_pairs` names the tasks that chain skills by construction, each with the pair of experts to report on its own.
+    `composition_pairs` names the tasks that chain skills by construction, each with the pair of experts to report on its own (the second one reads).
     Returns {"pairs": [...], "best": [...]} of results.json; `best` adds, per composition task, the paired gain of the handed-on answer
     over each other variant. Questions that are alone in their task are left out: there is nothing to swap.
     """
     partner, num, size = swapped_partner(questions), len(pool), len(questions)
-    reading = [k for k in range(num) if not pool.is_recorded[k]]
-    composition_pairs = {task: pair for task, pair in composition_pairs.items() if pair[1] in reading}
+    reading = reading_experts(pool)
     asked = pool.answer([Request(k, question.text) for k in range(num) for question in questions])
     first = [[answer.text for answer in asked[k * size : (k + 1) * size]] for k in range(num)]  # [expert][question]
     first_quality = [np.array(score_answers(questions, row, [name] * size)) for name, row in zip(pool.names, first, strict=True)]

@@ -42,8 +42,10 @@ def test_the_gain_is_there_with_the_true_answer_and_gone_with_another_questions(
 
 def test_the_pair_to_report_is_the_best_on_validation(make_pool: Callable) -> None:
     tree = grow(QUESTIONS, chain_pool(make_pool), 2, expand_solved=True)
-    assert best_pairs(tree, ["chain", "never seen"]) == {"chain": (0, 1)}
-    assert best_pairs(grow(QUESTIONS, chain_pool(make_pool), 1, expand_solved=True), ["chain"]) == {}
+    assert best_pairs(tree, ["chain", "never seen"], [0, 1]) == {"chain": (0, 1)}
+    assert best_pairs(tree, ["chain"], [0]) == {"chain": (0, 0)}  # the best whose second expert reads what it is handed
+    assert best_pairs(tree, ["chain"], []) == {}
+    assert best_pairs(grow(QUESTIONS, chain_pool(make_pool), 1, expand_solved=True), ["chain"], [0, 1]) == {}
 
 
 def test_an_answer_is_swapped_with_another_question_of_the_same_task() -> None:

@@ -569,7 +569,7 @@ def test_a_full_evaluation_of_two_seeds_has_every_baseline_and_no_policy_beats_t
         tokens = row["cost"]["prompt_tokens"] + row["cost"]["completion_tokens"]
         assert row["charge"] == pytest.approx(tokens / 1000) and row["quality"]["mean"] == by_name[row["policy"]]["quality"]["mean"]
     assert by_name.keys() - {row["policy"] for row in again["rows"]} == {"optimum (hindsight)"}  # no optimum at other prices
-    assert "optimum" not in again["oracle"] and "chosen for alpha = 0.1 and cost in params" in again["notes"][-1]
+    assert "optimum" not in again["oracle"] and "chosen for alpha = 0.01 and cost in params" in again["notes"][-1]
 
 
 def test_a_sweep_trains_what_is_missing_and_puts_all_values_into_one_trade_off(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,19 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from config import EXPERT_KINDS, Config, ConfigError, DERError, Section
+from config import EXPERT_KINDS, Config, ConfigError, DataConfig, DERError, Section
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML takes the last of two equal keys without a word; this one refuses them."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is set twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -25,7 +37,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{path}: no such configuration file")
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if data is None:
@@ -69,7 +81,7 @@ def overrides_from(arguments: list[str]) -> dict[str, Any]:
             if not isinstance(target, dict):
                 raise ConfigError(f"--{key}: {parent} was given a value of its own before")
         try:
-            target[leaf] = yaml.safe_load(value) if value else ""
+            target.update(merge(target, {leaf: yaml.load(value, _Loader) if value else ""}))
         except yaml.YAMLError as error:
             raise ConfigError(f"--{key} {value}: not a YAML value ({error})") from error
     return out
@@ -160,8 +172,12 @@ def validate(data: dict[str, Any], origin: str = "configuration", options: dict[
 def load_config(path: Path, overrides: list[str] | None = None) -> Config:
     """Read a YAML file, put command-line overrides on top, check the result. Raises ConfigError."""
     options = overrides_from(overrides or [])
-    given = merge(read_yaml(path), options)
-    return validate(merge(Config().model_dump(mode="json"), given), f"{path} and the command line" if options else str(path), options)
+    given, origin = merge(read_yaml(path), options), f"{path} and the command line" if options else str(path)
+    config = validate(merge(Config().model_dump(mode="json"), given), origin, options)
+    named = [split for split in DataConfig.model_fields if _is_in(given, ("data", split, "path"))]
+    if missing := [f"data.{split}.path" for split in DataConfig.model_fields if named and split not in named]:
+        raise ConfigError(f"{origin}: {', '.join(missing)}: missing; beside data.{named[0]}.path, the embedded test bed's questions would stand in for it")
+    return config
 
 
 def dump_config(config: Config) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 CostUnit = Literal["params", "flops", "tokens", "latency", "usd"]
 DEVICE_MAPS = r"^(auto|balanced|balanced_low_0|sequential|cpu|mps|cuda(:\d+)?)$"
@@ -24,7 +24,14 @@ class ConfigError(DERError):
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, given: Any, info: ValidationInfo) -> Any:
+        if isinstance(given, bool) and cls.model_fields[info.field_name].annotation is not bool:
+            raise ValueError("true and false (yes and no) are no values of this setting")
+        return given
 
 
 class SourceConfig(Section):
@@ -34,7 +41,9 @@ class SourceConfig(Section):
     subset: str | None = Field(None, description="configuration name of a hub data set")
     split: str = Field("train", description="split of a hub data set, or meta.split of the recorded rows to take (rows without one are all taken)")
     revision: str | None = Field(None, description="commit of a hub data set")
-    fields: dict[str, str] = Field(default_factory=dict, description="our field (id, text, reference, task, metric) -> theirs; dots reach into nested fields")
+    fields: dict[Literal["id", "text", "reference", "task", "metric", "split"], str] = Field(
+        default_factory=dict, description="our field (id, text, reference, task, metric; split of recorded rows) -> theirs; dots reach into nested fields"
+    )
     task: str = Field("default", description="task of rows that name none")
     metric: str = Field("exact_match", description="metric of rows that name none")
     score_range: tuple[float, float] = Field((0.0, 1.0), description="metric recorded: the lowest and highest score there can be; mapped to 0 and 1")
@@ -60,7 +69,7 @@ class DecodingConfig(Section):
     max_new_tokens: int = Field(64, ge=1)
     temperature: float = Field(0.0, ge=0.0)
     top_p: float = Field(1.0, gt=0.0, le=1.0)
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
 
 class ExpertConfig(Section):
@@ -100,7 +109,7 @@ class PromptedExpertConfig(ExpertConfig):
     system_prompt: str | None = Field(None, description="for prompt_format chat")
     prompt_template: str | None = Field(None, description="for prompt_format template: what the model was tuned on, {prompt} standing for what is asked")
     few_shot: str | None = Field(None, description="JSONL of examples {question, previous_answer, answer} for prompt_format few_shot")
-    stop: tuple[str, ...] = Field((), description="the answer ends before any of these")
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field((), description="the answer ends before any of these")
     decoding: DecodingConfig = DecodingConfig()
     first_answers: str | tuple[str, ...] | None = Field(
         None, description="recorded answers (as kind recorded reads them) that serve as this expert's first calls: no generation, but the same charge"
@@ -114,6 +123,8 @@ class PromptedExpertConfig(ExpertConfig):
             raise ValueError("prompt_format template and a prompt_template belong together")
         if self.prompt_template is not None and self.prompt_template.count("{prompt}") != 1:
             raise ValueError("prompt_template needs {prompt} once, where the question goes")
+        if self.system_prompt is not None and self.prompt_format != "chat":
+            raise ValueError("system_prompt is for prompt_format chat; other formats would leave it out")
         return self
 
 
@@ -129,7 +140,9 @@ class HFExpertConfig(PromptedExpertConfig):
     device_map: str | None = Field(
         None, pattern=DEVICE_MAPS, description="auto: over all GPUs, then CPU memory, then disk (accelerate); or one device, e.g. cuda:1; none: the run's device"
     )
-    max_memory: dict[int | str, str] | None = Field(None, description="for device_map auto: most that each device may hold, e.g. {0: 20GiB, cpu: 60GiB}")
+    max_memory: dict[Annotated[int | str, Field(union_mode="left_to_right")], str] | None = Field(
+        None, description="for device_map auto: most that each device may hold, e.g. {0: 20GiB, cpu: 60GiB}"
+    )
     trust_remote_code: bool = False
 
     @model_validator(mode="after")
@@ -239,7 +252,7 @@ class AgentConfig(Section):
     pooling: Literal["cls", "mean", "last"] = "mean"
     freeze_encoder: bool = Field(True, description="keep the encoder as it is and cache its features")
     max_tokens: int = Field(256, ge=16, description="length of the state text in tokens")
-    hidden_sizes: tuple[int, ...] = (128,)
+    hidden_sizes: tuple[Annotated[int, Field(ge=1)], ...] = (128,)
     sees_calls_left: bool = Field(True, description="tell the heads how many calls are left (paper: false)")
 
 

@@ -61,7 +61,11 @@ def test_a_key_like_no_other_lists_the_known_ones(load):
         ("env: {t_max: 0}", "env.t_max", "0", "greater than or equal to 1"),
         ("env: {p0: 1.5}", "env.p0", "1.5", "less than or equal to 1"),
         ("device: gpu", "device", "'gpu'", "cuda"),
-        ("reward: {alpha: .nan}", "reward.alpha", "nan", "greater than or equal to 0"),
+        ("reward: {alpha: .nan}", "reward.alpha", "nan", "finite"),
+        ("reward: {beta: .inf}", "reward.beta", "inf", "finite"),
+        ("train: {epochs: yes}", "train.epochs", "True", "true and false"),
+        ("agent: {hidden_sizes: [16, 0]}", "agent.hidden_sizes.1", "0", "greater than or equal to 1"),
+        ("pool: {experts: [{name: a, source: x, params_b: 1, stop: ['']}]}", "pool.experts.0.stop.0", "''", "at least 1 character"),
     ],
 )
 def test_a_wrong_value_names_field_value_and_what_is_allowed(load, text, field, value, allowed):
@@ -89,6 +93,26 @@ def test_yaml_no_switches_a_flag_off_and_is_refused_where_text_is_wanted(load):
     assert load("", "--agent.sees_calls_left=no").agent.sees_calls_left is False
     with pytest.raises(ConfigError, match=r"agent\.encoder = False"):
         load("agent: {encoder: no}")
+
+
+def test_what_is_set_twice_is_refused_and_options_of_one_section_add_up(load):
+    with pytest.raises(ConfigError, match=r"(?s)config.yaml: not valid YAML: 'alpha' is set twice.*line 3"):
+        load("reward:\n  alpha: 0.1\n  alpha: 0.9")
+    reward = load("", "--reward.alpha", "0.2", "--reward", "{beta: 2}").reward
+    assert (reward.alpha, reward.beta) == (0.2, 2.0)
+
+
+def test_a_split_of_its_own_does_not_stand_beside_embedded_ones(load):
+    with pytest.raises(ConfigError, match=r"data\.validation\.path, data\.test\.path: missing; beside data\.train\.path, the embedded"):
+        load("data: {train: {path: x.jsonl}}")
+    assert load("data: {train: {path: x.jsonl}}", "--data.validation.path", "y.jsonl", "--data.test.path", "z.jsonl").data.test.path == "z.jsonl"
+    with pytest.raises(ConfigError, match=r"data\.test\.fields\.refrence.*'reference'"):
+        load("data: {test: {fields: {refrence: answer}}}")
+
+
+def test_a_system_prompt_that_no_prompt_would_hold_is_refused(load):
+    with pytest.raises(ConfigError, match="system_prompt is for prompt_format chat"):
+        load("pool: {experts: [{name: a, source: x, params_b: 1, prompt_format: plain, system_prompt: Be short.}]}")
 
 
 def test_command_line_beats_yaml_beats_defaults(load):
@@ -180,13 +204,14 @@ def test_every_shipped_configuration_loads_and_survives_being_dumped(path, tmp_p
 
 
 def test_a_dump_keeps_awkward_values(load, tmp_path):
-    expert = {"name": "ä: no", "source": "x", "params_b": 1.67872e-04, "stop": ["\n", "no", ""], "system_prompt": "Say: {yes}\n# no"}
+    expert = {"name": "ä: no", "source": "x", "params_b": 1.67872e-04, "stop": ["\n", "no"], "system_prompt": "Say: {yes}\n# no"}
+    expert |= {"device_map": "auto", "max_memory": {0: "20GiB", "cpu": "60GiB"}}
     config = load(yaml.safe_dump({"pool": {"experts": [expert]}, "ppo": {"lr": 1e-05}}))
     dumped = tmp_path / "dumped.yaml"
     dumped.write_text(dump_config(config), encoding="utf-8")
     again = load_config(dumped)
     assert again == config
-    assert again.pool.experts[0].stop == ("\n", "no", "")
+    assert again.pool.experts[0].stop == ("\n", "no") and again.pool.experts[0].max_memory == {0: "20GiB", "cpu": "60GiB"}
     assert again.ppo.lr == 0.00001
 
 

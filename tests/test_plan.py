@@ -328,9 +328,10 @@ def test_a_misspelt_key_anywhere_in_a_shipped_configuration_is_refused(path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_misspelt_file_or_metric_in_a_shipped_configuration_is_refused(path, clone):
     splits = load_config(path).data
+    named = [f"--data.{name}.path={split.path}" for name, split in splits]
     for option, value in (("data.train.path", splits.train.path.replace(".jsonl", "x.jsonl")), ("agent.encoder", "models/minilm/typo")):
         with pytest.raises(ConfigError, match=value):
-            train_ppo_multi.main(["--config", str(path), "--dry_run", f"--{option}", value])
+            train_ppo_multi.main(["--config", str(path), "--dry_run", *named, f"--{option}", value])
 
 
 # --- against a real run ---

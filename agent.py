@@ -6,6 +6,7 @@ value. The trained agent is a folder that `load_agent` opens with one call.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ from config import AgentConfig, DERError, PPOConfig
 from der_env import Episode, encode_states
 from encoder import ENCODE_ROWS, StateEncoder, position_offset
 from experts import ExpertPool
-from model_source import resolve_source, weights_fingerprint
+from model_source import resolve_source
 from prompts import KTP_TEMPLATES, StateTokenizer, ktp_hash
 from rollout import Decision
 
@@ -156,6 +157,13 @@ class Agent:
             state |= {f"encoder.{k}": v for k, v in self.encoder.model.state_dict().items()}
         return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
 
+    def encoder_hash(self) -> str:
+        """Hash of the encoder's weights: of the first 4,096 numbers of each tensor, a retrained model differing everywhere."""
+        digest = hashlib.sha256()
+        for name, tensor in self.encoder.model.state_dict().items():
+            digest.update(f"{name}{tuple(tensor.shape)}".encode() + tensor.flatten()[:4096].cpu().float().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
     def load_learned_state(self, state: dict[str, torch.Tensor]) -> None:
         part = lambda prefix: {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}  # noqa: E731
         self.actor.last.load_state_dict(part("actor."))
@@ -197,11 +205,10 @@ Transfer Prompt `{ktp}` ({ktp_hash}).
 def save_agent(agent: Agent, folder: Path, pool: ExpertPool) -> None:
     """Write the agent folder: config.json, model.safetensors, tokenizer/, README.md."""
     folder.mkdir(parents=True, exist_ok=True)
-    source = resolve_source(agent.config.encoder)
     spec = {
         "agent": agent.config.model_dump(mode="json"),
         "t_max": agent.t_max,
-        "encoder_weights": weights_fingerprint(source) if Path(source).is_dir() else agent.config.revision,
+        "encoder_hash": agent.encoder_hash(),
         "pool": pool.fingerprint(),
         "ktp": {"version": pool.ktp, "text": KTP_TEMPLATES[pool.ktp], "hash": ktp_hash(pool.ktp)},
     }
@@ -214,7 +221,7 @@ def save_agent(agent: Agent, folder: Path, pool: ExpertPool) -> None:
 
 
 def load_agent(folder: Path | str, pool: ExpertPool, *, device: torch.device | None = None, other_pool: bool = False) -> Agent:
-    """The agent of a folder. Raises AgentError when a file is missing, or when `pool` or its prompt wording differs from training.
+    """The agent of a folder. Raises AgentError when a file is missing, or when encoder, `pool` or its prompt wording differs from training.
 
     `other_pool=True` accepts a pool of the same size that differs.
     """
@@ -231,4 +238,6 @@ def load_agent(folder: Path | str, pool: ExpertPool, *, device: torch.device | N
         raise AgentError(f"{folder}: trained with Knowledge Transfer Prompt {spec['ktp']['version']}, the pool uses {pool.ktp}")
     agent = build_agent(AgentConfig(**spec["agent"]), len(pool), spec["t_max"])
     agent.load_learned_state(load_file(folder / "model.safetensors"))
+    if (now := agent.encoder_hash()) != spec.get("encoder_hash", now):  # agents saved before it was kept have none
+        raise AgentError(f"{folder}: agent.encoder {agent.config.encoder!r} is not the one trained on, its weights are other ones; restore it (agent.revision pins a hub commit)")
     return agent.to(device or torch.device("cpu"))

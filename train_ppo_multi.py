@@ -14,6 +14,8 @@ Evaluate with python test_ppo_multi.py.
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import os
 import time
 from collections import Counter
@@ -40,7 +42,7 @@ from experts import build_pool
 from questions import load_splits
 from reward import charge
 from rollout import Route, play, score_routes
-from run_folder import RunFolder, load_run_config, random_state, restore_random_state, run_name, seed_everything
+from run_folder import RunError, RunFolder, load_run_config, random_state, restore_random_state, run_name, seed_everything
 from terminator import Terminator, TerminatorData, TerminatorJudge, choose_threshold, cut_at, save_terminator
 
 COLLAPSE_SHARE = 0.95  # of greedy first calls to one expert
@@ -167,8 +169,15 @@ class Trainer:
             "threshold": self.terminator.threshold,
             "terminator_data": self.terminator_data.state(),
             "sampler": self.envs.sampler_state(),
+            "learns_from": self.learns_from(),
             "random": random_state(),
         }
+
+    def learns_from(self) -> dict[str, str]:
+        """Hashes of what a run must go on with; the sampler's state, for one, is numbers of questions."""
+        splits = {f"data.{name}": [vars(question) for question in getattr(self.splits, name)] for name in ("train", "validation")}
+        made_of = splits | {"pool.experts": self.pool.fingerprint()}
+        return {name: hashlib.sha256(json.dumps(part, sort_keys=True, default=str).encode()).hexdigest()[:16] for name, part in made_of.items()}
 
     def _algorithm_state(self) -> dict[str, Any]:
         """Networks and optimiser; a frozen encoder's weights are left to its source."""
@@ -176,6 +185,10 @@ class Trainer:
         return {k: v for k, v in state.items() if not (self.config.agent.freeze_encoder and ".preprocess.model." in k)}
 
     def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from `state`. Raises RunError where questions or experts are not those it was saved with."""
+        now = self.learns_from()
+        if changed := [name for name, then in state.get("learns_from", now).items() if then != now[name]]:  # checkpoints from before it was kept have none
+            raise RunError(f"{self.folder.path}: {' and '.join(changed)} changed since its last checkpoint: restore what was there, or train a new run")
         for name in ("epoch", "update_idx", "env_step", "best_return"):
             setattr(self, name, state[name])
         self.algorithm.load_state_dict(dict(state["algorithm"]), strict=False)  # a copy: Tianshou pops from it; a frozen encoder is not in it
@@ -278,30 +291,33 @@ def resumed_run(path: Path, overrides: list[str]) -> Trainer:
     set_threads(config.threads)
     trainer = Trainer(config, RunFolder(path, resume=True))
     state = trainer.folder.load_checkpoint()
-    trainer.folder.cut_metrics(state["epoch"] if state else 0)
     if state is None:
         trainer.calibrate()
     else:
         trainer.load_state(state)
+    trainer.folder.cut_metrics(trainer.epoch)
     return trainer
 
 
 def main(arguments: list[str]) -> Path | None:
     """Run the command; returns the run's folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--config", type=Path, default=Path("configs/quickstart.yaml"))
+    parser.add_argument("--config", type=Path, help="default: configs/quickstart.yaml")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="continue this run from its last checkpoint")
     parser.add_argument("--print_config", action="store_true", help="show the resolved configuration and stop")
     parser.add_argument("--dry_run", action="store_true", help="check the configuration without weights or network, show the plan and stop")
     options, overrides = parse(parser, arguments)
+    if options.resume and options.config:
+        raise ConfigError(f"--resume {options.resume} goes on with the run's own configuration; leave --config out, or train a new run")
+    config_path = options.config or Path("configs/quickstart.yaml")
     if options.dry_run or options.print_config:
-        path = options.resume / "config.yaml" if options.resume else options.config
+        path = options.resume / "config.yaml" if options.resume else config_path
         config = load_config(path, overrides)
         print(f"{path}: {plan_text(make_plan(config))}" if options.dry_run else dump_config(config).rstrip())
         return None
     if is_helper():
         return help_encode()
-    trainer = resumed_run(options.resume, overrides) if options.resume else new_run(options.config, overrides)
+    trainer = resumed_run(options.resume, overrides) if options.resume else new_run(config_path, overrides)
     path, splits = trainer.folder.path, trainer.splits
     print(f"{path}: {len(trainer.pool)} experts on {trainer.device}, {len(splits.train)} training and {len(splits.validation)} validation questions")
     if splits.num_merged:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -323,6 +324,18 @@ def test_a_saved_agent_decides_as_before(make_agent: Callable, make_pool: Callab
     assert not torch.allclose(agent.actor(obs)[0], make_agent(freeze_encoder=freeze).actor(obs)[0], atol=1e-3)  # it had learned something
     assert {path.name for path in (tmp_path / "agent").iterdir()} == {"config.json", "model.safetensors", "tokenizer", "README.md"}
     assert [expert["name"] for expert in json.loads((tmp_path / "agent" / "config.json").read_text())["pool"]] == ["e0", "e1", "e2", "e3"]
+
+
+def test_a_saved_agent_refuses_an_encoder_of_other_weights(bert_encoder: Path, make_agent: Callable, make_pool: Callable, tmp_path: Path) -> None:
+    encoder = shutil.copytree(bert_encoder, tmp_path / "encoder")
+    agent, pool = make_agent(encoder=str(encoder)), make_pool([lambda q, a: "yes"] * NUM_EXPERTS)
+    save_agent(agent, tmp_path / "agent", pool)
+    load_agent(tmp_path / "agent", pool)
+    with torch.no_grad():
+        agent.encoder.model.embeddings.LayerNorm.weight.mul_(1.01)
+    agent.encoder.model.save_pretrained(encoder)
+    with pytest.raises(AgentError, match=r"agent: agent.encoder '.*encoder' is not the one trained on, its weights are other ones"):
+        load_agent(tmp_path / "agent", pool)
 
 
 def test_a_saved_agent_refuses_another_pool_unless_told_to(make_agent: Callable, make_pool: Callable, scripted_expert: Callable, tmp_path: Path) -> None:

@@ -105,9 +105,9 @@ def fit_logistic(features: np.ndarray, singles: Sequence[Sequence[Route]], rewar
     return predict
 
 
-def best_single_expert(singles: Sequence[Sequence[Route]]) -> int:
-    """The expert with the highest mean quality over scored one-call routes, `singles[expert][question]`."""
-    return int(np.argmax([np.mean([route.quality for route in routes]) for routes in singles]))
+def best_single_expert(singles: Sequence[Sequence[Route]], reward: RewardConfig | None = None) -> int:
+    """The expert with the highest mean quality, or return where a reward is given, over scored one-call routes, `singles[expert][question]`."""
+    return int(np.argmax([np.mean([route.quality if reward is None else route.value_under(reward) for route in routes]) for routes in singles]))
 
 
 def best_by_task(singles: Sequence[Sequence[Route]], reward: RewardConfig) -> dict[str, int]:
@@ -127,12 +127,12 @@ def ask_all_pick_best(singles: Sequence[Sequence[Route]]) -> list[Route]:
 def ask_all_and_vote(singles: Sequence[Sequence[Route]], best: int) -> list[Route]:
     """Every expert asked once, the most frequent answer taken (case and spaces aside; self-consistency, Wang et al. 2023, over experts).
 
-    Of equally frequent answers the one of expert `best` wins if it is among them, else the earliest.
+    An empty answer is no vote. Of equally frequent answers the one of expert `best` wins if it is among them, else the earliest.
     """
     out = []
     for routes in zip(*singles, strict=True):
         texts = [re.sub(r"\s+", " ", route.episode.answer.strip().casefold()) for route in routes]
-        votes = Counter(texts)
+        votes = Counter(text for text in texts if text) or Counter(texts)
         most = max(votes.values())
         winner = best if votes[texts[best]] == most else next(k for k, text in enumerate(texts) if votes[text] == most)
         out.append(_ask_all(routes, winner))

@@ -25,6 +25,7 @@ from experts import ExpertPool, build_pool
 from full_information import FullInformationRouter, fit_full_information, fit_key
 from pair_ranker import PairRanker
 from questions import Question, load_splits
+from reward import charge
 from rollout import NeverSatisfied, Policy, Route, play, score_routes
 from route_log import Overhead, Played
 from route_tree import RouteTree, best_fixed_route, grow, max_calls, optimal_routes
@@ -35,6 +36,8 @@ from transfer import audit, best_pairs, reading_experts
 NEIGHBOURS = (5, 10, 20, 50)  # of the k-NN router; the best on validation is taken
 FITS = Path("runs/full_information")
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)  # inverse regularisation of the logistic router, likewise
+LEARNED = ("name", "seed", "agent", "ppo", "train", "terminator")  # what training has settled
+BESIDE = ("name", "seed", "pool.store", "threads", "device", "train.max_expert_calls")  # in which runs of one table may differ
 Say = Callable[[str], None]
 
 
@@ -54,7 +57,7 @@ class Evaluation:
     """Runs of one configuration, their pool and the questions. `say` is told what is being played."""
 
     def __init__(self, paths: Sequence[Path], overrides: Sequence[str], *, other_pool: bool = False, say: Say = lambda text: None):
-        configs = [load_run_config(path, overrides) for path in paths]
+        configs = [evaluated_config(path, overrides) for path in paths]
         self.config, self.say = configs[0], say
         for path, config in zip(paths, configs, strict=True):
             if differing := _differences(self.config, config):
@@ -68,6 +71,9 @@ class Evaluation:
         if len(self.splits.test) < 2:
             raise ConfigError(f"data.test: {len(self.splits.test)} question(s): the report's intervals need two or more")
         self.pool.check_questions([*self.splits.train, *self.splits.validation, *self.splits.test])
+        if self.config.eval.full:  # refused before anything is played
+            for split, questions in (("test", self.splits.test), ("validation", self.splits.validation), ("training", self._tree_questions)):
+                self._check_tree(split, questions)
         self.runs = [Trained(path, config, self.pool, device, other_pool=other_pool) for path, config in zip(paths, configs, strict=True)]
         self.agent = self.runs[0].agent  # whose encoder the fitted baselines use
         if self.config.agent.freeze_encoder:
@@ -118,6 +124,9 @@ class Evaluation:
         self.say("every expert alone")
         best = self.best_expert
         yield self._shared(f"best fixed: {pool.names[best]}", "static", self.test_singles[best])
+        best_in_return = baselines.best_single_expert(self.validation_singles, config.reward)
+        if best_in_return != best:  # the constant choice that is hardest to beat in return
+            yield self._shared(f"best fixed in return: {pool.names[best_in_return]}", "static", self.test_singles[best_in_return])
         lookup = baselines.TaskLookup(baselines.best_by_task(self.validation_singles, config.reward), best)
         yield self._shared("per-task lookup", "static", self.play(test, lookup, NeverSatisfied(), 1))
         for run in self.runs:
@@ -145,7 +154,8 @@ class Evaluation:
         route = best_fixed_route(self.validation_tree, config.reward)
         name = " > ".join(self.pool.names[idx] for idx in route)
         yield self._shared(f"best fixed route: {name}", "static", self.play(test, baselines.FixedRoute(route), NeverSatisfied(), len(route)))
-        cheapest_first = sorted(range(num), key=lambda idx: self.pool.experts[idx].config.params_b)
+        charges = [np.mean([charge(route.episode.cost, config.reward) for route in routes]) for routes in self.validation_singles]
+        cheapest_first = np.argsort(charges, kind="stable").tolist()
         cascade = [cheapest_first[t % num] for t in range(self._t_max)]
         for run in self.runs:
             yield self._with_terminator("cascade, cheapest first", "cascade", baselines.FixedRoute(cascade), run)
@@ -228,14 +238,17 @@ class Evaluation:
         self.say(f"  {path}: cross-fitted return on training questions {router.cross_fitted:.3f}")
         return router
 
-    def _grow(self, split: str, questions: Sequence[Question], *, expand_solved: bool) -> RouteTree:
+    def _check_tree(self, split: str, questions: Sequence[Question]) -> None:
+        """Raises ConfigError where growing the trees could take too many expert calls."""
         most, limit = max_calls(len(questions), len(self.pool), self._t_max), self.config.eval.max_tree_calls
-        self.say(f"route trees of {len(questions)} {split} questions: at most {most} expert calls")
         if most > limit:
             raise ConfigError(
                 f"the route trees of {len(questions)} {split} questions could need {most} expert calls, eval.max_tree_calls is {limit}: "
                 "raise it, lower env.t_max or eval.tree_questions, or leave eval.full off"
             )
+
+    def _grow(self, split: str, questions: Sequence[Question], *, expand_solved: bool) -> RouteTree:
+        self.say(f"route trees of {len(questions)} {split} questions: at most {max_calls(len(questions), len(self.pool), self._t_max)} expert calls")
         return grow(questions, self.pool, self._t_max, expand_solved=expand_solved, on_level=lambda t, calls, new: self.say(f"  call {t}: {calls} answers, {new} of them new"))
 
     # --- what deciding costs ---
@@ -260,8 +273,8 @@ class Evaluation:
         """results.json's `terminator`: the first run's figures, every run's threshold and AUROC."""
         shapes: dict[str, set[str]] = defaultdict(set)
         for question in self.splits.train:
-            reference = question.reference["answer"] if isinstance(question.reference, dict) else question.reference
-            shapes[question.task].update(answer_shape(str(text)) for text in (reference if isinstance(reference, list) else [reference]))
+            reference = question.reference.get("answer") if isinstance(question.reference, dict) else question.reference  # what else a metric's object means, it alone knows
+            shapes[question.task].update(answer_shape(str(text)) for text in (reference if isinstance(reference, list) else [reference]) if text is not None)
         sections = [terminator_figures(self.long_routes[run.seed], self.splits.test, shapes, self.config) for run in self.runs]
         kept = ("auroc", "auroc_well_formed", "ece")
         each = [{"seed": run.seed, "threshold": run.terminator.threshold, **{k: s[k] for k in kept}} for run, s in zip(self.runs, sections, strict=True)]
@@ -287,8 +300,18 @@ def overheads(agent: Agent, routes: Sequence[Route], seconds_per_row: float, *, 
     return [Overhead(len(answers) * params / 1e9, 2.0 * params * int(sum(next(tokens) for _ in answers)), len(answers) * seconds_per_row) for answers in states]
 
 
+def evaluated_config(path: Path, overrides: Sequence[str]) -> Config:
+    """A run's configuration with overrides. Raises ConfigError for one of something that training has settled."""
+    trained, config = load_run_config(path), load_run_config(path, overrides)
+    if settled := [name for name in LEARNED if getattr(config, name) != getattr(trained, name)]:
+        raise ConfigError(f"{path} was trained with other settings of {', '.join(settled)}, which an evaluation cannot change")
+    if config.env.t_max > trained.env.t_max:
+        raise ConfigError(f"--env.t_max = {config.env.t_max}: {path} was trained for {trained.env.t_max} calls at most and knows no states beyond; train it for more")
+    return config
+
+
 def _differences(one: Config, other: Config) -> list[str]:
-    """Dotted names of the settings that differ, name, seed, machine and the place of the store aside."""
+    """Dotted names of the settings that differ, aside from name, seed, machine, the place of the store and what only limits or evaluates."""
 
     def flat(value: Any, prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
@@ -296,4 +319,4 @@ def _differences(one: Config, other: Config) -> list[str]:
         return {prefix: value}
 
     a, b = flat(one.model_dump(mode="json")), flat(other.model_dump(mode="json"))
-    return sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key) and key not in ("name", "seed", "pool.store", "threads", "device"))
+    return sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key) and key not in BESIDE and not key.startswith("eval."))

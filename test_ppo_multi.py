@@ -21,7 +21,7 @@ from typing import Any
 os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 
 from command_line import load_config, merge, overrides_from, parse, run_command, validate
-from config import TOKEN_UNITS, ConfigError, RewardConfig
+from config import TOKEN_UNITS, Config, ConfigError, RewardConfig
 from evaluation import Evaluation
 from report.page import write_report_files
 from report.results import YARDSTICKS, build_results, table, uncounted
@@ -53,12 +53,16 @@ def repriced(folder: Path, unit: str, overrides: list[str]) -> tuple[dict[str, A
     """A finished evaluation in another cost unit: results.json and route log, from the folder's own, without the optimum of the old prices."""
     records = read_records(folder / "routes.jsonl")
     before = read_results(folder / "report" / "results.json")
-    config = validate(merge(before["evaluation"]["config"], overrides_from([*overrides, "--reward.cost", unit])), f"{folder}, priced in {unit}")
+    given = overrides_from([*overrides, "--reward.cost", unit])
+    if other := given.keys() - {"reward"}:
+        raise ConfigError(f"--{min(other)}: routes that were played are only priced again, by --reward settings; evaluate anew to change what is played")
+    config = validate(merge(before["evaluation"]["config"], given), f"{folder}, priced in {unit}")
     if unit in TOKEN_UNITS and (names := uncounted(records, config)):
         raise ReportError(
             f"{folder}: the recorded answers of {', '.join(names)} were not counted, so they have no price in {unit}: give meta.tokens or a tokenizer and evaluate again"
         )
     kept = {name: before[name] for name in ("terminator", "transfer", "evaluation") if name in before}
+    kept["evaluation"] = kept["evaluation"] | {"config": config.model_dump(mode="json")}
     kept["terminator"] = {name: value for name, value in kept["terminator"].items() if name != "thresholds"}  # their costs are in the old unit
     records, chosen_for = reprice(records, config.reward), RewardConfig.model_validate(before["evaluation"]["config"]["reward"])
     if config.reward == chosen_for:
@@ -70,6 +74,18 @@ def repriced(folder: Path, unit: str, overrides: list[str]) -> tuple[dict[str, A
         "The optimum in hindsight would take other routes at these prices and is left out."
     )
     return results, records
+
+
+def refuse_to_replace(folder: Path, config: Config) -> None:
+    """Raises ConfigError where the folder's report has other settings than `config`; a full evaluation may replace one that was not."""
+    try:
+        before = read_results(folder / "report" / "results.json")["evaluation"]["config"]
+    except ReportError:  # none there, or of another version
+        return
+    now = config.model_dump(mode="json")
+    before["eval"]["full"] |= now["eval"]["full"]
+    if other := [name for name in ("data", "env", "reward", "eval") if before[name] != now[name]]:
+        raise ConfigError(f"{folder}/report is of other settings ({', '.join(other)}): keep it and give this one --out FOLDER, or replace it with --out {folder}")
 
 
 def learning_curves(runs: list[str]) -> dict[int, list[Record]]:
@@ -99,12 +115,16 @@ def main(arguments: list[str]) -> Path:
         results, records = repriced(out, options.reprice, overrides)
         folder = out / "report" / f"in_{options.reprice}"
     else:
-        results, records = evaluate(Evaluation(runs, overrides, other_pool=options.other_pool, say=lambda text: print(text, flush=True)))
+        evaluation = Evaluation(runs, overrides, other_pool=options.other_pool, say=lambda text: print(text, flush=True))
+        if options.out is None:
+            refuse_to_replace(out, evaluation.config)
+        results, records = evaluate(evaluation)
         folder = out / "report"
     folder.mkdir(parents=True, exist_ok=True)
+    as_json = to_json(results)
     if not options.reprice:
         write_atomically(out / "routes.jsonl", "".join(json.dumps(record) + "\n" for record in records).encode())
-    write_atomically(folder / "results.json", to_json(results))
+    write_atomically(folder / "results.json", as_json)
     write_report_files(folder, results, records, learning_curves(results["evaluation"]["runs"]))
     print(f"\n{out}: {results['num_questions']} test questions, seed {', '.join(map(str, results['seeds']))}, alpha {results['alpha']}, cost in {results['cost_unit']}\n")
     print(show(results))

@@ -19,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -80,11 +82,17 @@ def parse_sweep(text: str) -> tuple[str, list[str]]:
     key, equals, values = text.partition("=")
     if not equals or not values:
         raise ConfigError(f"--sweep {text}: expected KEY=VALUE,VALUE, for example reward.alpha=0.02,0.1")
-    return key.strip(), [value.strip() for value in values.split(",")]
+    try:
+        listed = yaml.compose(f"[{values}]").value
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--sweep {text}: the values are not YAML with commas between ({error})") from error
+    return key.strip(), [values[value.start_mark.index - 1 : value.end_mark.index - 1] for value in listed]  # as written: they name the runs
 
 
 def sweep(config_path: Path, name: str, seeds: Sequence[int], key: str, values: Sequence[str], overrides: Sequence[str]) -> None:
     """Train and evaluate every value, then put all agents in the trade-off of the report of the configuration's own value (else the first)."""
+    for value in values:  # a typo is refused before anything is trained
+        load_config(config_path, [*overrides, f"--{key}", value])
     reports = {}
     for value in values:
         of_value = [*overrides, f"--{key}", value]

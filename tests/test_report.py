@@ -242,7 +242,8 @@ def test_the_best_single_expert_is_best_in_quality_and_the_lookup_in_return() ->
     tasks = ["sums", "sums", "spell", "spell"]
     singles = one_call_routes([[1, 0, 0, 0], [1, 1, 1, 0], [0, 0, 1, 1]], tasks)  # means .25, .75, .5
     assert best_single_expert(singles) == 1
-    assert best_single_expert(one_call_routes([[0.5], [0.5625]], ["t"])) == 1  # whatever it costs
+    close = one_call_routes([[0.5], [0.5625]], ["t"])
+    assert best_single_expert(close) == 1 and best_single_expert(close, RewardConfig(alpha=0.1)) == 0  # .4, .3625
     # Costs 1, 2, 3. sums: .5 - .1, 1 - .2, 0 - .3; spell: 0 - .1, .5 - .2, 1 - .3
     assert best_by_task(singles, RewardConfig(alpha=0.1)) == {"sums": 1, "spell": 2}
     # At alpha .6 only the cheapest pays: sums .5 - .6, 1 - 1.2, -1.8; spell -.6, .5 - 1.2, 1 - 1.8
@@ -271,6 +272,7 @@ def test_the_vote_counts_answers_that_differ_in_case_only_and_ties_go_to_the_bes
     assert picked(said("Paris", "rome", " paris "), 1) == 0
     assert picked(said("a", "b", "c"), 2) == 2
     assert picked(said("b", "a", "a", "b", "c"), 4) == 0  # a tie without the best expert: the earliest
+    assert picked(said("", "", "c"), 0) == 2 and picked(said("", "", ""), 1) == 1  # silence is no vote
     assert len(ask_all_and_vote(said("a", "b", "c"), 0)[0].episode.steps) == 3  # all are paid for
 
 

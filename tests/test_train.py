@@ -344,6 +344,23 @@ def test_a_run_is_not_overwritten_nor_trained_by_two(finished_run: Path, workpla
     workplace.resume(Path("runs/toy"))  # the lock went with its process
     assert "runs/nowhere: no run there" in workplace.fails(RunError, "--resume", "runs/nowhere")
     assert "--reward.alpha cannot be changed" in workplace.fails(ConfigError, "--resume", "runs/toy", "--reward.alpha", "1")
+    assert "leave --config out" in workplace.fails(ConfigError, "--resume", "runs/toy", "--config", "configs/quickstart.yaml")
+
+
+def test_a_run_does_not_go_on_with_other_questions_or_experts(finished_run: Path, workplace: Workplace) -> None:
+    run = workplace.folder / "runs" / "toy"
+    shutil.copytree(finished_run, run)
+    before = (run / "metrics.jsonl").read_text()
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    rows = [json.loads(line) for line in Path(config["data"]["train"]["path"]).read_text().splitlines()]
+    config["data"]["train"]["path"] = write_jsonl(workplace.folder / "train.jsonl", rows)  # the same questions elsewhere
+    _dump(run / "config.yaml", config)
+    workplace.resume(run)
+    write_jsonl(workplace.folder / "train.jsonl", [*rows[:-1], rows[-1] | {"reference": "another"}])
+    config["pool"]["experts"][0]["params_b"] *= 2
+    _dump(run / "config.yaml", config)
+    assert "toy: data.train and pool.experts changed since its last checkpoint" in workplace.fails(RunError, "--resume", str(run))
+    assert (run / "metrics.jsonl").read_text() == before
 
 
 def disk_full(*arguments: Any) -> None:
@@ -558,6 +575,17 @@ def test_a_full_evaluation_of_two_seeds_has_every_baseline_and_no_policy_beats_t
         test_ppo_multi.main(["--run", str(workplace.folder / "runs" / "none")])
     with pytest.raises(ConfigError, match=r"data.test: 1 question\(s\): the report's intervals need two or more"):
         test_ppo_multi.main(["--run", str(second), "--data.test.limit", "1"])
+    for option, said in (
+        ("--agent.max_tokens=99", "other settings of agent"),
+        ("--env.t_max=9", "trained for 2 calls at most"),
+        ("--eval.max_tree_calls=9", "max_tree_calls is 9"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            test_ppo_multi.main(["--run", str(second), "--out", str(out), "--eval.full=true", option])
+    with pytest.raises(ConfigError, match=r"both/report is of other settings \(env, eval\): keep it"):
+        test_ppo_multi.refuse_to_replace(out, load_config(second / "config.yaml", ["--env.t_max", "1"]))
+    with pytest.raises(ConfigError, match=r"--env: routes that were played are only priced again"):
+        test_ppo_multi.main(["--run", str(second), "--out", str(out), "--reprice", "tokens", "--env.p0", "0.2"])
 
     # In other units, from the log alone: no pool is built.
     with pytest.MonkeyPatch.context() as patch:
@@ -569,6 +597,7 @@ def test_a_full_evaluation_of_two_seeds_has_every_baseline_and_no_policy_beats_t
         tokens = row["cost"]["prompt_tokens"] + row["cost"]["completion_tokens"]
         assert row["charge"] == pytest.approx(tokens / 1000) and row["quality"]["mean"] == by_name[row["policy"]]["quality"]["mean"]
     assert by_name.keys() - {row["policy"] for row in again["rows"]} == {"optimum (hindsight)"}  # no optimum at other prices
+    assert again["evaluation"]["config"]["reward"]["cost"] == "tokens"
     assert "optimum" not in again["oracle"] and "chosen for alpha = 0.01 and cost in params" in again["notes"][-1]
 
 
@@ -598,6 +627,11 @@ def test_a_sweep_trains_what_is_missing_and_puts_all_values_into_one_trade_off(w
         experiment.main([*command[:-1], "reward.alpha", *more])
     with pytest.raises(ConfigError, match="did you mean 'alpha'"):
         experiment.main([*command[:-1], "reward.alpah=1,2", *more])
+    commands.clear()
+    with pytest.raises(ConfigError, match=r"--reward\.alpha = '0\.x'"):
+        experiment.main([*command[:-1], "reward.alpha=0.5,0.x", *more])
+    assert not commands  # refused before 0.5 is trained
+    assert experiment.parse_sweep("agent.hidden_sizes=[16, 16],[8]") == ("agent.hidden_sizes", ["[16, 16]", "[8]"])
 
 
 def test_runs_that_do_not_belong_together_are_refused(finished_run: Path, workplace: Workplace, tmp_path: Path) -> None:
@@ -615,7 +649,7 @@ def test_runs_that_do_not_belong_together_are_refused(finished_run: Path, workpl
 
 
 def test_trees_that_would_cost_too_much_are_refused_before_anything_is_asked(finished_run: Path, workplace: Workplace) -> None:
-    with pytest.raises(ConfigError, match=r"could need 216 expert calls, eval\.max_tree_calls is 100"):  # 18 questions x (3 + 9)
+    with pytest.raises(ConfigError, match=r"could need 144 expert calls, eval\.max_tree_calls is 100"):  # 12 questions x (3 + 9)
         test_ppo_multi.main(["--run", str(finished_run), "--out", "out", "--eval.full", "true", "--eval.max_tree_calls", "100", "--pool.store", str(workplace.store)])
 
 

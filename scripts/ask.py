@@ -28,6 +28,7 @@ from command_line import parse, run_command
 from config import ConfigError, SourceConfig
 from expert_kinds.placement import pick_device, set_threads
 from experts import ExpertPool, build_pool
+from prompts import whole_text
 from questions import Question, read_questions
 from reward import charge
 from rollout import Route, play
@@ -90,21 +91,27 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("question", nargs="?", help="none: interactive")
     parser.add_argument("--run", type=Path, help="folder of the run; default: the newest")
     parser.add_argument("--file", type=Path, help="JSONL of questions")
-    parser.add_argument("--out", type=Path, default=Path("routed.jsonl"), help="with --file: where the routes go")
+    parser.add_argument("--out", type=Path, help="with --file: where the routes go; default: routed.jsonl")
     options, overrides = parse(parser, arguments)
+    if options.file and options.question is not None:
+        raise ConfigError(f"a question and --file {options.file} are two things to ask: give one of them")
+    if options.out and not options.file:
+        raise ConfigError("--out is for the routes of --file; those of a question are shown")
+    if options.question is not None and not options.question.strip():
+        raise ConfigError("the question is empty")
     if loose := [argument for argument in overrides if not (argument.startswith("--") and "=" in argument)]:
         raise ConfigError(f"unexpected {loose[0]!r}: beside a question, settings are written --key=value, for example --threads=1")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     router = Router(options.run or newest_run(), overrides)
     if options.file is not None:
-        ask_file(router, options.file, options.out)
+        ask_file(router, options.file, options.out or Path("routed.jsonl"))
     elif options.question is not None:
-        print(router.show(router.route([Question("asked", options.question.strip())])[0]))
+        print(router.show(router.route([Question("asked", whole_text(options.question.strip()))])[0]))
     else:
         with suppress(EOFError):
             while (text := input("question (empty to leave)> ").strip()) != "":
-                print(router.show(router.route([Question("asked", text)])[0]))
+                print(router.show(router.route([Question("asked", whole_text(text))])[0]))
 
 
 if __name__ == "__main__":

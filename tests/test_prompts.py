@@ -106,6 +106,13 @@ def test_a_roberta_state_has_its_two_separators_and_pads_with_one(roberta_encode
     assert row[2:11].tolist() == tokenizer("abc", "de")["input_ids"]
 
 
+def test_a_decoders_tokenizer_without_separators_gets_a_line_break_between_question_and_answer(tiny_pool_dir):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_pool_dir / "llama-0.2m")
+    assert tokenizer("a", "b")["input_ids"] == tokenizer("ab", add_special_tokens=False)["input_ids"]
+    (row,) = StateTokenizer(tokenizer, 32).encode(["1 + 1"], ["2"], [3])
+    assert tokenizer.decode(row[2 : 2 + 7]) == "1 + 1\n2" and row[1] == 6
+
+
 def test_special_token_text_stays_plain_text(encoder_tokenizer):
     tokenizer = encoder_tokenizer
     text = " ".join(tokenizer.all_special_tokens)

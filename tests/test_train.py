@@ -663,6 +663,12 @@ def test_asking_one_question_shows_its_route(finished_run: Path, capsys: pytest.
     assert capsys.readouterr().out.splitlines() == shown
 
 
+@pytest.mark.parametrize(("arguments", "said"), [(["--file", "x", "why?"], "two things to ask"), (["--out", "x", "why?"], "--out is for"), (["  "], "question is empty")])
+def test_ask_ignores_nothing_it_is_given(finished_run: Path, arguments: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        ask.main(["--run", str(finished_run), *arguments])
+
+
 def test_a_file_of_questions_is_routed_without_references(finished_run: Path, tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", [{"text": "sum of q"}, {"id": "mine", "text": "spell\nover two lines"}, {"text": "sum of q", "task": "t"}])
     ask.main(["--run", str(finished_run), "--file", source, "--out", str(tmp_path / "new" / "out.jsonl")])

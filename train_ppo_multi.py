@@ -56,7 +56,7 @@ class Trainer:
         self.device = pick_device(config.device)
         self.splits = load_splits(config.data)
         self.pool = build_pool(config, config.train.max_expert_calls)
-        self.pool.check_questions([*self.splits.train, *self.splits.validation])
+        self.pool.check_questions([*self.splits.train, *self.splits.validation, *self.splits.test])
         self.pool.stats.generated = folder.expert_calls()
         self.pool.on_generated = folder.count_expert_calls
         seed_everything(config.seed)

@@ -25,6 +25,7 @@ from expert_kinds.hf import HFExpert
 from expert_kinds.recorded import RecordedExpert, read_recording
 from experts import build_expert
 from prompts import PromptFormat
+from questions import Question
 from rollout import PLAY_WIDTH
 
 CHARS_PER_TOKEN = 4  # of English under the usual vocabularies; for prompts whose tokenizer is not here
@@ -201,9 +202,10 @@ def make_plan(config: Config) -> Plan:
     notes: list[str] = []
     needs = check_needs(config)
     splits = plan_splits(config.data, problems, notes)
+    here = [question for split in splits.values() for question in split.questions]
     for metric in sorted({metric for split in splits.values() for metric in split.metrics}):
         with noting(problems):
-            check_metric(metric, needs)
+            check_metric(metric, needs, here, config.pool.experts)
     with noting(problems):
         locate("agent.encoder", config.agent.encoder, config.agent.revision, notes)
     measured, bytes_per_answer = {}, None
@@ -213,17 +215,19 @@ def make_plan(config: Config) -> Plan:
     experts = []
     for expert in config.pool.experts:
         with noting(problems):
-            experts.append(plan_expert(expert, config, calls, splits["train"].texts if "train" in splits else ["x"], measured.get(expert.name), notes))
+            experts.append(plan_expert(expert, config, calls, here, splits["train"].texts if "train" in splits else ["x"], measured.get(expert.name), notes))
     if problems:
         raise ConfigError("\n  ".join([f"{len(problems)} problem(s)", *problems]))
     return Plan(config, splits, calls, experts, bytes_per_answer, device_memory_gb(config.device), needs, notes)
 
 
-def plan_expert(expert: AnyExpertConfig, config: Config, calls: Calls, texts: Sequence[str], measured: Measured | None, notes: list[str]) -> ExpertPlan:
+def plan_expert(expert: AnyExpertConfig, config: Config, calls: Calls, here: Sequence[Question], texts: Sequence[str], measured: Measured | None, notes: list[str]) -> ExpertPlan:
     """Check an expert and reckon its part. Raises DERErrors for what has to be mended."""
     if isinstance(expert, RecordedExpertConfig):
         if check_files(f"expert {expert.name}", expert.path, notes):
-            RecordedExpert(expert).check_charge(config.reward.cost)
+            replayed = RecordedExpert(expert)
+            replayed.check_charge(config.reward.cost)
+            replayed.check_questions(here)
         return ExpertPlan(expert, measured)
     if expert.first_answers is not None and check_files(f"expert {expert.name}: first_answers", expert.first_answers, notes):
         read_recording(expert.first_answers).require(expert.name)

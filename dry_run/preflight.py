@@ -21,25 +21,25 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from config import Config, ConfigError, DataConfig, DERError, EndpointExpertConfig, HFExpertConfig, RayExpertConfig, SourceConfig
+from config import AnyExpertConfig, Config, ConfigError, DataConfig, DERError, EndpointExpertConfig, HFExpertConfig, RayExpertConfig, SourceConfig
 from expert_kinds.placement import pick_device
 from model_source import LOCAL_MODELS, resolve_source
-from questions import RECORDED, load_splits, read_questions
-from reward import get_metric
+from questions import RECORDED, Question, load_splits, read_questions
+from reward import check_metrics, get_metric
 
 SPLITS = ("train", "validation", "test")
 SAMPLE = 200  # questions whose prompts are measured
 ASSUMED_CHARS = 400  # of a question that is not here yet
 
-# Questions of each split that scripts/prepare_data.py NAME makes, before repeats are merged.
+# What scripts/prepare_data.py NAME makes: questions of each split, before repeats are merged, and their metrics.
 PREPARED = {
-    "mixinstruct": (100_000, 5_000, 5_000),
-    "gsm8k": (6_726, 747, 1_319),
-    "mmlu": (99_842, 1_531, 14_042),
-    "arc_challenge": (1_119, 299, 1_172),
-    "triviaqa": (78_860, 8_762, 11_313),
-    "hellaswag": (35_914, 3_991, 10_042),
-    "multidomain": (5_000, 1_000, 2_000),
+    "mixinstruct": ((100_000, 5_000, 5_000), {"bertscore"}),
+    "gsm8k": ((6_726, 747, 1_319), {"numeric_match"}),
+    "mmlu": ((99_842, 1_531, 14_042), {"multiple_choice"}),
+    "arc_challenge": ((1_119, 299, 1_172), {"multiple_choice"}),
+    "triviaqa": ((78_860, 8_762, 11_313), {"exact_match"}),
+    "hellaswag": ((35_914, 3_991, 10_042), {"multiple_choice"}),
+    "multidomain": ((5_000, 1_000, 2_000), {"numeric_match", "multiple_choice", "exact_match"}),
 }
 METRIC_PACKAGES = {
     "bertscore": "bert_score",
@@ -107,11 +107,12 @@ def locate(what: str, source: str, revision: str | None, notes: list[str]) -> Pa
 
 @dataclass(frozen=True)
 class Split:
-    """How many questions, a sample of their texts, and their metrics."""
+    """How many questions, a sample of their texts, their metrics, and the questions themselves where they are here."""
 
     num_questions: int
     texts: list[str]
     metrics: set[str]
+    questions: Sequence[Question] = ()
 
 
 def plan_splits(data: DataConfig, problems: list[str], notes: list[str]) -> dict[str, Split]:
@@ -123,11 +124,11 @@ def plan_splits(data: DataConfig, problems: list[str], notes: list[str]) -> dict
         questions = vars(load_splits(data)) if len(here) == len(SPLITS) else {name: read_questions(source) for name, source in here.items()}
         for name in here:
             texts = [question.text for question in questions[name]]
-            found[name] = Split(len(texts), texts[:: math.ceil(len(texts) / SAMPLE)], {question.metric for question in questions[name]})
+            found[name] = Split(len(texts), texts[:: math.ceil(len(texts) / SAMPLE)], {question.metric for question in questions[name]}, questions[name])
     for name, source in sources.items():
         if name not in here:
             with noting(problems):
-                found[name] = Split(stated_size(name, source, notes), ["x" * ASSUMED_CHARS], {source.metric})
+                found[name] = Split(stated_size(name, source, notes), ["x" * ASSUMED_CHARS], stated_metrics(source))
     return found
 
 
@@ -136,7 +137,7 @@ def stated_size(name: str, source: SourceConfig, notes: list[str]) -> int:
     path, command = Path(source.path), command_for(source.path)
     if command and path.stem in SPLITS:
         notes.append(f"data/{path.parent.name} is not here yet: {command}. Sizes are as stated by its source, questions taken for {ASSUMED_CHARS} characters each")
-        size = PREPARED[path.parent.name][SPLITS.index(path.stem)]
+        size = PREPARED[path.parent.name][0][SPLITS.index(path.stem)]
         return min(size, source.limit or size)
     if command is None and (path.suffix == ".jsonl" or not is_hub_id(source.path)):
         raise ConfigError(f"data.{name}: {source.path}: no such file, and no hub data set has such a name")
@@ -148,13 +149,24 @@ def stated_size(name: str, source: SourceConfig, notes: list[str]) -> int:
     return source.limit or 0
 
 
-def check_metric(name: str, needs: dict[str, bool]) -> None:
-    """Note the package a metric needs. Raises MetricError for an unknown one; the code of evaluate:NAME is on the hub and not looked at."""
+def stated_metrics(source: SourceConfig) -> set[str]:
+    """Metrics of a split that is not here: rows of prepared data name theirs."""
+    path = Path(source.path)
+    return PREPARED[path.parent.name][1] if command_for(source.path) and path.stem in SPLITS else {source.metric}
+
+
+def check_metric(name: str, needs: dict[str, bool], questions: Sequence[Question], experts: Sequence[AnyExpertConfig]) -> None:
+    """Note the package a metric needs. Raises MetricError for an unknown one, and for a question of it that cannot be scored.
+
+    The code of evaluate:NAME is on the hub and not looked at.
+    """
     kind = name.partition(":")[0]
     if kind in METRIC_PACKAGES:
         needs[f"package {METRIC_PACKAGES[kind]} (metric {kind})"] = find_spec(METRIC_PACKAGES[kind]) is not None
     if kind not in ("evaluate", RECORDED):
         get_metric(name)
+    if kind not in METRIC_PACKAGES:
+        check_metrics([question for question in questions if question.metric == name], experts)
 
 
 def check_needs(config: Config) -> dict[str, bool]:

@@ -11,6 +11,7 @@ import prepare_data
 import pytest
 import torch
 import yaml
+from data_sources import MULTIDOMAIN, SOURCES
 from scripted import ScriptedExpert
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
@@ -218,8 +219,22 @@ def test_what_does_not_fit_is_said(workplace):
     assert "TOO MUCH" not in text  # nobody knows that device's memory
 
 
-def test_every_set_that_can_be_prepared_has_a_size():
+def test_every_set_that_can_be_prepared_has_its_size_and_metrics():
     assert set(PREPARED) == set(prepare_data.NAMES)
+    metrics = {name: {source.metric} for name, source in SOURCES.items()} | {"multidomain": {SOURCES[name].metric for name in MULTIDOMAIN}}
+    assert {name: found for name, (_, found) in PREPARED.items()} == metrics
+
+
+def test_questions_that_a_run_would_refuse_are_refused_here(workplace):
+    scored = {"question": "a?", "answers": {"r": "yes"}, "scores": {"r": 1}}
+    rows = [[scored], [scored | {"question": "b?"}], [scored | {"question": "c?"}]]
+    for name, lines in zip(DATA, rows, strict=True):
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    Path("old.jsonl").write_text(json.dumps(scored) + "\n")
+    data = {name: {"path": f"{name}.jsonl", "metric": "recorded"} for name in DATA}
+    replayed = RecordedExpertConfig(name="r", kind="recorded", path="old.jsonl", params_b=1)
+    with pytest.raises(ConfigError, match=r"(?s)2 problem.*recorded judges experts of kind recorded only; nobody has scored what e.*old\.jsonl holds no answer to 'b\?'"):
+        make_plan(_config([_hf("e"), replayed], data=data))
 
 
 def test_data_that_a_script_will_make_is_planned_with_its_stated_size(workplace):

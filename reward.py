@@ -50,10 +50,14 @@ def numbers_in(text: str) -> list[float]:
 
 
 def choice_in(text: str) -> str | None:
-    """The letter of a multiple-choice answer: the one after "answer is", or one that opens the text and is closed by . : ) or the end."""
-    if matches := re.findall(r"(?i:answer\s*(?:is|:))\s*\(?([A-HJ]\b|[A-Ja-j](?=[.,:)]|\s*$))", text):  # not the words "a" and "I"
+    """The letter of a multiple-choice answer, Markdown and LaTeX aside: the last one boxed or after "answer is", "choice is" or "option is" (or ":"), else one that opens the text.
+
+    A letter that opens the text is closed by . : ) or the end of its line.
+    """
+    plain = re.sub(r"\\text(?:bf)?|[*`${}]", "", text.replace(r"\boxed", "answer is "))
+    if matches := re.findall(r"(?i:(?:answer|choice|option)\s*(?:is\s*:?|:)\s*(?:option\s+)?)\(?([A-HJ]\b|[A-Ja-j](?=[.,:)]|\s*$))", plain):  # not the words "a" and "I"
         return matches[-1].upper()
-    match = re.match(r"^\(?([A-J])(?:[.:)]|$)", text.strip())
+    match = re.match(r"(?:Option\s+)?\(?([A-J])(?:[.:)]|\s*$)", plain.strip(), re.MULTILINE)
     return match[1] if match else None
 
 
@@ -112,8 +116,11 @@ def short_answer(prediction: str, reference: str) -> float:
 
 
 def multiple_choice(prediction: str, reference: str) -> float:
-    """1 when the letter chosen is the reference's."""
-    return float(choice_in(prediction) == reference.strip().upper())
+    """1 when the letter chosen is the reference's. Raises MetricError for a reference without one."""
+    wanted = choice_in(reference.upper())
+    if wanted is None:
+        raise MetricError(f"multiple_choice: no letter A to J in the reference {reference!r}")
+    return float(choice_in(prediction) == wanted)
 
 
 def rouge(kind: str) -> PairMetric:

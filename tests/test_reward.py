@@ -78,6 +78,20 @@ def test_numeric_match_refuses_a_reference_without_a_number():
         ("Answer: I think B", None),
         ("The ANSWER IS b) Paris", "B"),
         ("answer: i", "I"),
+        ("The correct answer is: B", "B"),
+        ("The answer is: (B)", "B"),
+        ("The correct answer is **B**.", "B"),
+        ("**Answer:** B", "B"),
+        ("**B**", "B"),
+        ("**B. Paris**", "B"),
+        ("B\n\nParis is the capital of France.", "B"),
+        ("The correct choice is B.", "B"),
+        ("So it must be Paris: $\\boxed{\\text{B}}$", "B"),
+        ("Option B: Paris", "B"),
+        ("The answer is option (b).", "B"),
+        ("The answer is B. Option C is a river.", "B"),  # another option's letter is no answer
+        ("The best option is a mammal", None),
+        ("I think\nit is Paris", None),
     ],
 )
 def test_the_chosen_letter_is_found_and_no_other(text, letter):
@@ -87,6 +101,12 @@ def test_the_chosen_letter_is_found_and_no_other(text, letter):
 def test_multiple_choice_gives_nothing_for_an_answer_without_a_choice():
     assert score("multiple_choice", "The answer is B", "b") == 1
     assert score("multiple_choice", "Bananas", "B") == 0
+
+
+def test_the_reference_of_a_multiple_choice_is_read_as_answers_are_and_must_name_a_letter():
+    assert [score("multiple_choice", "B", reference) for reference in ("(B)", "b. Paris", "The answer is B", "A")] == [1, 1, 1, 0]
+    with pytest.raises(MetricError, match="no letter A to J in the reference 'Paris'"):
+        score("multiple_choice", "B", "Paris")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from config import CostUnit, DERError, ExpertConfig, RecordedExpertConfig, Rewar
 from questions import RECORDED, Question, Reference
 
 PUNCTUATION = re.escape(string.punctuation)
+TYPESET_MINUS = "\u2212"
 
 
 class MetricError(DERError):
@@ -36,17 +37,23 @@ class Metric(Protocol):
 def normalise(text: str) -> str:
     """Lower case, no accents, no punctuation at the ends of words, no articles, single spaces (after SQuAD's evaluation script).
 
-    A minus sign before a digit stays, and a text of nothing but punctuation or articles is kept as it is.
+    A minus sign or decimal point of a number stays, and a text of nothing but punctuation or articles is kept as it is.
     """
-    plain = "".join(char for char in unicodedata.normalize("NFKD", text) if not unicodedata.combining(char)).lower()
-    words = (re.sub(rf"^(?!-\d)[{PUNCTUATION}]+|[{PUNCTUATION}]+$", "", word) for word in plain.split())
+    plain = "".join(char for char in unicodedata.normalize("NFKD", text) if not unicodedata.combining(char)).lower().replace(TYPESET_MINUS, "-")
+    words = (re.sub(rf"^(?:(?!-\$?\.?\d|\.\d)[{PUNCTUATION}])+|[{PUNCTUATION}]+$", "", word) for word in plain.split())
     return " ".join(word for word in words if word not in ("a", "an", "the", "")) or plain.strip()
 
 
+NUMBER = re.compile(
+    r"(?<![\w.])(-?)[$€£]?"  # not inside a word or a longer number
+    r"((?:\d{1,3}(?:,\d{3})++(?!\d)|\d++|(?=\.\d))(?:\.\d++)?+)"  # 1,234 or 1234 or .5; "1,2" are two numbers
+    r"(?!\w*[\d_]|(?:x|st|nd|rd|th)\b)"  # a unit may be attached: 72km, but neither 3x2 nor 2nd
+)
+
+
 def numbers_in(text: str) -> list[float]:
-    """All numbers of a text, thousands separators removed: "1,234.5 and -3" -> [1234.5, -3.0]."""
-    found = re.findall(r"(?<![\w.])-?\d[\d,]*+(?:\.\d+)?+(?!\w)", text)
-    return [float(number.replace(",", "")) for number in found]
+    """All numbers of a text, thousands separators, currency signs and units removed: "1,234.5kg and -$3" -> [1234.5, -3.0]."""
+    return [float(sign + digits.replace(",", "")) for sign, digits in NUMBER.findall(text.replace(TYPESET_MINUS, "-"))]
 
 
 def choice_in(text: str) -> str | None:

@@ -23,6 +23,13 @@ def score(metric, prediction, reference):
         ("Eiffel", "Eiffel Tower", 0),
         ("b", ["a1", "B!"], 1),  # any accepted reference
         ("-5", "5", 0),
+        ("(-5)", "5", 0),
+        ("-$5", "5", 0),
+        ("$-5", "-5", 1),
+        ("\u22125", "-5", 1),  # the minus sign of typeset text
+        (".5", "5", 0),
+        ("(.5)", ".5", 1),
+        ("...Paris (France).", "paris france", 1),
         (".", "A", 0),
         ("*", "+", 0),
     ],
@@ -44,6 +51,9 @@ def test_exact_match_forgives_form_but_not_content(prediction, reference, expect
         ("7 - 10 = -3", "-3", 1),
         ("nothing", "3", 0),
         ("about 12.5kg", "12", 0),
+        ("at 6 km/h for 12 h\n#### 72km", "72", 1),
+        ("12 pounds less 17: -$5", "5", 0),
+        ("7 \u2212 10 = \u22123", "-3", 1),
     ],
 )
 def test_numeric_match_compares_numbers_not_digits(prediction, reference, expected):
@@ -52,7 +62,9 @@ def test_numeric_match_compares_numbers_not_digits(prediction, reference, expect
 
 def test_numbers_are_read_whole_with_their_sign_and_separators():
     assert numbers_in("1,234.5 and -3, then 10-4 and v2 or 3x") == [1234.5, -3.0, 10.0, 4.0]
-    assert 1.0 not in numbers_in("1,234kg")  # not the front half of a longer number
+    assert numbers_in("1,234kg, 2nd, GPT4, 1e5 and 3x2") == [1234.0]  # a unit may be attached, the rest are parts of words
+    assert numbers_in("5,6 and 1,2,3") == [5.0, 6.0, 1.0, 2.0, 3.0]  # a list: three digits follow a thousands separator
+    assert numbers_in(".5, -.5, -$1,234.50 and \u22125") == [0.5, -0.5, -1234.5, -5.0]
 
 
 def test_numeric_match_refuses_a_reference_without_a_number():

@@ -138,6 +138,18 @@ def _scores_of(row: dict[str, Any], source: SourceConfig, place: str) -> dict[st
     return {expert: (score - low) / (high - low) for expert, score in given.items()}
 
 
+def _reference_of(value: Any, place: str) -> Reference | None:
+    """The reference with its numbers as texts. Raises DataError for what is neither text nor number."""
+    if value is None or isinstance(value, dict):
+        return value
+    parts = value if isinstance(value, list) else [value]
+    for part in parts:
+        if not isinstance(part, str | int | float):
+            raise DataError(f"{place}: the reference {value!r} holds {part!r}; expected text, a number, or a list of them")
+    texts = [str(part) for part in parts]
+    return texts if isinstance(value, list) else texts[0]
+
+
 def read_questions(source: SourceConfig, *, need_reference: bool = True) -> list[Question]:
     """All questions of a source, in order, repeats included. Raises DataError naming the row that lacks a text, reference or score."""
     out, other_splits = [], set()
@@ -148,11 +160,9 @@ def read_questions(source: SourceConfig, *, need_reference: bool = True) -> list
             other_splits.add(str(split))
             continue
         values = {ours: _pick(row, fields.get(ours, ours)) for ours in ("id", "text", "reference", "task", "metric")}
-        text, reference, metric = values["text"], values["reference"], str(values["metric"] or source.metric)
+        text, reference, metric = values["text"], _reference_of(values["reference"], place), str(values["metric"] or source.metric)
         if not isinstance(text, str) or not text.strip():
             raise DataError(f"{place}: no text in field {fields.get('text', 'text')!r}; its fields are {', '.join(row)}. Map yours with data.SPLIT.fields: {{text: yours}}")
-        if isinstance(reference, int | float):
-            reference = str(reference)
         if reference is None and metric == RECORDED:
             reference = ""  # the scores stand for it
         if need_reference and metric != RECORDED and (reference is None or reference == "" or reference == []):

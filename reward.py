@@ -7,6 +7,7 @@ data (`metric` of a question) as one of `METRICS`, `bertscore:MODEL:LAYERS`, `ba
 
 from __future__ import annotations
 
+import difflib
 import functools
 import importlib
 import re
@@ -145,21 +146,29 @@ def text_metric(name: str, *arguments: Any) -> Metric:
     return {"bertscore": text_metrics.BertScore, "bartscore": text_metrics.BartScore, "bleurt": text_metrics.Bleurt}[name](*arguments)
 
 
-@dataclass(frozen=True)
 class ReasoningGymMetric:
-    """reasoning-gym's own scorer of a data set; the reference is the generated entry, or its answer alone."""
+    """reasoning-gym's own scorer of a data set; the reference is the generated entry, or accepted answers alone where the scorer needs no more."""
 
-    name: str
+    def __init__(self, name: str):
+        import reasoning_gym
+        from reasoning_gym.factory import DATASETS
+
+        if name not in DATASETS:
+            near = difflib.get_close_matches(name, DATASETS, n=1)
+            raise MetricError(f"reasoning_gym:{name}: no such data set{f'; did you mean {near[0]}?' if near else ''}")
+        self.name, self._scorer = name, reasoning_gym.get_score_answer_fn(name)
+
+    def _score(self, prediction: str, entry: dict[str, Any]) -> float:
+        try:
+            return float(self._scorer(prediction, entry))
+        except KeyError as error:
+            raise MetricError(f"reasoning_gym:{self.name}: the reference has no {error}; its scorer needs the whole generated entry") from error
+        except (ValueError, TypeError):  # some scorers read well-formed answers only
+            return 0.0
 
     def compute(self, *, predictions: Sequence[str], references: Sequence[Reference]) -> list[float]:
-        import reasoning_gym
-
-        try:
-            score = reasoning_gym.get_score_answer_fn(self.name)
-        except ValueError as error:
-            raise MetricError(f"reasoning_gym:{self.name}: {error}") from error
-        entries = [r if isinstance(r, dict) else {"answer": accepted(r)[0], "metadata": {}} for r in references]
-        return [float(score(p, entry)) for p, entry in zip(predictions, entries, strict=True)]
+        entries = [[r] if isinstance(r, dict) else [{"answer": text, "metadata": {}} for text in accepted(r)] for r in references]
+        return [max(self._score(p, entry) for entry in any_of) for p, any_of in zip(predictions, entries, strict=True)]
 
 
 class EvaluateMetric:
@@ -224,12 +233,23 @@ def get_metric(name: str) -> Metric:
 
 
 def check_metrics(questions: Sequence[Question], experts: Sequence[ExpertConfig]) -> None:
-    """Raise MetricError for a metric that does not exist or lacks a score of these experts, before anything is spent on answers."""
-    for name in {question.metric for question in questions} - {RECORDED}:
-        get_metric(name)
+    """Raise MetricError for a metric that does not exist, cannot read a reference or lacks a score of these experts, before anything is spent on answers."""
     for question in questions:
         if question.metric == RECORDED:
             _check_recorded(question, experts)
+        else:
+            _check_reference(question)
+
+
+def _check_reference(question: Question) -> None:
+    metric, kind = get_metric(question.metric), question.metric.partition(":")[0]
+    try:
+        if kind in ("numeric_match", "multiple_choice", "reasoning_gym"):  # they must find something in it
+            metric.compute(predictions=["?"], references=[question.reference])
+        elif kind in METRICS or kind == "evaluate":
+            accepted(question.reference)
+    except MetricError as error:
+        raise MetricError(f"question {question.id}: {error}") from error
 
 
 def _check_recorded(question: Question, experts: Sequence[ExpertConfig]) -> None:

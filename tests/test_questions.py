@@ -41,6 +41,14 @@ def test_a_row_without_a_reference_is_named_unless_none_is_needed(tmp_path, refe
     assert [q.text for q in read_questions(source, need_reference=False)] == ["a", "b"]
 
 
+def test_numbers_in_a_list_of_references_become_texts_and_what_is_no_text_is_named(tmp_path):
+    source = write_jsonl(tmp_path / "q.jsonl", [row("a", [12, "twelve", 1.5])])
+    assert read_questions(source)[0].reference == ["12", "twelve", "1.5"]
+    for reference in ([None], ["x", ["y"]]):
+        with pytest.raises(DataError, match=r"q\.jsonl:2: the reference .* holds .*; expected text, a number, or a list of them"):
+            read_questions(write_jsonl(tmp_path / "q.jsonl", [row("a"), row("b", reference)]))
+
+
 def test_a_row_without_text_names_the_fields_there_are(tmp_path):
     source = write_jsonl(tmp_path / "q.jsonl", [{"question": "a", "gold": "b"}])
     with pytest.raises(DataError, match=r"q\.jsonl:1: no text in field 'text'; its fields are question, gold\. Map yours"):

@@ -1,8 +1,10 @@
+import re
+
 import pytest
 
 from config import HFExpertConfig, RewardConfig
 from questions import Question
-from reward import Cost, MetricError, call_cost, charge, choice_in, final_reward, get_metric, numbers_in, paper_reward, score_answers
+from reward import Cost, MetricError, call_cost, charge, check_metrics, choice_in, final_reward, get_metric, numbers_in, paper_reward, score_answers
 
 # Constants of the authors' code (docs/paper.md): beta 5, gamma_bonus 2, discount 0.95, p0 0.73; C is already scaled, alpha 1.
 PAPER = RewardConfig(kind="paper", alpha=1.0, beta=5.0, gamma_bonus=2.0, discount=0.95)
@@ -200,9 +202,32 @@ def test_a_metric_that_cannot_be_had_says_why(name, message):
         get_metric(name)
 
 
+def test_the_best_of_several_accepted_references_counts_for_reasoning_gym_and_an_answer_its_scorer_chokes_on_for_nothing():
+    assert score("reasoning_gym:spell_backward", "olleh", ["dlrow", "olleh"]) == 1.0
+    assert score("reasoning_gym:prime_factorization", "no idea", "2 x 3") == 0.0  # the library's scorer raises ValueError
+
+
 def test_a_reasoning_gym_data_set_that_does_not_exist_is_named():
     with pytest.raises(MetricError, match="reasoning_gym:no_such_set"):
         score("reasoning_gym:no_such_set", "a", "a")
+
+
+@pytest.mark.parametrize(
+    ("metric", "reference", "message"),
+    [
+        ("numeric_match", "many", "question q1: numeric_match: no number in the reference 'many'"),
+        ("numeric_match", ["3", "many"], "question q1: numeric_match: no number in the reference 'many'"),
+        ("multiple_choice", "Paris", "question q1: multiple_choice: no letter A to J in the reference 'Paris'"),
+        ("exact_match", {"answer": "a"}, "question q1: this metric compares texts; the reference is an object"),
+        ("bertscore", {"answer": "a"}, "question q1: this metric compares texts; the reference is an object"),
+        ("reasoning_gym:word_sorting", "a, b", "question q1: reasoning_gym:word_sorting: the reference has no 'sorted_words'; its scorer needs the whole generated entry"),
+        ("reasoning_gym:spel_backward", "a", "reasoning_gym:spel_backward: no such data set; did you mean spell_backward?"),
+    ],
+)
+def test_a_reference_that_no_answer_can_be_scored_against_is_refused_before_any_answer_is_paid_for(metric, reference, message):
+    good = Question("q0", "Why?", metric="rouge_l", _reference="because")
+    with pytest.raises(MetricError, match=re.escape(message)):
+        check_metrics([good, Question("q1", "Who?", metric=metric, _reference=reference)], [])
 
 
 def test_text_metrics_refuse_an_object_as_reference():

@@ -146,7 +146,7 @@ def _reference_of(value: Any, place: str) -> Reference | None:
     for part in parts:
         if not isinstance(part, str | int | float):
             raise DataError(f"{place}: the reference {value!r} holds {part!r}; expected text, a number, or a list of them")
-    texts = [str(part) for part in parts]
+    texts = [whole_text(str(part)) for part in parts]
     return texts if isinstance(value, list) else texts[0]
 
 
@@ -169,9 +169,9 @@ def read_questions(source: SourceConfig, *, need_reference: bool = True) -> list
             raise DataError(f"{place}: no reference answer in field {fields.get('reference', 'reference')!r}")
         out.append(
             Question(
-                id=str(values["id"] if values["id"] is not None else f"{Path(source.path).stem}-{row_idx:06d}"),
+                id=whole_text(str(values["id"] if values["id"] is not None else f"{Path(source.path).stem}-{row_idx:06d}")),
                 text=whole_text(text.strip()),
-                task=str(values["task"] or source.task),
+                task=whole_text(str(values["task"] or source.task)),
                 metric=metric,
                 _reference=reference,
                 _scores=_scores_of(row, source, place) if metric == RECORDED else None,

@@ -75,6 +75,13 @@ def test_a_line_separator_inside_a_text_does_not_break_its_line(tmp_path):
     assert [q.text for q in read_questions(SourceConfig(path=str(path)))] == ["one\u2028two\u0085three"]
 
 
+def test_half_characters_are_replaced_wherever_a_row_has_them(tmp_path):
+    source = write_jsonl(tmp_path / "q.jsonl", [row("a \ud83d", "b \ud83d", id="i \ud83d", task="t \ud83d"), row("c", ["d \ud83d"])])
+    first, second = read_questions(source)
+    assert (first.text, first.reference, first.id, first.task) == ("a \ufffd", "b \ufffd", "i \ufffd", "t \ufffd")
+    assert second.reference == ["d \ufffd"]
+
+
 def test_fields_are_mapped_into_nested_objects_and_defaults_fill_the_rest(tmp_path):
     rows = [
         {"qid": 7, "input": {"body": {"text": " Why? "}}, "output": {"gold": 42}},

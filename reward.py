@@ -2,7 +2,7 @@
 
 Metrics share one interface, `compute(predictions=, references=)`, and return one score in [0, 1] per answer. They are named in the
 data (`metric` of a question) as one of `METRICS`, `bertscore:MODEL:LAYERS`, `bartscore:MODEL`, `bleurt:MODEL` (text_metrics.py),
-`reasoning_gym:NAME`, `evaluate:NAME`, or the import path `package.module:name`; `recorded` takes the scores that came with the answers.
+`reasoning_gym:NAME`, `evaluate:NAME[/KEY]`, or the import path `package.module:name`; `recorded` takes the scores that came with the answers.
 """
 
 from __future__ import annotations
@@ -171,25 +171,25 @@ class ReasoningGymMetric:
         return [max(self._score(p, entry) for entry in any_of) for p, any_of in zip(predictions, entries, strict=True)]
 
 
-class EvaluateMetric:
-    """Any module of Hugging Face `evaluate`, by name. Needs the hub once, to fetch the module's code."""
+def evaluate_metric(name: str) -> PairMetric:
+    """MODULE or MODULE/KEY of Hugging Face `evaluate`: that key of what the module returns, by default the one of its name. Needs the hub once, to fetch the module's code."""
+    import evaluate
 
-    def __init__(self, name: str):
-        import evaluate
+    name, _, key = name.partition("/")
+    key = key or name
+    try:
+        module = evaluate.load(name)
+    except (FileNotFoundError, ConnectionError, OSError) as error:
+        raise MetricError(f"evaluate:{name}: could not be fetched ({error}). Offline, use one of {', '.join(METRICS)}") from error
 
-        self.name, _, self.output = name.partition("/")
-        try:
-            self._module = evaluate.load(self.name)
-        except (FileNotFoundError, ConnectionError, OSError) as error:
-            raise MetricError(f"evaluate:{self.name}: could not be fetched ({error}). Offline, use one of {', '.join(METRICS)}") from error
+    def score(prediction: str, reference: str) -> float:
+        result = module.compute(predictions=[prediction], references=[reference])  # modules average over what they get: one at a time
+        if key not in result:
+            raise MetricError(f"evaluate:{name}: no {key!r} in what it returns; name one of {', '.join(result)}, as in evaluate:{name}/{next(iter(result))}")
+        value = result[key]
+        return float(value[0] if isinstance(value, list) else value)
 
-    def compute(self, *, predictions: Sequence[str], references: Sequence[Reference]) -> list[float]:
-        out = []
-        for prediction, reference in zip(predictions, references, strict=True):  # modules average over what they get: one at a time
-            result = self._module.compute(predictions=[prediction], references=[accepted(reference)[0]])
-            value = result[self.output or self.name]
-            out.append(float(value[0] if isinstance(value, list) else value))
-        return out
+    return PairMetric(score)
 
 
 METRICS: dict[str, Callable[[], Metric]] = {
@@ -215,7 +215,7 @@ def get_metric(name: str) -> Metric:
     if kind == "reasoning_gym" and rest:
         return ReasoningGymMetric(rest)
     if kind == "evaluate" and rest:
-        return EvaluateMetric(rest)
+        return evaluate_metric(rest)
     if kind == "bertscore" and rest:
         model, _, layers = rest.rpartition(":")
         if not model or not layers.isdigit():
@@ -228,7 +228,7 @@ def get_metric(name: str) -> Metric:
             return getattr(importlib.import_module(kind), rest)()
         except (ImportError, AttributeError, TypeError) as error:
             raise MetricError(f"metric {name!r}: {error}. It must be a class, made without arguments, with compute(predictions=, references=)") from error
-    known = [*METRICS, RECORDED, "bertscore:MODEL:LAYERS", "bartscore:MODEL", "bleurt:MODEL", "reasoning_gym:NAME", "evaluate:NAME", "package.module:name"]
+    known = [*METRICS, RECORDED, "bertscore:MODEL:LAYERS", "bartscore:MODEL", "bleurt:MODEL", "reasoning_gym:NAME", "evaluate:NAME[/KEY]", "package.module:name"]
     raise MetricError(f"unknown metric {name!r}; known: {', '.join(known)}")
 
 

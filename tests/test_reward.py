@@ -230,6 +230,17 @@ def test_a_reference_that_no_answer_can_be_scored_against_is_refused_before_any_
         check_metrics([good, Question("q1", "Who?", metric=metric, _reference=reference)], [])
 
 
+def test_a_module_of_evaluate_takes_the_best_accepted_reference_and_says_which_keys_it_has(monkeypatch):
+    class Module:
+        def compute(self, *, predictions, references):
+            return {"score": float(predictions == references), "counts": [1]}
+
+    monkeypatch.setattr("evaluate.load", lambda name: Module())
+    assert score("evaluate:made_up/score", "b", ["a", "b"]) == 1.0
+    with pytest.raises(MetricError, match="evaluate:made_up: no 'made_up' in what it returns; name one of score, counts, as in evaluate:made_up/score"):
+        score("evaluate:made_up", "b", "b")
+
+
 def test_text_metrics_refuse_an_object_as_reference():
     with pytest.raises(MetricError, match="the reference is an object"):
         score("exact_match", "a", {"answer": "a", "metadata": {}})

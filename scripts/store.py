@@ -83,10 +83,10 @@ def export(path: Path, out: Path, config: Config, splits: Sequence[str]) -> None
     partial = out.with_name(out.name + ".partial")
     with partial.open("w", encoding="utf-8") as file:
         for split in splits:
-            questions = getattr(read, split)
+            questions, score_range = getattr(read, split), getattr(config.data, split).score_range
             asked += len(questions)
             for question, answers in first_calls(pool, questions):
-                file.write(json.dumps(recorded_row(question, split, dict(zip(names, answers, strict=True))), ensure_ascii=False) + "\n")
+                file.write(json.dumps(recorded_row(question, split, dict(zip(names, answers, strict=True)), score_range), ensure_ascii=False) + "\n")
                 written += 1
     if not written:
         partial.unlink()
@@ -107,13 +107,15 @@ def first_calls(pool: Any, questions: Sequence[Question]) -> Iterator[tuple[Ques
         yield from ((question, [found[key] for key in row]) for question, row in zip(chunk, keys, strict=True) if all(key in found for key in row))
 
 
-def recorded_row(question: Question, split: str, answers: dict[str, Any]) -> dict[str, Any]:
-    """A line as expert_kinds/recorded.py reads it."""
+def recorded_row(question: Question, split: str, answers: dict[str, Any], score_range: tuple[float, float]) -> dict[str, Any]:
+    """A line as expert_kinds/recorded.py reads it; scores are in `score_range` again, as they were read."""
+    low, high = score_range
+    scores = {name: low * (1 - question.scores[name]) + high * question.scores[name] for name in answers} if question.metric == RECORDED else None
     return {
         "question": question.text,
         "reference": question.reference,
         "answers": {name: answer.text for name, answer in answers.items()},
-        **({"scores": {name: question.scores[name] for name in answers}} if question.metric == RECORDED else {}),
+        **({"scores": scores} if scores else {}),
         "meta": {
             "id": question.id,
             "split": split,

@@ -113,6 +113,17 @@ def test_a_store_is_exported_and_the_export_is_a_recording_of_the_same(workshop:
         store_script.main(arguments)
 
 
+def test_exported_scores_are_in_the_range_they_were_read_in(workshop: dict[str, Any]) -> None:
+    pool = build_pool(load_config(Path(workshop["config"])))
+    pool.answer([Request(idx, row["question"]) for row in workshop["rows"] for idx in (0, 1)])
+    in_marks = write_rows(workshop["out"].with_name("marks.jsonl"), [row | {"scores": {name: 1 + 9 * score for name, score in row["scores"].items()}} for row in workshop["rows"]])
+    ranges = [f"--data.{split}.{setting}" for split in store_script.SPLITS for setting in (f"path={in_marks}", "score_range=[1, 10]")]
+    store_script.main(["export", str(workshop["store"]), str(workshop["out"]), "--config", workshop["config"], *ranges])
+    written = {row["question"]: row["scores"] for row in map(json.loads, workshop["out"].read_text().splitlines())}
+    for row in workshop["rows"]:
+        assert written[row["question"]] == pytest.approx({name: 1 + 9 * row["scores"][name] for name in ("small", "large")})
+
+
 def test_one_split_can_be_exported_and_nothing_to_export_is_said(workshop: dict[str, Any]) -> None:
     make_store(workshop["store"], [])
     arguments = ["export", str(workshop["store"]), str(workshop["out"]), "--config", workshop["config"], "--split", "test"]

@@ -25,6 +25,7 @@ CREATE TABLE IF NOT EXISTS answers (
 ) WITHOUT ROWID
 """
 COLUMNS = "text, prompt_tokens, completion_tokens, latency_s, prompt_cut"
+ALL_COLUMNS = ["key", "expert", "prompt", *COLUMNS.split(", "), "made_with"]
 LOOKUP_CHUNK = 500  # keys per SELECT; SQLite's limit on variables is far above
 
 
@@ -63,7 +64,7 @@ class AnswerStore:
     """Key-value store of answers.
 
     WAL mode; where the file system cannot share memory (some network mounts) SQLite falls back to a rollback journal.
-    Raises StoreError when the file is damaged, locked for over a minute, or the disk is full.
+    Raises StoreError when the file is damaged, somebody else's, locked for over a minute, or the disk is full.
     """
 
     def __init__(self, path: Path | str, made_with: dict[str, str] | None = None):
@@ -73,6 +74,10 @@ class AnswerStore:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._db = sqlite3.connect(self.path, timeout=60.0, isolation_level=None)
+            tables = self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+            if tables and [column for _, column, *_ in self._db.execute("PRAGMA table_info(answers)")] != ALL_COLUMNS:
+                self._db.close()
+                raise StoreError(f"{self.path}: an SQLite file of other tables, so no answer store. Let pool.store name another path.")
             mode = self._db.execute("PRAGMA journal_mode=WAL").fetchone()[0]
             # A power cut may lose the last transactions of a WAL under NORMAL, a killed process loses none.
             self._db.execute(f"PRAGMA synchronous={'NORMAL' if mode == 'wal' else 'FULL'}")
@@ -183,6 +188,10 @@ def rebuild(path: Path) -> int:
         bounds = (prefix << 4).to_bytes(2, "big"), ((prefix + 1) << 4).to_bytes(3, "big")[1:] if prefix < 4095 else b"\xff" * 17
         lost += not any([_copy_range(damaged, fresh, bounds, direction) for direction in ("ASC", "DESC")])
     damaged.close()
+    if lost == 4096:
+        fresh.close()
+        fresh_path.unlink()
+        raise StoreError(f"{path}: no answer can be read from it, if it ever was a store; it is left as it is")
     fresh.commit()
     count = fresh.execute("SELECT COUNT(*) FROM answers").fetchone()[0]
     fresh.close()

@@ -34,7 +34,7 @@ CHUNK = 2000  # questions looked up or stored at a time
 
 
 def existing(path: Path) -> Path:
-    if not path.is_file():
+    if not path.is_file() or path.stat().st_size == 0:  # SQLite would begin a database in an empty file
         raise StoreError(f"{path}: no such store")
     return path
 

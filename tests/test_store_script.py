@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,23 @@ def test_merging_keeps_the_first_write_and_says_what_differs(tmp_path: Path, cap
     broken.write_bytes(b"no store" * 200)
     with pytest.raises(StoreError, match=r"d\.sqlite"):
         store_script.main(["merge", str(tmp_path / "new.sqlite"), str(broken)])
+
+
+@pytest.mark.parametrize("made", ["CREATE TABLE letters (key)", "CREATE TABLE answers (id, text)", None], ids=["no answers", "other answers", "empty"])
+def test_a_file_that_is_no_store_is_refused_and_left_as_it_is(tmp_path: Path, made: str | None) -> None:
+    foreign, store = tmp_path / "foreign.db", make_store(tmp_path / "a.sqlite", [stored("p", "x")])
+    foreign.touch()
+    if made:
+        with contextlib.closing(sqlite3.connect(foreign)) as db:
+            db.execute(made)
+    before = foreign.read_bytes()
+    for arguments in (["info", foreign], ["check", foreign], ["merge", store, foreign], ["merge", foreign, store], ["prune", foreign, "e"], ["rebuild", foreign]):
+        if made is None and arguments == ["merge", foreign, store]:
+            continue  # a store may be begun in an empty file
+        with pytest.raises(StoreError, match=r"foreign\.db.* no (answer store|such store|SQLite file)|foreign\.db: no answer can be read"):
+            store_script.main([*map(str, arguments)])
+        assert foreign.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.sqlite", "foreign.db"]
 
 
 def test_what_is_pruned_can_be_merged_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

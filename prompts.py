@@ -46,7 +46,7 @@ def knowledge_transfer_prompt(question: str, previous_answer: str, version: str 
         raise PromptError(f"unknown KTP version {version!r}; known: {', '.join(KTP_TEMPLATES)}")
     before, slot, after = KTP_TEMPLATES[version].partition("{answer}")
     filled = before.replace("{question}", question)
-    return filled + (previous_answer or NO_ANSWER) + after if slot else filled
+    return filled + (previous_answer if previous_answer.strip() else NO_ANSWER) + after if slot else filled
 
 
 def content(question: str, previous_answer: str | None, version: str) -> str:
@@ -72,12 +72,16 @@ def read_few_shot(path: Path) -> tuple[FewShot, ...]:
     """Examples from JSONL {question, previous_answer, answer}. Raises PromptError naming file and line."""
     if not path.is_file():
         raise PromptError(f"{path}: no such few-shot file")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would also cut inside texts
+    except UnicodeDecodeError as error:
+        raise PromptError(f"{path}: not UTF-8 text ({error})") from error
     out = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
-                out.append(FewShot(**json.loads(line)))
-            except (json.JSONDecodeError, TypeError) as error:
+                out.append(FewShot(**{name: whole_text(text) for name, text in json.loads(line).items()}))
+            except (json.JSONDecodeError, TypeError, AttributeError) as error:
                 raise PromptError(f"{path}:{number}: expected {{question, previous_answer, answer}} ({error})") from error
     if not out:
         raise PromptError(f"{path}: no examples in it")

@@ -18,8 +18,9 @@ def test_braces_and_slot_names_in_question_and_answer_are_plain_text():
     assert prompt.startswith("Is {answer} or {question} {0} valid?\n\nThere is an answer from another student: {question} {answer} {} }{\n\nUsing it")
 
 
-def test_an_empty_previous_answer_is_said_to_be_none():
-    assert "from another student: (no answer)\n" in knowledge_transfer_prompt("Why?", "")
+@pytest.mark.parametrize("answer", ["", " \n"])
+def test_an_empty_previous_answer_is_said_to_be_none(answer):
+    assert "from another student: (no answer)\n" in knowledge_transfer_prompt("Why?", answer)
 
 
 def test_the_ablation_throws_the_previous_answer_away():
@@ -61,6 +62,20 @@ def test_a_few_shot_line_of_another_shape_is_named(tmp_path):
         read_few_shot(path)
     with pytest.raises(PromptError, match=r"none\.jsonl: no such few-shot file"):
         read_few_shot(tmp_path / "none.jsonl")
+
+
+def test_few_shot_texts_may_hold_line_separators_and_must_be_texts(tmp_path):
+    path = tmp_path / "shots.jsonl"
+    good = {"question": "one\u2028two\u0085three", "previous_answer": "b", "answer": "c"}
+    path.write_text(json.dumps(good, ensure_ascii=False) + "\r\n", encoding="utf-8")  # str.splitlines would cut here
+    assert read_few_shot(path) == (FewShot(**good),)
+    for line in (good | {"question": 1}, good | {"previous_answer": None}, [1, 2, 3]):
+        path.write_text(json.dumps(line) + "\n")
+        with pytest.raises(PromptError, match=r"shots\.jsonl:1: expected \{question, previous_answer, answer\}"):
+            read_few_shot(path)
+    path.write_bytes('{"question": "Où?"}\n'.encode("latin-1"))
+    with pytest.raises(PromptError, match=r"shots\.jsonl: not UTF-8 text"):
+        read_few_shot(path)
 
 
 def test_chat_uses_the_tokenizers_template_and_is_refused_without_one(bert_encoder):

@@ -110,8 +110,11 @@ def _dataset_rows(source: SourceConfig) -> Iterator[tuple[str, dict[str, Any]]]:
         rows = datasets.load_dataset(source.path, source.subset, split=source.split, revision=source.revision, streaming=Path(source.path).is_dir())
     except Exception as error:  # datasets raises many types; each means that this source is not to be had
         raise DataError(f"{source.path}: datasets could not load it ({error}). Is it a hub name that needs a network, or a path with a typo?") from error
-    for index, row in enumerate(rows):
-        yield f"{source.path}[{source.split}][{index}]", row
+    try:
+        for index, row in enumerate(rows):
+            yield f"{source.path}[{source.split}][{index}]", row
+    except Exception as error:  # of as many types: a broken line shows as it is streamed
+        raise DataError(f"{source.path}: datasets could not read all of it ({error})") from error
 
 
 def _pick(row: dict[str, Any], name: str) -> Any:

@@ -161,6 +161,15 @@ def test_a_folder_whose_rows_have_changed_is_read_afresh(tmp_path, monkeypatch):
     assert texts == ["before", "after"]
 
 
+def test_a_folder_with_a_broken_line_is_named(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "mine").mkdir()
+    write_jsonl(tmp_path / "mine" / "train.jsonl", [row("a"), '{"text": "b'])
+    with pytest.raises(DataError, match=r"mine: datasets could not read all of it"):
+        read_questions(SourceConfig(path=str(tmp_path / "mine")))
+
+
 def test_a_source_that_datasets_cannot_find_is_named(tmp_path):
     with pytest.raises(DataError, match=r"nowhere: datasets could not load it"):
         read_questions(SourceConfig(path=str(tmp_path / "nowhere")))

@@ -238,6 +238,8 @@ def main(arguments: list[str]) -> None:
     check_name(options.name)
     if options.limit is not None and options.limit < 1:
         parser.error("--limit: at least 1")
+    if options.seed < 0:
+        parser.error("--seed: at least 0")
     out = options.out or Path("data") / options.name
     sources = open_sources(options.name, options.source, options.revision)
     sizes = MULTIDOMAIN_SIZES if options.name == "multidomain" else dict.fromkeys(SPLITS)

@@ -324,6 +324,13 @@ def test_a_copy_of_another_schema_is_refused_with_the_row_and_its_fields(tmp_pat
     assert not (tmp_path / "out" / "provenance.json").exists()  # nothing claims to be whole
 
 
+def test_a_limit_or_seed_that_cannot_be_is_refused(capsys):
+    for flag, value, least in (("--limit", "0", 1), ("--seed", "-1", 0)):
+        with pytest.raises(SystemExit):
+            prepare_data.main(["gsm8k", "--source", str(FIXTURES / "gsm8k"), flag, value])
+        assert f"{flag}: at least {least}" in capsys.readouterr().err
+
+
 def test_multidomain_takes_no_revision():
     with pytest.raises(DataError, match="each at its pinned commit"):
         prepare_data.main(["multidomain", "--revision", "main"])

@@ -128,8 +128,8 @@ class Bleurt(TextMetric):
 
     def __init__(self, model: str = "Elron/bleurt-base-128"):
         super().__init__(model)
-        length = re.search(r"-(\d+)$", model)  # a checkpoint's name ends in the length it was exported with; its positions go further
-        self.max_tokens = int(length[1]) if length else 512
+        length = re.search(r"-(128|512)$", model)  # names of its checkpoints end in their length, though positions go further; BLEURT-20 is a version
+        self.max_tokens = int(length[1]) if length else None
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
@@ -140,9 +140,10 @@ class Bleurt(TextMetric):
         model, tokenizer = self._loaded
         if model.config.num_labels != 1:
             raise MetricError(f"Bleurt: {self.model} is a classifier of {model.config.num_labels} labels; BLEURT has one output")
+        limit = self.max_tokens or model.config.max_position_embeddings
         scores = []
         for answers, wanted in _batches(predictions, references):  # the reference comes first
-            pairs = tokenizer(wanted, answers, max_length=self.max_tokens, truncation="longest_first", padding=True, return_tensors="pt").to(model.device)
+            pairs = tokenizer(wanted, answers, max_length=limit, truncation="longest_first", padding=True, return_tensors="pt").to(model.device)
             scores += model(**pairs).logits[:, 0].tolist()
         return scores
 

@@ -130,13 +130,13 @@ def test_bleurt_is_a_linear_head_on_the_pooled_pair_with_the_reference_first(mak
     assert quality == pytest.approx([1 / (1 + math.exp(-value)) for value in expected], abs=1e-6)
 
 
-def test_bleurt_cuts_the_longer_text_to_the_length_in_the_checkpoints_name(make_bleurt) -> None:
-    long = "yes no and question answer " * 10
-    cut = " ".join(long.split()[: 16 - 3 - 1])  # of 16 tokens, [CLS], two [SEP] and the reference's one are taken
-    short, free = make_bleurt("bleurt-tiny-16"), make_bleurt("bleurt-tiny")
+def test_bleurt_cuts_the_longer_text_to_the_length_in_the_checkpoints_name_or_else_to_its_positions(make_bleurt) -> None:
+    long = "yes no and question answer " * 120
+    cut, cut_late = (" ".join(long.split()[: length - 3 - 1]) for length in (128, 512))  # [CLS], two [SEP] and the reference's one are taken
+    short, free = make_bleurt("bleurt-tiny-128"), make_bleurt("bleurt-20")  # 20 is a version
     assert raw(f"bleurt:{short}", [long], ["paris"]) == pytest.approx([regression(short, "paris", cut)], abs=1e-5)
     assert raw(f"bleurt:{short}", ["paris"], [long]) == pytest.approx([regression(short, cut, "paris")], abs=1e-5)
-    assert raw(f"bleurt:{free}", [long], ["paris"]) == pytest.approx([regression(free, "paris", long)], abs=1e-5)
+    assert raw(f"bleurt:{free}", [long], ["paris"]) == pytest.approx([regression(free, "paris", cut_late)], abs=1e-5)
 
 
 def test_a_classifier_is_no_bleurt(make_bleurt) -> None:

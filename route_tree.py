@@ -63,6 +63,7 @@ class RouteTree:
     def action_values(self, depth: int, reward: RewardConfig, next_values: np.ndarray) -> np.ndarray:
         """Return-to-go (N, K) of asking each expert in each node, given the values of the next level's nodes; -inf where not expanded."""
         child = self.levels[depth].child
+        next_values = np.append(next_values, 0.0)  # what child -1 takes: the next level may be empty
         return np.where(child >= 0, next_values[child] - reward.alpha * self.charges(depth, reward), -np.inf)
 
 

@@ -88,6 +88,14 @@ def test_growing_merges_equal_states_leaves_solved_ones_alone_and_says_what_it_n
     assert optimal_values(pruned, REWARD)[0] == pytest.approx(optimal_values(whole, REWARD)[0])
 
 
+def test_the_optimum_where_the_first_call_solves_every_question(make_pool: Callable) -> None:
+    pool = make_pool([lambda q, a: "yes", lambda q, a: "yes"])
+    tree = grow([Question("a", "one", _reference="yes"), Question("b", "two", _reference="yes")], pool, 3, expand_solved=False)
+    assert [len(level.answers) for level in tree.levels] == [2, 2, 0, 0]
+    assert optimal_values(tree, REWARD)[0] == pytest.approx([0.9, 0.9])
+    assert [[d.expert_idx for d in route.decisions] for route in optimal_routes(tree, REWARD)] == [[0], [0]]
+
+
 def test_an_interrupted_growth_goes_on_where_it_stopped(make_pool: Callable, tmp_path: Path) -> None:
     questions = [Question(f"q{i}", f"hard {i}", _reference="yes") for i in range(4)]
     with pytest.raises(BudgetError, match="stored"):

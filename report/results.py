@@ -70,7 +70,7 @@ class Sheet:
             "kind": self.kind,
             "quality": _span(self.quality),
             "return": _span(self.value),
-            "calls": _span(self.calls),
+            "calls": _span(self.calls, counted=True),
             "charge": float(self.charge.mean()),
             "cost": {**costs, "usd": None if None in prices else sum(prices) / len(flat)},
             "overhead": {name: float(np.mean([r["overhead"][name] for r in flat])) for name in ("params_b", "flops", "latency_s")},
@@ -81,11 +81,11 @@ class Sheet:
 
     def point(self, value: str | None = None) -> dict[str, Any]:
         """The policy's point in the trade-off; `value`: of the swept setting, for an agent trained with it."""
-        return {"policy": self.policy, "kind": self.kind, "value": value, "cost": _span(self.charge), "quality": _span(self.quality)}
+        return {"policy": self.policy, "kind": self.kind, "value": value, "cost": _span(self.charge, counted=True), "quality": _span(self.quality)}
 
 
-def _span(values: np.ndarray) -> dict[str, float]:
-    found = interval(values)
+def _span(values: np.ndarray, *, counted: bool = False) -> dict[str, float]:
+    found = interval(values, counted=counted)
     return {name: found[name] for name in ("mean", "lo", "hi")}
 
 

@@ -36,6 +36,7 @@ from report.schema import ReportError
 from reward import Cost
 from rollout import Decision, NeverSatisfied, Route, play, score_routes
 from route_log import Overhead, Played, read_records, reprice, route_records
+from stats import interval, paired_difference
 
 CONFIG = Config(seed=3, reward=RewardConfig(alpha=0.1))
 EXPERTS = [{"name": "e0", "params_b": 1.0}, {"name": "e1", "params_b": 2.0}, {"name": "e2", "params_b": 3.0}]
@@ -110,10 +111,9 @@ def test_seeds_are_rows_and_an_untrained_policy_is_one(logged: Callable) -> None
     row = der.row(best)
     assert row["quality"]["mean"] == pytest.approx(outcomes.mean()) and row["by_seed"]["1"]["quality"] == pytest.approx(outcomes[1].mean())
     assert row["vs_best_single"]["diff"] == pytest.approx(outcomes.mean() - fixed.mean())
-    spread = stats.t.interval(0.95, 59, outcomes[0].mean(), stats.sem(outcomes[0]))
     assert row["quality"]["hi"] - row["quality"]["lo"] > 0 and best.row(best)["vs_best_single"]["verdict"] == "not separable"
     alone = sheets_of(logged("DER", "der", constant([[q] for q in outcomes[0]], [0] * 60)))[0].row(best)["quality"]
-    assert (alone["lo"], alone["hi"]) == pytest.approx(spread)  # one seed: Student's interval over the questions
+    assert [alone[name] for name in ("lo", "hi")] == [interval(outcomes[0])[name] for name in ("lo", "hi")]
     compared = compare([der, best])
     assert [(c["a"], c["b"], c["measure"]) for c in compared] == [("DER", "best fixed: e1", "quality"), ("DER", "best fixed: e1", "return")]
     assert compared[0]["wins"] + compared[0]["ties"] + compared[0]["losses"] == 60
@@ -126,7 +126,7 @@ def test_p_is_adjusted_among_the_agents_comparisons_and_among_the_others(logged:
     played = {name: logged(name, kinds.get(name, "static"), constant([[float(i < n)] for i in range(40)], [0] * 40)) for name, n in hits.items()}
     compared = [c for c in compare(sheets_of([line for lines in played.values() for line in lines])) if c["measure"] == "quality"]
     own = {c["b"]: c for c in compared if c["a"] == "DER"}
-    p = {name: stats.ttest_rel(*([float(i < n) for i in range(40)] for n in (hits["DER"], hits[name]))).pvalue for name in own}
+    p = {name: paired_difference(*([float(i < n) for i in range(40)] for n in (hits["DER"], hits[name])))["p"] for name in own}
     first, second, third = sorted(p, key=p.get)
     assert [own[name]["p_adjusted"] for name in (first, second, third)] == pytest.approx([3 * p[first], 2 * p[second], p[third]])  # Holm's factors
     others = [c for c in compared if c["a"] != "DER"]

@@ -129,7 +129,8 @@ def test_a_table_shows_paper_ours_with_its_interval_and_the_difference(place: tu
     assert ours["parameters"][1] == f"{der['cost']['params_b']:.6f}"
     assert ours["s"][1] == f"{der['cost']['latency_s'] + der['overhead']['latency_s']:.4f}"  # deciding included
     assert found(shown, "best")["quality"][:2] == ["about", "1"] and found(shown, "best")["quality"][-1].endswith("]")  # a text has no difference
-    assert found(shown, "best")["gain"][1:4] == ["0.000", "[0.000,", "0.000]"]
+    mean, lo, hi = (float(word.strip("[,]")) for word in found(shown, "best")["gain"][1:4])
+    assert mean == 0 and lo == -hi < 0  # eight questions on which it does not differ
 
 
 def test_text_metrics_are_measured_on_the_final_answers(place: tuple, show: Callable) -> None:

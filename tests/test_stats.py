@@ -35,15 +35,32 @@ def test_small_example_by_hand() -> None:
     assert found["lo"] < found["mean"] < found["hi"]
 
 
-def test_one_seed_is_students_interval() -> None:
+def test_one_seed_has_students_quantile_on_the_logit_scale() -> None:
     values = draw(0, seeds=1)[0]
-    found = interval(values)
-    assert (found["lo"], found["hi"]) == pytest.approx(scipy.stats.t.interval(0.95, len(values) - 1, values.mean(), scipy.stats.sem(values)))
-    assert found["covers"] == "questions"
-    assert interval(values[None]) == found
+    found, ratio = interval(values), scipy.stats.t.ppf(0.975, 49)
+    place = (values.mean() + 0.01) / 1.02  # half a question of margin, 1/100
+    reach = ratio * scipy.stats.sem(values) / (1.02 * place * (1 - place))
+    for limit, sign in ((found["lo"], -1), (found["hi"], 1)):
+        there = (limit + 0.01) / 1.02
+        assert np.log(there / (1 - there)) == pytest.approx(np.log(place / (1 - place)) + sign * reach)
+    assert found["covers"] == "questions" and interval(values[None]) == found
 
-    baseline = draw(1, seeds=1)[0]
-    assert paired_difference(values, baseline)["p"] == pytest.approx(scipy.stats.ttest_rel(values, baseline).pvalue)
+    values, baseline = draw(0, seeds=1, questions=2000)[0], draw(1, seeds=1, questions=2000)[0]  # of many questions both are Student's
+    assert (interval(values)["lo"], interval(values)["hi"]) == pytest.approx(scipy.stats.t.interval(0.95, 1999, values.mean(), scipy.stats.sem(values)), abs=5e-4)
+    assert paired_difference(values, baseline)["p"] == pytest.approx(scipy.stats.ttest_rel(values, baseline).pvalue, rel=0.02)
+
+
+@pytest.mark.parametrize("questions", [2, 3, 4, 5, 8, 12, 30])
+def test_questions_that_agree_say_no_more_than_so_many_can(questions: int) -> None:
+    for values in (np.ones(questions), np.linspace(0.95, 0.96, questions)):  # qualities; returns, of calls that cost nearly the same
+        won = paired_difference(values, np.zeros(questions))
+        assert won["p"] > scipy.stats.binomtest(questions, questions).pvalue / 2  # the sign test's
+        assert (won["verdict"] == "better") == (questions >= 8)
+    right = interval(np.ones(questions))
+    exact = scipy.stats.binomtest(questions, questions).proportion_ci(0.95).low
+    assert right["hi"] == 1 and 0 <= right["lo"] < exact + 0.03
+    tied = paired_difference(np.ones((3, questions)), np.ones(questions))
+    assert tied["lo"] == pytest.approx(-tied["hi"]) and tied["hi"] > 1 / questions and (tied["p"], tied["verdict"]) == (1.0, "not separable")
 
 
 def test_equal_rows_are_one_row() -> None:
@@ -100,14 +117,13 @@ def test_agreeing_seeds_do_not_make_the_error_zero() -> None:
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
-def test_no_variance(seeds: int) -> None:
-    values = np.full((seeds, 7), 0.1)
-    found = interval(values)
-    assert [found["lo"], found["hi"]] == pytest.approx([0.1, 0.1])
-    same = paired_difference(values, values)
-    assert (same["lo"], same["hi"], same["p"], same["verdict"], same["ties"]) == (0, 0, 1.0, "not separable", 7)
-    apart = paired_difference(values, values - 0.3)
-    assert apart["p"] == 0.0 and apart["verdict"] == "better" and apart["lo"] == pytest.approx(0.3) == apart["hi"]
+def test_counts_that_agree_are_known(seeds: int) -> None:
+    found = interval(np.full((seeds, 7), 2.0), counted=True)
+    assert [found["lo"], found["hi"]] == pytest.approx([2, 2])
+    for value in np.linspace(0.1, 2.9, 57):  # nor does the way to the logit scale and back lose the mean
+        assert (found := interval(np.full((seeds, 7), value), counted=True))["lo"] <= found["mean"] <= found["hi"]
+    few = interval(draw(0, seeds) * 1e-4, counted=True)  # costs in a unit that makes them small
+    assert 0 < few["lo"] < few["mean"] < few["hi"] < 1e-4
 
 
 def test_only_a_trained_policy_moves_within_its_range() -> None:
@@ -182,3 +198,9 @@ def test_coverage(mean: float, seeds: int, spread: float) -> None:
     assert 0.93 - 0.024 <= row["mean"] <= 0.97 + 0.019
     assert 0.93 - 0.024 <= row["paired"] <= 0.97 + 0.019
     assert row["separate"] <= 0.05 + 0.024
+
+
+@pytest.mark.parametrize(("questions", "mean"), [(20, 0.95), (32, 0.95), (60, 0.85), (100, 0.98)])
+def test_coverage_of_one_seed_on_few_questions(questions: int, mean: float) -> None:
+    row = check_intervals.check(np.random.default_rng(0), mean, 1, 0, repetitions=750, questions=questions)
+    assert row["mean"] >= 0.93 - 0.024 and row["paired"] >= 0.9 - 0.024 and row["separate"] <= 0.05 + 0.024

@@ -18,8 +18,8 @@ def chain_pool(make_pool: Callable):
     return make_pool([lambda q, a: q.upper(), finish])
 
 
-QUESTIONS = [Question(f"c{i}", f"chain {i}", task="chain", _reference="yes") for i in range(6)] + [
-    Question(f"k{i}", f"{'known' if i < 3 else 'hard'} {i}", task="plain", _reference="yes") for i in range(6)
+QUESTIONS = [Question(f"c{i}", f"chain {i}", task="chain", _reference="yes") for i in range(8)] + [
+    Question(f"k{i}", f"{'known' if i < 4 else 'hard'} {i}", task="plain", _reference="yes") for i in range(8)
 ]
 
 
@@ -27,7 +27,7 @@ def test_the_gain_is_there_with_the_true_answer_and_gone_with_another_questions(
     pool = chain_pool(make_pool)
     found = audit(QUESTIONS, pool, {"chain": (0, 1)})
     rows = {(row["first"], row["second"], row["task_group"]): row for row in found["pairs"]}
-    assert len(rows) == 8 and {row["n"] for row in rows.values()} == {6}
+    assert len(rows) == 8 and {row["n"] for row in rows.values()} == {8}
     means = {variant: value["mean"] for variant, value in rows["e0", "e1", "composition"]["variants"].items()}
     assert means == {"previous": 1.0, "none": 0.0, "swapped": 0.0, "own": 0.0}
     assert rows["e0", "e1", "composition"]["wrong_to_right"]["mean"] == 1.0 and rows["e0", "e1", "composition"]["right_to_wrong"] is None  # e0 is never right

@@ -17,6 +17,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from report.results import YARDSTICKS
+
 Results = Mapping[str, Any]
 Curves = Mapping[Any, Sequence[Mapping[str, Any]]]
 
@@ -146,9 +148,9 @@ def thresholds_in_use(results: Results) -> list[float]:
 
 
 def oracle_stop(results: Results, measure: str) -> float | None:
-    """Quality or return of the agent's routes when the oracle ends them, if that was played."""
-    value = results.get("oracle", {}).get("oracle_stop", {}).get(measure)
-    return None if value is None else centre(value)
+    """Quality or return of the first seed's routes, whose Terminator is drawn, when the oracle ends them; None if that was not played."""
+    by_seed = next((row["by_seed"] for row in results["rows"] if row["policy"] == YARDSTICKS["oracle_stop"]), None)
+    return None if by_seed is None else by_seed[str(results["seeds"][0])][measure]
 
 
 def calls_at(results: Results, position: int) -> int:

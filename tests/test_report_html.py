@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_results import NUM_QUESTIONS, TASKS, made_results
+from made_results import NUM_QUESTIONS, TASKS, made_results, made_row
 
 from report import figures
 from report.page import html, markdown, route_data, write_report_files
@@ -126,13 +126,17 @@ def test_heat_maps_show_the_values_of_the_results(results: dict) -> None:
     assert [text.get_text() for text in composition.texts] == ["0.50", "-0.05"]
 
 
-def test_the_terminators_figure_shows_calibration_counts_and_thresholds(results: dict) -> None:
+def test_the_terminators_figure_shows_calibration_counts_and_thresholds(results: dict, curves: dict) -> None:
+    stopped = made_row("DER, oracle stop", "oracle", 0.88, 0.5)
+    stopped["by_seed"] = {"0": {"quality": 0.9, "return": 0.86}, "1": {"quality": 0.86, "return": 0.8}}
+    results["rows"].append(stopped)
     reliability, threshold, counts, cost = figures.calibration(results).axes
     assert reliability.lines[1].get_xydata().tolist() == [[0.1, 0.2], [0.9, 0.95]]
     assert [bar.get_height() for bar in counts.patches] == [30, 70]
     drawn = {line.get_label(): line for line in threshold.lines}
     np.testing.assert_allclose(drawn["quality"].get_ydata(), [0.8, 0.84, 0.88])
-    assert drawn["return, oracle stop"].get_ydata()[0] == 0.83
+    assert drawn["return, oracle stop"].get_ydata()[0] == 0.86  # of seed 0, as the curve
+    assert next(trace for trace in plots(results, curves)["thresholds"]["data"] if trace["name"] == "quality, oracle stop")["y"] == [0.9, 0.9]
     np.testing.assert_allclose(cost.lines[0].get_ydata(), [0.4, 0.8, 1.2])
     assert cost.lines[1].get_xdata() == [0.4, 0.4]  # the threshold in use
     del results["terminator"]["calibration"]

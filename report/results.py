@@ -122,7 +122,7 @@ def compare(sheets: Sequence[Sheet]) -> list[dict[str, Any]]:
 
 
 def route_figures(sheet: Sheet, names: Sequence[str]) -> dict[str, Any]:
-    """Whom a policy asks: shares, by position, flows from call to call, entropy of the routes taken (bits), what each further call brings."""
+    """Whom a policy asks: shares, by position, flows from call to call, entropy of a seed's routes (bits), what each further call brings."""
     routes = [[step["expert"] for step in record["steps"]] for row in sheet.records for record in row]
     flat = [record for row in sheet.records for record in row]
     longest = max(map(len, routes))
@@ -130,7 +130,11 @@ def route_figures(sheet: Sheet, names: Sequence[str]) -> dict[str, Any]:
     flows: Counter[tuple[int, str, str]] = Counter()
     for route in routes:
         flows.update((t, before, after) for t, (before, after) in enumerate(itertools.pairwise(["start", *route, "stop"]), start=1))
-    shares = np.array(list(Counter(map(tuple, routes)).values())) / len(routes)
+    entropies = []  # seed by seed: agents that each take one route have none, though their routes differ
+    for row in sheet.records:
+        counts = Counter(tuple(step["expert"] for step in record["steps"]) for record in row)
+        shares = np.array(list(counts.values())) / len(row)
+        entropies.append((shares * np.log2(1 / shares)).sum())
     further = []
     for t in range(1, longest):
         pairs = [(r["steps"][t - 1], r["steps"][t]) for r in flat if len(r["steps"]) > t]
@@ -141,7 +145,7 @@ def route_figures(sheet: Sheet, names: Sequence[str]) -> dict[str, Any]:
         "share": _shares([*itertools.chain(*routes)], names),
         "by_position": [_shares(calls, names) for calls in by_position],
         "flows": [{"step": t, "from": a, "to": b, "count": count} for (t, a, b), count in sorted(flows.items())],
-        "entropy": float(-(shares * np.log2(shares)).sum()),
+        "entropy": float(np.mean(entropies)),
         "further_calls": further,
     }
 
@@ -159,9 +163,10 @@ def verdicts(sheets: Sequence[Sheet], compared: Sequence[dict[str, Any]], routes
     rivals = {s.policy: s for s in sheets if s.kind in RIVAL_KINDS}
     returns = {c["b"]: c for c in compared if c["a"] == der.policy and c["measure"] == "return" and c["b"] in rivals}
     words = []
-    top, share = max(routes["by_position"][0].items(), key=lambda item: item[1])
-    if share >= 0.95 and len(routes["share"]) > 1:
-        words.append(f"COLLAPSED: {share:.0%} of the questions go to {top} first, whatever they ask; the agent routes nothing.")
+    for seed, row in zip(der.seeds, der.records, strict=True):
+        ((top, count),) = Counter(record["steps"][0]["expert"] for record in row).most_common(1)
+        if count >= 0.95 * len(row) and len(routes["share"]) > 1:
+            words.append(f"COLLAPSED, seed {seed}: {count / len(row):.0%} of the questions go to {top} first, whatever they ask; the agent routes nothing.")
     for policy, c in returns.items():
         told = f"{SEPARABLE[c['verdict']]} ({c['diff']:+.3f} [{c['lo']:+.3f}, {c['hi']:+.3f}])"
         if policy.startswith("best fixed") and c["verdict"] != "better":

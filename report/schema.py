@@ -202,7 +202,7 @@ class Routes(Entry):
     share: dict[str, float] = Field(description="of all calls")
     by_position: list[dict[str, float]]
     flows: list[Flow]
-    entropy: float = Field(ge=-ROUNDING, description="of the routes taken, in bits")
+    entropy: float = Field(ge=-ROUNDING, description="of the routes a seed takes, in bits; mean over the seeds")
     further_calls: list[FurtherCall]
 
 

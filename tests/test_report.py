@@ -194,12 +194,21 @@ def test_a_collapsed_agent_is_called_that(logged: Callable) -> None:
     qualities = [[i % 2] for i in range(40)]
     same = constant(qualities, [2] * 40)
     words = "\n".join(der_and_rivals(logged, same, same)["words"])
-    assert "COLLAPSED: 100% of the questions go to e2 first" in words
+    assert "COLLAPSED, seed 3: 100% of the questions go to e2 first" in words and "0.00 bits" in words and "-0.00" not in words
     assert "NO BETTER than a constant choice" in words and "NO BETTER than a table" in words
     routed = constant([[1]] * 40, [i % 3 for i in range(40)])
     words = "\n".join(der_and_rivals(logged, routed, same)["words"])
     assert "COLLAPSED" not in words and "NO BETTER" not in words and "DER beats" in words
     assert "33% of the parameters of asking every expert once" in words  # (1 + 2 + 3) / 3 of 6
+
+
+def test_a_collapse_is_looked_for_seed_by_seed(logged: Callable) -> None:
+    experts = {0: [0] * 40, 1: [1] * 40, 2: [2, 0] * 20}  # of two agents each asks one expert, and not the same
+    records = [line for seed, asked in experts.items() for line in logged("DER", "der", constant([[1]] * 40, asked), seed=seed)]
+    found = build_results([*records, *logged("best fixed: e2", "static", constant([[1]] * 40, [2] * 40))], CONFIG, EXPERTS, {})
+    words = "\n".join(found["words"])
+    assert "seed 0: 100% of the questions go to e0" in words and "seed 1: 100% of the questions go to e1" in words and words.count("COLLAPSED") == 2
+    assert found["routes"]["entropy"] == pytest.approx(1 / 3)  # 0, 0 and 1 bit
 
 
 def test_whom_the_agent_asks_by_hand(logged: Callable) -> None:

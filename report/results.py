@@ -191,8 +191,8 @@ def verdicts(sheets: Sequence[Sheet], compared: Sequence[dict[str, Any]], routes
     return words
 
 
-def notes(config: Config, records: Sequence[Record], agent: str, num_seeds: int) -> list[str]:
-    """Footnotes of the table."""
+def notes(config: Config, records: Sequence[Record], agent: str, num_seeds: int, failed: int) -> list[str]:
+    """Footnotes of the table; `failed`: requests that stayed without an answer."""
     lines = [
         f"Return: quality of the final answer minus alpha = {config.reward.alpha} times the experts' cost in {config.reward.cost}; intervals 95%.",
         "Deciding (agent, Terminator) is charged in its own column, not in the return. Seconds: those of an answer's first generation, in a batch.",
@@ -202,6 +202,8 @@ def notes(config: Config, records: Sequence[Record], agent: str, num_seeds: int)
         lines.append("No pairwise ranker among the policies (LLM-Blender): eval.ranker names no weights, for example llm-blender/PairRM-hf.")
     if note := few_seeds_note(num_seeds):
         lines.append(note)
+    if failed:
+        lines.append(f"{failed} requests to experts failed for good and count as empty answers, which says nothing about the experts. Evaluate again when the server is up.")
     cut = sum(step["prompt_cut"] for r in records for step in r["steps"])
     empty = sum(not step["answer"].strip() for r in records for step in r["steps"])
     lines += _recorded_notes(config, records)
@@ -275,7 +277,7 @@ def build_results(records: Sequence[Record], config: Config, experts: Sequence[M
         "routes": routes,
         "tradeoff": trade_off([sheet.point() for sheet in sheets if sheet.kind != "oracle"]),
         "words": verdicts(sheets, compared, routes, known, sum(expert["params_b"] for expert in experts)),
-        "notes": notes(config, records, sheets[0].policy, len(sheets[0].seeds)),
+        "notes": notes(config, records, sheets[0].policy, len(sheets[0].seeds), extra.get("evaluation", {}).get("answers_failed", 0)),
         **extra,
     }
 

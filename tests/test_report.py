@@ -202,6 +202,12 @@ def test_a_collapsed_agent_is_called_that(logged: Callable) -> None:
     assert "33% of the parameters of asking every expert once" in words  # (1 + 2 + 3) / 3 of 6
 
 
+def test_answers_that_no_server_gave_are_noted(logged: Callable) -> None:
+    records = [line for policy, kind in (("DER", "der"), ("best fixed: e2", "static")) for line in logged(policy, kind, constant([[1]] * 4, [2] * 4))]
+    notes = lambda failed: "\n".join(build_results(records, CONFIG, EXPERTS, {"evaluation": {"answers_failed": failed}})["notes"])  # noqa: E731
+    assert "7 requests to experts failed for good and count as empty answers" in notes(7) and "failed" not in notes(0)
+
+
 def test_a_collapse_is_looked_for_seed_by_seed(logged: Callable) -> None:
     experts = {0: [0] * 40, 1: [1] * 40, 2: [2, 0] * 20}  # of two agents each asks one expert, and not the same
     records = [line for seed, asked in experts.items() for line in logged("DER", "der", constant([[1]] * 40, asked), seed=seed)]

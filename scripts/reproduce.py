@@ -191,10 +191,10 @@ def finished(folder: Path, runs: Sequence[Path], settings: Sequence[str], wanted
         return None
     try:
         results = read_results(path)
-    except ReportError as error:  # of an older format, or damaged
+        evaluated = validate(results["evaluation"]["config"], str(path))
+    except (ReportError, ConfigError) as error:  # of an older format or older settings, or damaged
         print(error, flush=True)
         return None
-    evaluated = validate(results["evaluation"]["config"], str(path))
     is_same = results["evaluation"]["runs"] == [str(run) for run in runs] and evaluated == load_config(runs[0] / "config.yaml", list(settings))
     return results if is_same and (wanted is None or not trained_otherwise(evaluated, wanted)) else None
 

@@ -185,6 +185,10 @@ def test_a_results_file_of_other_settings_is_not_taken_for_ours(place: tuple) ->
     (Path("runs/old") / "report").mkdir(parents=True)
     (Path("runs/old") / "report" / "results.json").write_text(json.dumps({"seeds": [0]}))
     assert reproduce.finished(Path("runs/old"), runs, settings, None) is None  # of another format
+    older = json.loads((folder / "report" / "results.json").read_text())
+    older["evaluation"]["config"]["eval"]["retired"] = 1
+    (Path("runs/old") / "report" / "results.json").write_text(json.dumps(older))
+    assert reproduce.finished(Path("runs/old"), runs, settings, None) is None  # of other settings than there are today
 
 
 def test_a_run_that_fails_is_a_reason_in_its_own_words(show: Callable, empty: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,11 +102,12 @@ def compare(sheets: Sequence[Sheet]) -> list[dict[str, Any]]:
     """Paired differences in quality and return, p adjusted (Holm).
 
     Two questions, each with its own adjustment in each measure: the agent against every policy that could replace it; and every other
-    policy, single experts aside, against the ANCHORS.
+    policy, single experts aside, against the ANCHORS, each pair once.
     """
     der, others = sheets[0], [sheet for sheet in sheets[1:] if sheet.kind != "single"]
     own = [(der, b) for b in others if b.kind in RIVAL_KINDS]
-    rest = [(a, b) for a in others for b in others if a is not b and b.kind in RIVAL_KINDS and b.policy.startswith(ANCHORS)]
+    anchors = [sheet for sheet in others if sheet.kind in RIVAL_KINDS and sheet.policy.startswith(ANCHORS)]
+    rest = [(a, b) for a in others for idx, b in enumerate(anchors) if a not in anchors[: idx + 1]]
     out = []
     for measure, pairs in itertools.product(("quality", "return"), (own, rest)):
         family = []

@@ -58,7 +58,8 @@ def probability(p: float | None) -> Cell:
 def scaled(name: str, values: Sequence[float]) -> tuple[str, list[Cell]]:
     """(heading, cells) of a column to three digits, all in the unit (thousand, million, ...) that suits the largest value."""
     units = ("", " (k)", " (M)", " (G)", " (T)")
-    power = min(int(math.log10(max([1.0, *values])) // 3), len(units) - 1)
+    largest = float(f"{max([1.0, *values]):.3g}")  # as it will be shown: 999.7 is 1.00 thousand
+    power = min(int(math.log10(largest) // 3), len(units) - 1)
     return name + units[power], [Cell(f"{value / 1000.0**power:#.3g}".rstrip("."), "", value) for value in values]
 
 

@@ -20,7 +20,7 @@ from made_results import NUM_QUESTIONS, TASKS, made_results, made_row
 from report import figures
 from report.page import html, markdown, route_data, write_report_files
 from report.plots import plots
-from report.tables import policy_table
+from report.tables import policy_table, scaled
 
 EVIL = "</script><script>document.documentElement.dataset.hacked=1</script><img src=x onerror=document.documentElement.dataset.hacked=1><b>x"
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
@@ -181,6 +181,7 @@ def test_the_main_table_names_its_units(results: dict) -> None:
     assert cells["parameters (M)"][:2] == ["0.500", "2.00"]
     assert cells["deciding: FLOPs (G)"][:2] == ["3.70", "0.00"]
     assert cells["ms"][0] == "4.0" and cells["verdict"][:2] == ["better", "not separable"]
+    assert [cell.text for cell in scaled("x", [999.7, 3.0])[1]] == ["1.00", "0.00300"] and scaled("x", [999.7])[0] == "x (k)"  # 1000 to three digits
     assert "USD" not in cells  # no expert has a price
     results["rows"][0]["cost"]["usd"] = 0.00025
     table = policy_table(results)

@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from report.results import YARDSTICKS
+from report.results import YARDSTICKS, cost_words
 
 Results = Mapping[str, Any]
 Curves = Mapping[Any, Sequence[Mapping[str, Any]]]
@@ -27,7 +27,6 @@ BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, GREY = "#0072B2", "#E69F00", "#009
 KIND_COLOURS = {"der": VERMILLION, "single": BLUE, "static": SKY, "learned": PURPLE, "cascade": GREEN, "ensemble": ORANGE, "random": GREY, "oracle": GREY}
 EXPERT_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION, GREY)
 MARKERS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down", "P": "cross", "X": "x", "*": "star"}  # plotly's names
-COST_WORDS = {"params": "parameters", "flops": "FLOPs", "tokens": "tokens", "latency": "seconds", "usd": "US dollars"}
 CURVE_PANELS = {"return": ("train/return", "eval/return"), "quality": ("train/quality", "eval/quality"), "policy entropy (nats)": ("losses/entropy", "eval/entropy")}
 DPI = 160
 
@@ -73,7 +72,7 @@ def expert_colours(results: Results) -> dict[str, str]:
 
 
 def cost_axis(results: Results) -> str:
-    return f"experts' cost C (counted in {COST_WORDS[results['cost_unit']]})"
+    return f"experts' cost C ({cost_words(results['cost_unit'], results.get('cost_scale', 1.0))})"
 
 
 def needs_log(costs: Sequence[float]) -> bool:

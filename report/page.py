@@ -18,8 +18,9 @@ import jinja2
 from plotly.offline import get_plotlyjs
 
 from report import figures
-from report.figures import COST_WORDS, Curves, Results
+from report.figures import Curves, Results
 from report.plots import plots
+from report.results import cost_words
 from report.tables import Table, composition_table, gap_table, other_comparisons, own_comparisons, policy_table, seed_table, terminator_facts, trade_off_words, transfer_table
 from run_folder import write_atomically
 
@@ -85,7 +86,7 @@ def subtitle(results: Results) -> str:
     seeds = results["seeds"]
     return (
         f"{results['num_questions']} questions, {'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}, reward {results['reward']}, "
-        f"alpha {results['alpha']:g}, cost counted in {COST_WORDS[results['cost_unit']]}."
+        f"alpha {results['alpha']:g}, cost C = {cost_words(results['cost_unit'], results.get('cost_scale', 1.0))}."
     )
 
 

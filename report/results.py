@@ -17,6 +17,7 @@ from route_log import Record
 from stats import adjust, few_seeds_note, interval, paired_difference
 
 COST_UNITS = ("params_b", "flops", "prompt_tokens", "completion_tokens", "latency_s")
+COST_WORDS = {"params": "billions of parameters", "flops": "trillions of FLOPs", "tokens": "thousands of tokens", "latency": "seconds", "usd": "US dollars"}
 RIVAL_KINDS = ("static", "random", "cascade", "learned", "ensemble")  # what the agent has to beat
 ANCHORS = ("best fixed: ", "random with KTP", "cascade", "full-information")  # policies that every other is compared with, by the start of their names
 YARDSTICKS = {  # of results.json -> the policy that is it
@@ -192,10 +193,16 @@ def verdicts(sheets: Sequence[Sheet], compared: Sequence[dict[str, Any]], routes
     return words
 
 
+def cost_words(unit: str, scale: float) -> str:
+    """What the cost C of a call is: `billions of parameters x 1000`."""
+    return COST_WORDS[unit] + (f" x {scale:g}" if scale != 1 else "")
+
+
 def notes(config: Config, records: Sequence[Record], agent: str, num_seeds: int, failed: int) -> list[str]:
     """Footnotes of the table; `failed`: requests that stayed without an answer."""
+    reward = config.reward
     lines = [
-        f"Return: quality of the final answer minus alpha = {config.reward.alpha} times the experts' cost in {config.reward.cost}; intervals 95%.",
+        f"Return: quality of the final answer minus alpha = {reward.alpha} times the experts' cost C = {cost_words(reward.cost, reward.cost_scale)}; intervals 95%.",
         "Deciding (agent, Terminator) is charged in its own column, not in the return. Seconds: those of an answer's first generation, in a batch.",
         f"p of comparisons adjusted (Holm) within a measure: {agent}'s comparisons together, those of the other policies together. Intervals and verdicts are not adjusted.",
     ]
@@ -271,6 +278,7 @@ def build_results(records: Sequence[Record], config: Config, experts: Sequence[M
         "reward": config.reward.kind,
         "alpha": config.reward.alpha,
         "cost_unit": config.reward.cost,
+        "cost_scale": config.reward.cost_scale,
         "experts": [dict(expert) for expert in experts],
         "rows": rows,
         "comparisons": compared,

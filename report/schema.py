@@ -113,7 +113,7 @@ class Row(Entry):
     quality: Span
     return_: Span = Field(alias="return")
     calls: Span
-    charge: float = Field(description="C per question, in the report's cost unit")
+    charge: float = Field(description="C per question: in the report's cost_unit, times its cost_scale")
     cost: ExpertsCost
     overhead: DecidingCost
     vs_best_single: Difference = Field(description="quality minus that of the single expert best on validation")
@@ -276,6 +276,7 @@ class Results(Entry):
     reward: Literal["final", "paper"]
     alpha: float
     cost_unit: CostUnit
+    cost_scale: float = Field(1.0, gt=0, description="C = cost in cost_unit (billions of parameters, 1e12 FLOPs, 1000 tokens, seconds, USD) x cost_scale")
     experts: list[Expert] = Field(min_length=1, description="the pool, in the order of the actions")
     rows: list[Row] = Field(min_length=1, description="the agent's row first")
     comparisons: list[Comparison]

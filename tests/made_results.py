@@ -55,6 +55,7 @@ def made_results() -> dict[str, Any]:
         "reward": "final",
         "alpha": 0.1,
         "cost_unit": "params",
+        "cost_scale": 1000.0,
         "experts": [{"name": name, "params_b": 0.001 * (idx + 1)} for idx, name in enumerate(EXPERTS)],
         "rows": rows,
         "comparisons": [{**compared, "a": a, "b": b, "measure": m} for m in ("quality", "return") for a, b in (("DER", "best fixed: large"), ("small", "best fixed: large"))],

@@ -197,6 +197,7 @@ def test_a_collapsed_agent_is_called_that(logged: Callable) -> None:
     words = "\n".join(der_and_rivals(logged, same, same)["words"])
     assert "COLLAPSED, seed 3: 100% of the questions go to e2 first" in words and "0.00 bits" in words and "-0.00" not in words
     assert "NO BETTER than a constant choice" in words and "NO BETTER than a table" in words
+    assert "minus alpha = 0.1 times the experts' cost C = billions of parameters; intervals 95%" in der_and_rivals(logged, same, same)["notes"][0]
     routed = constant([[1]] * 40, [i % 3 for i in range(40)])
     words = "\n".join(der_and_rivals(logged, routed, same)["words"])
     assert "COLLAPSED" not in words and "NO BETTER" not in words and "DER beats" in words

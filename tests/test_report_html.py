@@ -92,6 +92,7 @@ def test_quality_is_drawn_against_cost_with_its_interval(results: dict) -> None:
         assert (container.get_label(), point.get_xdata()[0], point.get_ydata()[0]) == (row["policy"], row["charge"], row["quality"]["mean"])
         np.testing.assert_allclose(bars.get_segments()[0][:, 1], [row["quality"]["lo"], row["quality"]["hi"]])
     assert {line.get_label(): line.get_xydata().tolist() for line in axes.lines}["convex hull"] == results["tradeoff"]["hull"]
+    assert axes.get_xlabel() == "experts' cost C (billions of parameters x 1000)" and plots(results, {})["quality_cost"]["layout"]["xaxis"]["title"]["text"] == axes.get_xlabel()
     assert axes.get_xscale() == "linear"  # 0.2 to 2.6
     results["rows"][-1]["charge"] = 4.1  # more than 20 times 0.2
     assert figures.quality_cost(results).axes[0].get_xscale() == "log"
@@ -192,7 +193,7 @@ def test_the_markdown_report_says_everything_and_links_the_figures(tmp_path: Pat
     results["rows"][1]["policy"] = "a|b <i>"
     write_report_files(tmp_path, results, records, curves)
     text = (tmp_path / "report.md").read_text()
-    assert "- DER beats the best fixed expert." in text
+    assert "- DER beats the best fixed expert." in text and "alpha 0.1, cost C = billions of parameters x 1000." in text
     assert "| DER | 0.850 [0.800, 0.900] | 0.800 [0.750, 0.850] | 1.00 | 0.500 | +0.450 [+0.400, +0.500] | better |" in text
     assert "| a\\|b &lt;i> | 0.400" in text  # no markup, no further column
     own, others = (text.index(title) for title in ("## Paired by question: return\n", "## The other policies, paired by question\n"))

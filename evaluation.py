@@ -303,8 +303,9 @@ def overheads(agent: Agent, routes: Sequence[Route], seconds_per_row: float, *, 
 def evaluated_config(path: Path, overrides: Sequence[str]) -> Config:
     """A run's configuration with overrides. Raises ConfigError for one of something that training has settled."""
     trained, config = load_run_config(path), load_run_config(path, overrides)
-    if settled := [name for name in LEARNED if getattr(config, name) != getattr(trained, name)]:
-        raise ConfigError(f"{path} was trained with other settings of {', '.join(settled)}, which an evaluation cannot change")
+    changed = [name for name in ("name", "seed") if getattr(config, name) != getattr(trained, name)] + _differences(trained, config)
+    if settled := [key for key in changed if key.partition(".")[0] in LEARNED]:
+        raise ConfigError(f"{path} was trained with another {', '.join(settled)}, which an evaluation cannot change")
     if config.env.t_max > trained.env.t_max:
         raise ConfigError(f"--env.t_max = {config.env.t_max}: {path} was trained for {trained.env.t_max} calls at most and knows no states beyond; train it for more")
     return config

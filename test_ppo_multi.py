@@ -24,7 +24,7 @@ from command_line import load_config, merge, overrides_from, parse, run_command,
 from config import TOKEN_UNITS, Config, ConfigError, RewardConfig
 from evaluation import Evaluation
 from report.page import write_report_files
-from report.results import YARDSTICKS, build_results, table, uncounted
+from report.results import YARDSTICKS, build_results, cost_words, table, uncounted
 from report.schema import ReportError, read_results, to_json
 from route_log import Record, read_records, reprice, route_records
 from run_folder import newest_run, write_atomically
@@ -70,7 +70,7 @@ def repriced(folder: Path, unit: str, overrides: list[str]) -> tuple[dict[str, A
     records = [record for record in records if record["policy"] != YARDSTICKS["optimum"]]  # searched with other prices, it is no optimum in these
     results = build_results(records, config, before["experts"], kept)
     results["notes"].append(
-        f"Priced again: every policy acts as it was trained, fitted or chosen for alpha = {chosen_for.alpha} and cost in {chosen_for.cost}. "
+        f"Priced again: every policy acts as it was trained, fitted or chosen for alpha = {chosen_for.alpha} and C = {cost_words(chosen_for.cost, chosen_for.cost_scale)}. "
         "The optimum in hindsight would take other routes at these prices and is left out."
     )
     return results, records
@@ -126,7 +126,8 @@ def main(arguments: list[str]) -> Path:
         write_atomically(out / "routes.jsonl", "".join(json.dumps(record) + "\n" for record in records).encode())
     write_atomically(folder / "results.json", as_json)
     write_report_files(folder, results, records, learning_curves(results["evaluation"]["runs"]))
-    print(f"\n{out}: {results['num_questions']} test questions, seed {', '.join(map(str, results['seeds']))}, alpha {results['alpha']}, cost in {results['cost_unit']}\n")
+    cost = cost_words(results["cost_unit"], results["cost_scale"])
+    print(f"\n{out}: {results['num_questions']} test questions, seed {', '.join(map(str, results['seeds']))}, alpha {results['alpha']}, cost C = {cost}\n")
     print(show(results))
     took = results["evaluation"]
     print(f"\nPlayed in {took['seconds']:.0f} s, {took['answers_generated']} answers generated. Report: {folder / 'report.html'}. Numbers: {folder / 'results.json'}")

@@ -208,6 +208,8 @@ def notes(config: Config, records: Sequence[Record], agent: str, num_seeds: int,
     ]
     if config.eval.ranker is None:
         lines.append("No pairwise ranker among the policies (LLM-Blender): eval.ranker names no weights, for example llm-blender/PairRM-hf.")
+    if not config.eval.use_terminator:
+        lines.append(f"Without a Terminator (eval.use_terminator: false): routes of {agent} and of the policies that stop like it run to T_max.")
     if note := few_seeds_note(num_seeds):
         lines.append(note)
     if failed:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import os
 import re
 import sys
@@ -34,8 +35,9 @@ import yaml
 from experiment import evaluate, parse_seeds, train, trained_otherwise
 from huggingface_hub import constants, try_to_load_from_cache
 
-from command_line import load_config, parse, run_command, validate
+from command_line import load_config, overrides_from, parse, run_command, validate
 from config import Config, ConfigError, DERError, HFExpertConfig, RayExpertConfig, RecordedExpertConfig
+from evaluation import LEARNED
 from expert_kinds.placement import pick_device, weights_gb
 from model_source import resolve_source
 from report.results import Sheet, sheets_of
@@ -173,6 +175,8 @@ class Runs:
     def _evaluate(self, training: list[str], evaluation: list[str], variant: str) -> Evaluated:
         folder, settings = Path("runs") / f"{self.name}{variant}", [*self.settings, *training]
         reused = list(self.reuse) if not training else []
+        if reused:
+            settings = left_to_evaluation(settings)
         trained_name = f"{self.name}{variant}" if training else self.name
         runs = reused or [Path("runs") / f"{trained_name}-s{seed}" for seed in self.seeds]
         wanted = self._load([*training, *evaluation])
@@ -182,6 +186,11 @@ class Runs:
             runs = reused or [train(self.config, trained_name, seed, settings) for seed in self.seeds]
             results = evaluate(runs, folder, [*settings, *evaluation])
         return Evaluated(folder, results)
+
+
+def left_to_evaluation(settings: list[str]) -> list[str]:
+    """The options without those that training has settled: finished runs have their own."""
+    return [f"--{name}={json.dumps(part)}" for name, part in overrides_from(settings).items() if name not in LEARNED]
 
 
 def finished(folder: Path, runs: Sequence[Path], settings: Sequence[str], wanted: Config | None) -> dict[str, Any] | None:

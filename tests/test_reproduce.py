@@ -153,6 +153,8 @@ def test_what_was_not_run_says_why_beside_what_was(place: tuple, show: Callable)
 
 def test_without_the_terminator_every_route_runs_to_t_max(place: tuple, show: Callable) -> None:
     assert found(show("toy", "--seeds", "0", *place[0]), "no Terminator")["calls"] == ["2.00", "2.00", "[2.00,", "2.00]", "+0.00"]
+    notes = json.loads(Path("runs/paper-quickstart-use_terminator_False/report/results.json").read_text())["notes"]
+    assert any(note.startswith("Without a Terminator") for note in notes)
     records = [json.loads(line) for line in Path("runs/paper-quickstart-use_terminator_False/routes.jsonl").read_text().splitlines()]
     ends = {(r["stop_reason"], len(r["steps"])) for r in records if r["policy"] in ("DER", "random with KTP")}
     assert ends == {("t_max", 2)}

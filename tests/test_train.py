@@ -576,12 +576,13 @@ def test_a_full_evaluation_of_two_seeds_has_every_baseline_and_no_policy_beats_t
     with pytest.raises(ConfigError, match=r"data.test: 1 question\(s\): the report's intervals need two or more"):
         test_ppo_multi.main(["--run", str(second), "--data.test.limit", "1"])
     for option, said in (
-        ("--agent.max_tokens=99", "other settings of agent"),
+        ("--agent.max_tokens=99", "another agent.max_tokens"),
+        ("--seed=7", "another seed"),
         ("--env.t_max=9", "trained for 2 calls at most"),
         ("--eval.max_tree_calls=9", "max_tree_calls is 9"),
     ):
         with pytest.raises(ConfigError, match=said):
-            test_ppo_multi.main(["--run", str(second), "--out", str(out), "--eval.full=true", option])
+            test_ppo_multi.main(["--run", str(second), "--out", str(out), "--eval.full=true", "--train.max_expert_calls=5", option])  # a budget is no matter of evaluation
     with pytest.raises(ConfigError, match=r"both/report is of other settings \(env, eval\): keep it"):
         test_ppo_multi.refuse_to_replace(out, load_config(second / "config.yaml", ["--env.t_max", "1"]))
     with pytest.raises(ConfigError, match=r"--env: routes that were played are only priced again"):
@@ -598,7 +599,7 @@ def test_a_full_evaluation_of_two_seeds_has_every_baseline_and_no_policy_beats_t
         assert row["charge"] == pytest.approx(tokens / 1000) and row["quality"]["mean"] == by_name[row["policy"]]["quality"]["mean"]
     assert by_name.keys() - {row["policy"] for row in again["rows"]} == {"optimum (hindsight)"}  # no optimum at other prices
     assert again["evaluation"]["config"]["reward"]["cost"] == "tokens"
-    assert "optimum" not in again["oracle"] and "chosen for alpha = 0.01 and cost in params" in again["notes"][-1]
+    assert "optimum" not in again["oracle"] and "chosen for alpha = 0.01 and C = billions of parameters. " in again["notes"][-1]
 
 
 def test_a_sweep_trains_what_is_missing_and_puts_all_values_into_one_trade_off(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:

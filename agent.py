@@ -158,9 +158,14 @@ class Agent:
         return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
 
     def encoder_hash(self) -> str:
-        """Hash of the encoder's weights: of the first 4,096 numbers of each tensor, a retrained model differing everywhere."""
+        """Hash of the encoder's weights: of the first 4,096 numbers of each tensor, a retrained model differing everywhere.
+
+        Without the pooler, which is not used here and drawn anew at each load where the checkpoint has none.
+        """
         digest = hashlib.sha256()
         for name, tensor in self.encoder.model.state_dict().items():
+            if "pooler" in name:
+                continue
             digest.update(f"{name}{tuple(tensor.shape)}".encode() + tensor.flatten()[:4096].cpu().float().numpy().tobytes())
         return digest.hexdigest()[:16]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tianshou.algorithm import PPO
 from tianshou.algorithm.optim import AdamOptimizerFactory
 from tianshou.data import Batch, Collector, ReplayBuffer, VectorReplayBuffer
@@ -330,6 +331,10 @@ def test_a_saved_agent_refuses_an_encoder_of_other_weights(bert_encoder: Path, m
     encoder = shutil.copytree(bert_encoder, tmp_path / "encoder")
     agent, pool = make_agent(encoder=str(encoder)), make_pool([lambda q, a: "yes"] * NUM_EXPERTS)
     save_agent(agent, tmp_path / "agent", pool)
+    load_agent(tmp_path / "agent", pool)
+    assert load_agent(tmp_path / "agent", pool).encoder_hash() == agent.encoder_hash()
+    del (weights := load_file(encoder / "model.safetensors"))["pooler.dense.weight"]  # as where only a language model was saved: drawn anew, and not used
+    save_file(weights, encoder / "model.safetensors", {"format": "pt"})
     load_agent(tmp_path / "agent", pool)
     with torch.no_grad():
         agent.encoder.model.embeddings.LayerNorm.weight.mul_(1.01)

@@ -40,15 +40,15 @@ def normalise(text: str) -> str:
 
     A minus sign or decimal point of a number stays, and a text of nothing but punctuation or articles is kept as it is.
     """
-    plain = "".join(char for char in unicodedata.normalize("NFKD", text) if not unicodedata.combining(char)).lower().replace(TYPESET_MINUS, "-")
-    words = (re.sub(rf"^(?:(?!-\$?\.?\d|\.\d)[{PUNCTUATION}])+|[{PUNCTUATION}]+$", "", word) for word in plain.split())
+    plain = "".join(char for char in unicodedata.normalize("NFKD", text) if not unicodedata.combining(char)).lower().replace(TYPESET_MINUS, "-").replace("-$", "-")
+    words = (re.sub(rf"^(?:(?!-\.?\d|\.\d)[{PUNCTUATION}])+|[{PUNCTUATION}]+$", "", word) for word in plain.split())
     return " ".join(word for word in words if word not in ("a", "an", "the", "")) or plain.strip()
 
 
 NUMBER = re.compile(
     r"(?<![\w.])(-?)[$€£]?"  # not inside a word or a longer number
-    r"((?:\d{1,3}(?:,\d{3})++(?!\d)|\d++|(?=\.\d))(?:\.\d++)?+)"  # 1,234 or 1234 or .5; "1,2" are two numbers
-    r"(?!\w*[\d_]|(?:x|st|nd|rd|th)\b)"  # a unit may be attached: 72km, but neither 3x2 nor 2nd
+    r"((?:\d+(?:,\d{2,3})*,\d{3}(?!\d)|\d++|(?=\.\d))(?:\.\d++)?+(?:[eE][+-]?\d++)?+)"  # 1,234 or 12,34,567 or .5 or 1e-5; "1,2" are two numbers
+    r"(?!\w*[\d_]|(?i:x|st|nd|rd|th)\b)"  # a unit may be attached: 72km, but neither 3x2 nor 2nd
 )
 
 
@@ -57,15 +57,22 @@ def numbers_in(text: str) -> list[float]:
     return [float(sign + digits.replace(",", "")) for sign, digits in NUMBER.findall(text.replace(TYPESET_MINUS, "-"))]
 
 
-def choice_in(text: str) -> str | None:
-    """The letter of a multiple-choice answer, Markdown and LaTeX aside: the last one boxed or after "answer is", "choice is" or "option is" (or ":"), else one that opens the text.
+CHOICE = re.compile(
+    r"(?i:(?:answer|choice|option)\s*(?:is\s*:?|:)\s*(?:(?:option|choice)\s+)?)"
+    r"[(\[]?([A-HJ]\b|[A-Ja-j](?=[.,:)\]]|\s*$))"  # not the words "a" and "I"
+)
 
-    A letter that opens the text is closed by . : ) or the end of its line.
+
+def choice_in(text: str) -> str | None:
+    """The letter of a multiple-choice answer, quotes and marks of Markdown and LaTeX aside.
+
+    The last one boxed or after "answer is", "choice is" or "option is" (or ":"), else one that opens the text and is closed by . : ) ] or the
+    end of its line.
     """
-    plain = re.sub(r"\\text(?:bf)?|[*`${}]", "", text.replace(r"\boxed", "answer is "))
-    if matches := re.findall(r"(?i:(?:answer|choice|option)\s*(?:is\s*:?|:)\s*(?:option\s+)?)\(?([A-HJ]\b|[A-Ja-j](?=[.,:)]|\s*$))", plain):  # not the words "a" and "I"
+    plain = re.sub(r"\\text(?:bf)?|\\(?=[()\[\]])|[*`${}\"']", "", text.replace(r"\boxed", "answer is "))
+    if matches := CHOICE.findall(plain):
         return matches[-1].upper()
-    match = re.match(r"(?:Option\s+)?\(?([A-J])(?:[.:)]|\s*$)", plain.strip(), re.MULTILINE)
+    match = re.match(r"(?:Option\s+)?[(\[]?([A-J])(?:[.:)\]]|\s*$)", plain.strip(), re.MULTILINE)
     return match[1] if match else None
 
 
@@ -161,10 +168,10 @@ class ReasoningGymMetric:
     def _score(self, prediction: str, entry: dict[str, Any]) -> float:
         try:
             return float(self._scorer(prediction, entry))
-        except KeyError as error:
-            raise MetricError(f"reasoning_gym:{self.name}: the reference has no {error}; its scorer needs the whole generated entry") from error
-        except (ValueError, TypeError):  # some scorers read well-formed answers only
-            return 0.0
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            if isinstance(error, KeyError) and not entry.get("metadata"):
+                raise MetricError(f"reasoning_gym:{self.name}: the reference has no {error}; its scorer needs the whole generated entry") from error
+            return 0.0  # some scorers read well-formed answers only
 
     def compute(self, *, predictions: Sequence[str], references: Sequence[Reference]) -> list[float]:
         entries = [[r] if isinstance(r, dict) else [{"answer": text, "metadata": {}} for text in accepted(r)] for r in references]
@@ -245,7 +252,8 @@ def _check_reference(question: Question) -> None:
     metric, kind = get_metric(question.metric), question.metric.partition(":")[0]
     try:
         if kind in ("numeric_match", "multiple_choice", "reasoning_gym"):  # they must find something in it
-            metric.compute(predictions=["?"], references=[question.reference])
+            own = question.reference.get("answer") if isinstance(question.reference, dict) else accepted(question.reference)[0]
+            metric.compute(predictions=[str(own)], references=[question.reference])
         elif kind in METRICS or kind == "evaluate":
             accepted(question.reference)
     except MetricError as error:

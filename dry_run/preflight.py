@@ -162,11 +162,12 @@ def check_metric(name: str, needs: dict[str, bool], questions: Sequence[Question
     """
     kind = name.partition(":")[0]
     if kind in METRIC_PACKAGES:
-        needs[f"package {METRIC_PACKAGES[kind]} (metric {kind})"] = find_spec(METRIC_PACKAGES[kind]) is not None
-    if kind not in ("evaluate", RECORDED):
+        needs[f"package {METRIC_PACKAGES[kind]} (metric {kind})"] = is_here = find_spec(METRIC_PACKAGES[kind]) is not None
+        if kind == "evaluate" or not is_here:
+            return
+    if name != RECORDED:
         get_metric(name)
-    if kind not in METRIC_PACKAGES:
-        check_metrics([question for question in questions if question.metric == name], experts)
+    check_metrics([question for question in questions if question.metric == name], experts)
 
 
 def check_needs(config: Config) -> dict[str, bool]:

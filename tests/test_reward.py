@@ -64,7 +64,8 @@ def test_numeric_match_compares_numbers_not_digits(prediction, reference, expect
 
 def test_numbers_are_read_whole_with_their_sign_and_separators():
     assert numbers_in("1,234.5 and -3, then 10-4 and v2 or 3x") == [1234.5, -3.0, 10.0, 4.0]
-    assert numbers_in("1,234kg, 2nd, GPT4, 1e5 and 3x2") == [1234.0]  # a unit may be attached, the rest are parts of words
+    assert numbers_in("1,234kg, 2nd, GPT4, 5X and 3x2") == [1234.0]  # a unit may be attached, the rest are parts of words
+    assert numbers_in("12,34,567 or 1000,000 or 1e-5 or 2E3") == [1234567.0, 1000000.0, 1e-5, 2000.0]
     assert numbers_in("5,6 and 1,2,3") == [5.0, 6.0, 1.0, 2.0, 3.0]  # a list: three digits follow a thousands separator
     assert numbers_in(".5, -.5, -$1,234.50 and \u22125") == [0.5, -0.5, -1234.5, -5.0]
 
@@ -100,6 +101,10 @@ def test_numeric_match_refuses_a_reference_without_a_number():
         ("**B. Paris**", "B"),
         ("B\n\nParis is the capital of France.", "B"),
         ("The correct choice is B.", "B"),
+        (r"The answer is \(B\).", "B"),
+        ("The answer is 'B'", "B"),
+        ("[B]", "B"),
+        ("The answer is choice B", "B"),
         ("So it must be Paris: $\\boxed{\\text{B}}$", "B"),
         ("Option B: Paris", "B"),
         ("The answer is option (b).", "B"),
@@ -203,8 +208,12 @@ def test_a_metric_that_cannot_be_had_says_why(name, message):
 
 
 def test_the_best_of_several_accepted_references_counts_for_reasoning_gym_and_an_answer_its_scorer_chokes_on_for_nothing():
+    import reasoning_gym
+
     assert score("reasoning_gym:spell_backward", "olleh", ["dlrow", "olleh"]) == 1.0
     assert score("reasoning_gym:prime_factorization", "no idea", "2 x 3") == 0.0  # the library's scorer raises ValueError
+    entry = dict(reasoning_gym.create_dataset("game_of_life", seed=0, size=1)[0])
+    assert score("reasoning_gym:game_of_life", "{}", entry) == 0.0 and score("reasoning_gym:game_of_life", entry["answer"], entry) == 1.0
 
 
 def test_a_reasoning_gym_data_set_that_does_not_exist_is_named():

@@ -24,7 +24,7 @@ from dispatch import ExpertError, Inbox
 from prompts import PromptFormat, before_stop, whole_text
 
 CONNECT_S = 10.0  # a server that is up accepts a connection at once, however slow its model
-MAX_RETRY_AFTER_S = 120.0  # a server that asks for more time is tried again at our own pace, and the run ends when the tries are used up
+MAX_RETRY_AFTER_S = 120.0  # the most that one try waits: a run does not stand still for a day
 FIRST_WAIT_S = 1.0  # a failing replica is left alone for 1, 2, 4 ... 64 seconds, and up to half as long again by chance
 MAX_DOUBLINGS = 6
 POLL_S = 0.05  # between two looks for a free replica
@@ -231,7 +231,6 @@ class EndpointExpert:
 
 
 def _retry_after_s(error: Exception) -> float:
-    """How long the server asks to be left alone, in seconds; 0 where it does not say, or wants longer than a run should stand still for."""
+    """How long the server asks to be left alone, in seconds, within reason; 0 where it does not say."""
     header = error.response.headers.get("retry-after", "") if isinstance(error, openai.APIStatusError) else ""
-    wait_s = float(header) if header.isdecimal() else 0.0
-    return wait_s if wait_s <= MAX_RETRY_AFTER_S else 0.0
+    return min(float(header), MAX_RETRY_AFTER_S) if header.isdecimal() else 0.0

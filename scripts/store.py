@@ -34,8 +34,10 @@ CHUNK = 2000  # questions looked up or stored at a time
 
 
 def existing(path: Path) -> Path:
-    if not path.is_file() or path.stat().st_size == 0:  # SQLite would begin a database in an empty file
+    if not path.is_file():
         raise StoreError(f"{path}: no such store")
+    if path.stat().st_size == 0:  # SQLite would begin a database in it
+        raise StoreError(f"{path}: empty, so no store")
     return path
 
 

@@ -326,10 +326,13 @@ def test_a_server_that_asks_for_time_gets_it(small_server):
     assert second - first >= 1.0
 
 
-def test_a_server_that_asks_for_a_day_does_not_get_it(small_server):
+def test_a_server_that_asks_for_a_day_does_not_get_it(small_server, monkeypatch):
+    monkeypatch.setattr("expert_kinds.endpoint.MAX_RETRY_AFTER_S", 0.5)
     server = small_server(lambda body, number: (429, {"error": {"message": "daily quota"}}, {"retry-after": "86400"}))
     with pytest.raises(ExpertError, match=r"status 429, .*daily quota.* \(tries: 2, replicas: 1\)"):
         ask(endpoint(server.url, max_retries=1), ["a"])
+    first, second = (arrival for *_, arrival in server.requests)
+    assert second - first >= 0.5
 
 
 def test_a_slow_replica_is_reported_and_its_requests_go_to_the_other(small_server, caplog):

@@ -75,7 +75,7 @@ def test_a_file_that_is_no_store_is_refused_and_left_as_it_is(tmp_path: Path, ma
     for arguments in (["info", foreign], ["check", foreign], ["merge", store, foreign], ["merge", foreign, store], ["prune", foreign, "e"], ["rebuild", foreign]):
         if made is None and arguments == ["merge", foreign, store]:
             continue  # a store may be begun in an empty file
-        with pytest.raises(StoreError, match=r"foreign\.db.* no (answer store|such store|SQLite file)|foreign\.db: no answer can be read"):
+        with pytest.raises(StoreError, match=r"foreign\.db.* no (answer store|store|SQLite file)|foreign\.db: no answer can be read"):
             store_script.main([*map(str, arguments)])
         assert foreign.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.sqlite", "foreign.db"]

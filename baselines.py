@@ -110,6 +110,11 @@ def best_single_expert(singles: Sequence[Sequence[Route]], reward: RewardConfig 
     return int(np.argmax([np.mean([route.quality if reward is None else route.value_under(reward) for route in routes]) for routes in singles]))
 
 
+def cheapest_first(singles: Sequence[Sequence[Route]], reward: RewardConfig) -> list[int]:
+    """The experts by the mean charge of their answers in scored one-call routes, `singles[expert][question]`; of equals the first."""
+    return np.argsort([np.mean([charge(route.episode.cost, reward) for route in routes]) for routes in singles], kind="stable").tolist()
+
+
 def best_by_task(singles: Sequence[Sequence[Route]], reward: RewardConfig) -> dict[str, int]:
     """Task -> expert with the highest mean return, from scored one-call routes `singles[expert][question]`."""
     values: dict[str, list[list[float]]] = defaultdict(lambda: [[] for _ in singles])

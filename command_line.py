@@ -23,13 +23,13 @@ from config import EXPERT_KINDS, Config, ConfigError, DataConfig, DERError, Sect
 class _Loader(yaml.SafeLoader):
     """PyYAML takes the last of two equal keys without a word; this one refuses them."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node, seen = super().compose_mapping_node(anchor), set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is set twice", key.start_mark)
+                raise yaml.composer.ComposerError(None, None, f"{key.value!r} is set twice", key.start_mark)
             seen.add(key.value)
-        return super().construct_mapping(node, deep)
+        return node
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -156,6 +156,9 @@ def _explain(error: ValidationError, origin: str, options: dict[str, Any]) -> st
             lines.append(f"{field}: missing")
         elif problem["type"] == "model_type":
             lines.append(f"{field} = {problem['input']!r}: a section of settings; set {', '.join(f'{field}.{name}' for name in _section(problem['loc']).model_fields)}")
+        elif problem["type"] == "value_error" and isinstance(problem["input"], dict):  # a whole section that does not fit together
+            name = problem["input"].get("name")
+            lines.append(f"{field}{f' ({name})' if name else ''}: {problem['msg'].removeprefix('Value error, ')}")
         else:
             lines.append(f"{field} = {problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}")
     return "\n".join([f"{origin}: {len(lines)} problem(s)", *(f"  {line}" for line in lines)])
@@ -175,7 +178,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
     given, origin = merge(read_yaml(path), options), f"{path} and the command line" if options else str(path)
     config = validate(merge(Config().model_dump(mode="json"), given), origin, options)
     named = [split for split in DataConfig.model_fields if _is_in(given, ("data", split, "path"))]
-    if missing := [f"data.{split}.path" for split in DataConfig.model_fields if named and split not in named]:
+    if missing := [f"data.{split}.path" for split in DataConfig.model_fields if named not in ([], ["test"]) and split not in named]:
         raise ConfigError(f"{origin}: {', '.join(missing)}: missing; beside data.{named[0]}.path, the embedded test bed's questions would stand in for it")
     return config
 

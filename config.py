@@ -69,7 +69,7 @@ class DecodingConfig(Section):
     max_new_tokens: int = Field(64, ge=1)
     temperature: float = Field(0.0, ge=0.0)
     top_p: float = Field(1.0, gt=0.0, le=1.0)
-    seed: int = Field(0, ge=0)
+    seed: int = 0
 
 
 class ExpertConfig(Section):

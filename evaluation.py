@@ -25,19 +25,16 @@ from experts import ExpertPool, build_pool
 from full_information import FullInformationRouter, fit_full_information, fit_key
 from pair_ranker import PairRanker
 from questions import Question, load_splits
-from reward import charge
 from rollout import NeverSatisfied, Policy, Route, play, score_routes
 from route_log import Overhead, Played
 from route_tree import RouteTree, best_fixed_route, grow, max_calls, optimal_routes
-from run_folder import RunError, load_run_config
+from run_folder import RunError, differing_settings, evaluated_config
 from terminator import NEVER, Terminator, TerminatorJudge, answer_shape, cut_at, load_terminator, terminator_figures
 from transfer import audit, best_pairs, reading_experts
 
 NEIGHBOURS = (5, 10, 20, 50)  # of the k-NN router; the best on validation is taken
 FITS = Path("runs/full_information")
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)  # inverse regularisation of the logistic router, likewise
-LEARNED = ("name", "seed", "agent", "ppo", "train", "terminator")  # what training has settled
-BESIDE = ("name", "seed", "pool.store", "threads", "device", "train.max_expert_calls")  # in which runs of one table may differ
 Say = Callable[[str], None]
 
 
@@ -60,7 +57,7 @@ class Evaluation:
         configs = [evaluated_config(path, overrides) for path in paths]
         self.config, self.say = configs[0], say
         for path, config in zip(paths, configs, strict=True):
-            if differing := _differences(self.config, config):
+            if differing := differing_settings(self.config, config):
                 raise RunError(f"{path} differs from {paths[0]} in {', '.join(differing)}: only runs of equal settings and different seeds belong in one table")
         if len({config.seed for config in configs}) < len(configs):
             raise RunError(f"two of these runs have the same seed: {', '.join(map(str, paths))}")
@@ -154,8 +151,7 @@ class Evaluation:
         route = best_fixed_route(self.validation_tree, config.reward)
         name = " > ".join(self.pool.names[idx] for idx in route)
         yield self._shared(f"best fixed route: {name}", "static", self.play(test, baselines.FixedRoute(route), NeverSatisfied(), len(route)))
-        charges = [np.mean([charge(route.episode.cost, config.reward) for route in routes]) for routes in self.validation_singles]
-        cheapest_first = np.argsort(charges, kind="stable").tolist()
+        cheapest_first = baselines.cheapest_first(self.validation_singles, config.reward)
         cascade = [cheapest_first[t % num] for t in range(self._t_max)]
         for run in self.runs:
             yield self._with_terminator("cascade, cheapest first", "cascade", baselines.FixedRoute(cascade), run)
@@ -298,26 +294,3 @@ def overheads(agent: Agent, routes: Sequence[Route], seconds_per_row: float, *, 
     tokens = iter((rows[:, agent.state_tokenizer.HEADER :] != agent.state_tokenizer.pad_id).sum(axis=1))
     params = sum(p.numel() for p in agent.encoder.model.parameters())
     return [Overhead(len(answers) * params / 1e9, 2.0 * params * int(sum(next(tokens) for _ in answers)), len(answers) * seconds_per_row) for answers in states]
-
-
-def evaluated_config(path: Path, overrides: Sequence[str]) -> Config:
-    """A run's configuration with overrides. Raises ConfigError for one of something that training has settled."""
-    trained, config = load_run_config(path), load_run_config(path, overrides)
-    changed = [name for name in ("name", "seed") if getattr(config, name) != getattr(trained, name)] + _differences(trained, config)
-    if settled := [key for key in changed if key.partition(".")[0] in LEARNED]:
-        raise ConfigError(f"{path} was trained with another {', '.join(settled)}, which an evaluation cannot change")
-    if config.env.t_max > trained.env.t_max:
-        raise ConfigError(f"--env.t_max = {config.env.t_max}: {path} was trained for {trained.env.t_max} calls at most and knows no states beyond; train it for more")
-    return config
-
-
-def _differences(one: Config, other: Config) -> list[str]:
-    """Dotted names of the settings that differ, aside from name, seed, machine, the place of the store and what only limits or evaluates."""
-
-    def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-        if isinstance(value, dict):
-            return {key: leaf for name, part in value.items() for key, leaf in flat(part, f"{prefix}.{name}".lstrip(".")).items()}
-        return {prefix: value}
-
-    a, b = flat(one.model_dump(mode="json")), flat(other.model_dump(mode="json"))
-    return sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key) and key not in BESIDE and not key.startswith("eval."))

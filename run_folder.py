@@ -22,8 +22,11 @@ import torch
 from safetensors import SafetensorError
 
 from command_line import dump_config, load_config
-from config import Config, DERError
+from config import Config, ConfigError, DERError
 from experts import ExpertPool, library_versions
+
+LEARNED = ("name", "seed", "agent", "ppo", "train", "terminator")  # what training has settled
+BESIDE = ("name", "seed", "pool.store", "threads", "device", "train.max_expert_calls")  # in which runs of one table may differ
 
 
 class RunError(DERError):
@@ -44,6 +47,29 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         there = sorted(config.parent.name for config in path.parent.glob("*/config.yaml"))
         raise RunError(f"{path}: no run there (config.yaml is missing); {f'runs in {path.parent}/: ' + ', '.join(there) if there else f'no runs in {path.parent}/'}")
     return load_config(path / "config.yaml", list(overrides))
+
+
+def evaluated_config(path: Path, overrides: Sequence[str]) -> Config:
+    """A run's configuration with overrides. Raises ConfigError for one of something that training has settled."""
+    trained, config = load_run_config(path), load_run_config(path, overrides)
+    changed = [name for name in ("name", "seed") if getattr(config, name) != getattr(trained, name)] + differing_settings(trained, config)
+    if settled := [key for key in changed if key.partition(".")[0] in LEARNED]:
+        raise ConfigError(f"{path} was trained with another {', '.join(settled)}, which an evaluation cannot change")
+    if config.env.t_max > trained.env.t_max:
+        raise ConfigError(f"--env.t_max = {config.env.t_max}: {path} was trained for {trained.env.t_max} calls at most and knows no states beyond; train it for more")
+    return config
+
+
+def differing_settings(one: Config, other: Config) -> list[str]:
+    """Dotted names of the settings that differ, aside from name, seed, machine, the place of the store and what only limits or evaluates."""
+
+    def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+        if isinstance(value, dict):
+            return {key: leaf for name, part in value.items() for key, leaf in flat(part, f"{prefix}.{name}".lstrip(".")).items()}
+        return {prefix: value}
+
+    a, b = flat(one.model_dump(mode="json")), flat(other.model_dump(mode="json"))
+    return sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key) and key not in BESIDE and not key.startswith("eval."))
 
 
 def num_epochs(path: Path) -> int:

@@ -54,7 +54,7 @@ def repriced(folder: Path, unit: str, overrides: list[str]) -> tuple[dict[str, A
     records = read_records(folder / "routes.jsonl")
     before = read_results(folder / "report" / "results.json")
     given = overrides_from([*overrides, "--reward.cost", unit])
-    if other := given.keys() - {"reward"}:
+    if other := given.keys() - {"reward", "threads", "device"}:
         raise ConfigError(f"--{min(other)}: routes that were played are only priced again, by --reward settings; evaluate anew to change what is played")
     config = validate(merge(before["evaluation"]["config"], given), f"{folder}, priced in {unit}")
     if unit in TOKEN_UNITS and (names := uncounted(records, config)):
@@ -79,12 +79,13 @@ def repriced(folder: Path, unit: str, overrides: list[str]) -> tuple[dict[str, A
 def refuse_to_replace(folder: Path, config: Config) -> None:
     """Raises ConfigError where the folder's report has other settings than `config`; a full evaluation may replace one that was not."""
     try:
-        before = read_results(folder / "report" / "results.json")["evaluation"]["config"]
-    except ReportError:  # none there, or of another version
+        before = validate(read_results(folder / "report" / "results.json")["evaluation"]["config"])
+    except (ReportError, ConfigError):  # none there, or of another version
         return
-    now = config.model_dump(mode="json")
-    before["eval"]["full"] |= now["eval"]["full"]
-    if other := [name for name in ("data", "env", "reward", "eval") if before[name] != now[name]]:
+    other = [name for name in ("data", "env", "reward") if getattr(before, name) != getattr(config, name)]
+    other += ["pool.experts"] if before.pool.experts != config.pool.experts else []
+    other += ["eval"] if before.eval.model_copy(update={"full": before.eval.full or config.eval.full}) != config.eval else []
+    if other:
         raise ConfigError(f"{folder}/report is of other settings ({', '.join(other)}): keep it and give this one --out FOLDER, or replace it with --out {folder}")
 
 

@@ -32,7 +32,7 @@ from prompts import whole_text
 from questions import Question, read_questions
 from reward import charge
 from rollout import Route, play
-from run_folder import load_run_config, newest_run, write_atomically
+from run_folder import evaluated_config, newest_run, write_atomically
 from terminator import TerminatorJudge, load_terminator
 
 
@@ -40,7 +40,7 @@ class Router:
     """A run's agent, Terminator and pool, ready for questions without references."""
 
     def __init__(self, run: Path, overrides: Sequence[str]):
-        self.config = load_run_config(run, overrides)
+        self.config = evaluated_config(run, overrides)
         set_threads(self.config.threads)
         device = pick_device(self.config.device)
         self.pool: ExpertPool = build_pool(self.config)

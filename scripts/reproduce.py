@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import os
 import re
 import sys
@@ -37,13 +36,13 @@ from huggingface_hub import constants, try_to_load_from_cache
 
 from command_line import load_config, overrides_from, parse, run_command, validate
 from config import Config, ConfigError, DERError, HFExpertConfig, RayExpertConfig, RecordedExpertConfig
-from evaluation import LEARNED
 from expert_kinds.placement import pick_device, weights_gb
 from model_source import resolve_source
 from report.results import Sheet, sheets_of
 from report.schema import ReportError, read_results
 from reward import get_metric
 from route_log import read_records
+from run_folder import LEARNED
 from stats import interval
 
 TABLES = ROOT / "docs" / "paper_tables.yaml"
@@ -190,7 +189,7 @@ class Runs:
 
 def left_to_evaluation(settings: list[str]) -> list[str]:
     """The options without those that training has settled: finished runs have their own."""
-    return [f"--{name}={json.dumps(part)}" for name, part in overrides_from(settings).items() if name not in LEARNED]
+    return [f"--{name}={yaml.safe_dump(part, default_flow_style=True, allow_unicode=True)}" for name, part in overrides_from(settings).items() if name not in LEARNED]
 
 
 def finished(folder: Path, runs: Sequence[Path], settings: Sequence[str], wanted: Config | None) -> dict[str, Any] | None:

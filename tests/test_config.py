@@ -98,6 +98,8 @@ def test_yaml_no_switches_a_flag_off_and_is_refused_where_text_is_wanted(load):
 def test_what_is_set_twice_is_refused_and_options_of_one_section_add_up(load):
     with pytest.raises(ConfigError, match=r"(?s)config.yaml: not valid YAML: 'alpha' is set twice.*line 3"):
         load("reward:\n  alpha: 0.1\n  alpha: 0.9")
+    anchored = "data: {train: {path: a}, validation: &v {<<: &b {path: b, limit: 3}, limit: 4}, test: {<<: *v, path: c}}"  # keys over merged ones
+    assert load(anchored).data.test.limit == 4
     reward = load("", "--reward.alpha", "0.2", "--reward", "{beta: 2}").reward
     assert (reward.alpha, reward.beta) == (0.2, 2.0)
 
@@ -106,12 +108,13 @@ def test_a_split_of_its_own_does_not_stand_beside_embedded_ones(load):
     with pytest.raises(ConfigError, match=r"data\.validation\.path, data\.test\.path: missing; beside data\.train\.path, the embedded"):
         load("data: {train: {path: x.jsonl}}")
     assert load("data: {train: {path: x.jsonl}}", "--data.validation.path", "y.jsonl", "--data.test.path", "z.jsonl").data.test.path == "z.jsonl"
+    assert load("", "--data.test.path", "z.jsonl").data.train.path == Config().data.train.path  # another test for the same agent
     with pytest.raises(ConfigError, match=r"data\.test\.fields\.refrence.*'reference'"):
         load("data: {test: {fields: {refrence: answer}}}")
 
 
 def test_a_system_prompt_that_no_prompt_would_hold_is_refused(load):
-    with pytest.raises(ConfigError, match="system_prompt is for prompt_format chat"):
+    with pytest.raises(ConfigError, match=r"\n  pool\.experts\.0 \(a\): system_prompt is for prompt_format chat"):
         load("pool: {experts: [{name: a, source: x, params_b: 1, prompt_format: plain, system_prompt: Be short.}]}")
 
 

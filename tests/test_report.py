@@ -24,6 +24,7 @@ from baselines import (
     ask_all_pick_best,
     best_by_task,
     best_single_expert,
+    cheapest_first,
     fit_logistic,
     fit_nearest_neighbours,
 )
@@ -261,6 +262,8 @@ def test_the_best_single_expert_is_best_in_quality_and_the_lookup_in_return() ->
     assert best_single_expert(singles) == 1
     close = one_call_routes([[0.5], [0.5625]], ["t"])
     assert best_single_expert(close) == 1 and best_single_expert(close, RewardConfig(alpha=0.1)) == 0  # .4, .3625
+    dear_first = [singles[2], singles[0], singles[1]]
+    assert cheapest_first(dear_first, RewardConfig()) == [1, 2, 0]
     # Costs 1, 2, 3. sums: .5 - .1, 1 - .2, 0 - .3; spell: 0 - .1, .5 - .2, 1 - .3
     assert best_by_task(singles, RewardConfig(alpha=0.1)) == {"sums": 1, "spell": 2}
     # At alpha .6 only the cheapest pays: sums .5 - .6, 1 - 1.2, -1.8; spell -.6, .5 - 1.2, 1 - 1.8

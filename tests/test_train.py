@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import itertools
 import json
 import os
 import shutil
@@ -36,6 +37,7 @@ from agent import AgentError, load_agent
 from answer_store import AnswerStore
 from command_line import load_config
 from config import ConfigError
+from evaluation import Evaluation
 from experts import BudgetError, build_pool
 from report.schema import read_results
 from reward import normalise
@@ -504,6 +506,13 @@ def test_the_evaluation_writes_the_promised_results(results: dict[str, Any]) -> 
         assert comparison["diff"] == pytest.approx(expected)
 
 
+def test_a_report_is_not_replaced_unasked_by_one_of_other_settings(results: dict[str, Any], finished_run: Path) -> None:
+    for option, changed in (("--env.t_max=1", "env"), ("--eval.use_terminator=false", "eval")):
+        with pytest.raises(ConfigError, match=rf"/report is of other settings \({changed}\): keep it and give this one --out FOLDER"):
+            test_ppo_multi.main(["--run", str(finished_run), option])
+    assert read_results(finished_run / "report" / "results.json") == results
+
+
 def test_comparisons_and_routes_are_written_as_designed(results: dict[str, Any]) -> None:
     assert {"oracle", "terminator", "routes", "words", "notes", "tradeoff", "experts"} <= results.keys()
     for comparison in results["comparisons"]:
@@ -575,6 +584,9 @@ def test_a_full_evaluation_of_two_seeds_has_every_baseline_and_no_policy_beats_t
         test_ppo_multi.main(["--run", str(workplace.folder / "runs" / "none")])
     with pytest.raises(ConfigError, match=r"data.test: 1 question\(s\): the report's intervals need two or more"):
         test_ppo_multi.main(["--run", str(second), "--data.test.limit", "1"])
+    evaluation = Evaluation([second], ["--reward.alpha=1"])
+    evaluation.best_expert = 1  # in quality; with costs of 1, 2 and 3 no other than r0 is best in return
+    assert [played.policy for played in itertools.islice(evaluation.played(), 3)] == ["DER", "best fixed: r1", "best fixed in return: r0"]
     for option, said in (
         ("--agent.max_tokens=99", "another agent.max_tokens"),
         ("--seed=7", "another seed"),
@@ -664,7 +676,16 @@ def test_asking_one_question_shows_its_route(finished_run: Path, capsys: pytest.
     assert capsys.readouterr().out.splitlines() == shown
 
 
-@pytest.mark.parametrize(("arguments", "said"), [(["--file", "x", "why?"], "two things to ask"), (["--out", "x", "why?"], "--out is for"), (["  "], "question is empty")])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--file", "x", "why?"], "two things to ask"),
+        (["--out", "x", "why?"], "--out is for"),
+        (["  "], "question is empty"),
+        (["why?", "--env.t_max=9"], "trained for 2 calls at most"),
+        (["why?", "--agent.max_tokens=99"], "another agent.max_tokens"),
+    ],
+)
 def test_ask_ignores_nothing_it_is_given(finished_run: Path, arguments: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         ask.main(["--run", str(finished_run), *arguments])

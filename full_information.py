@@ -102,10 +102,8 @@ def fit_key(agent: Agent, questions: Sequence[Question], pool: ExpertPool, t_max
     about = [settings, agent.config.encoder, agent.config.max_tokens, agent.config.pooling, agent.t_max, t_max, reward.model_dump(mode="json"), over]
     about += [[q.id, q.text, q.task, q.metric, q.reference] for q in questions]
     about += [pool.fingerprint(), pool.ktp, [[e.config.usd_per_million_prompt_tokens, e.config.usd_per_million_completion_tokens] for e in pool.experts]]
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    for weights in agent.encoder.state_dict().values():  # all of them: a trained encoder is each run's own
-        digest.update(weights.cpu().float().numpy().tobytes())  # numpy knows no bfloat16
-    return digest.hexdigest()[:16]
+    about += [agent.encoder_hash(), agent.encoder.mean.tolist(), agent.encoder.scale.tolist()]  # a trained encoder is each run's own
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def fit_full_information(agent: Agent, tree: RouteTree, reward: RewardConfig, over: float | None = None, seed: int = 0) -> FullInformationRouter:

@@ -580,25 +580,6 @@ def test_a_full_evaluation_of_two_seeds_has_every_baseline_and_no_policy_beats_t
     assert all(sent["random without KTP"]) and not any(sent["random with KTP"]) and sent["random with KTP"]
     assert (out / "report" / "report.html").is_file() and (out / "report" / "report.md").is_file()
     assert not (out / "agent").exists() and run_folder.newest_run(workplace.folder / "runs") == second  # a report is no run
-    with pytest.raises(run_folder.RunError, match=rf"none: no run there \(config.yaml is missing\); runs in {workplace.folder}/runs/: second"):
-        test_ppo_multi.main(["--run", str(workplace.folder / "runs" / "none")])
-    with pytest.raises(ConfigError, match=r"data.test: 1 question\(s\): the report's intervals need two or more"):
-        test_ppo_multi.main(["--run", str(second), "--data.test.limit", "1"])
-    evaluation = Evaluation([second], ["--reward.alpha=1"])
-    evaluation.best_expert = 1  # in quality; with costs of 1, 2 and 3 no other than r0 is best in return
-    assert [played.policy for played in itertools.islice(evaluation.played(), 3)] == ["DER", "best fixed: r1", "best fixed in return: r0"]
-    for option, said in (
-        ("--agent.max_tokens=99", "another agent.max_tokens"),
-        ("--seed=7", "another seed"),
-        ("--env.t_max=9", "trained for 2 calls at most"),
-        ("--eval.max_tree_calls=9", "max_tree_calls is 9"),
-    ):
-        with pytest.raises(ConfigError, match=said):
-            test_ppo_multi.main(["--run", str(second), "--out", str(out), "--eval.full=true", "--train.max_expert_calls=5", option])  # a budget is no matter of evaluation
-    with pytest.raises(ConfigError, match=r"both/report is of other settings \(env, eval\): keep it"):
-        test_ppo_multi.refuse_to_replace(out, load_config(second / "config.yaml", ["--env.t_max", "1"]))
-    with pytest.raises(ConfigError, match=r"--env: routes that were played are only priced again"):
-        test_ppo_multi.main(["--run", str(second), "--out", str(out), "--reprice", "tokens", "--env.p0", "0.2"])
 
     # In other units, from the log alone: no pool is built.
     with pytest.MonkeyPatch.context() as patch:
@@ -612,6 +593,33 @@ def test_a_full_evaluation_of_two_seeds_has_every_baseline_and_no_policy_beats_t
     assert by_name.keys() - {row["policy"] for row in again["rows"]} == {"optimum (hindsight)"}  # no optimum at other prices
     assert again["evaluation"]["config"]["reward"]["cost"] == "tokens"
     assert "optimum" not in again["oracle"] and "chosen for alpha = 0.01 and C = billions of parameters. " in again["notes"][-1]
+
+
+def test_the_constant_choice_best_in_return_is_played_where_it_is_another(finished_run: Path) -> None:
+    evaluation = Evaluation([finished_run], ["--reward.alpha=1"])
+    evaluation.best_expert = 1  # in quality; with costs of 1, 2 and 3 no other than r0 is best in return
+    assert [played.policy for played in itertools.islice(evaluation.played(), 3)] == ["DER", "best fixed: r1", "best fixed in return: r0"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--data.test.limit=1"], r"data.test: 1 question\(s\): the report's intervals need two or more"),
+        (["--agent.max_tokens=99"], "another agent.max_tokens"),
+        (["--seed=7"], "another seed"),
+        (["--env.t_max=9"], "trained for 2 calls at most"),
+        (["--eval.full=true", "--eval.max_tree_calls=9", "--train.max_expert_calls=5"], "max_tree_calls is 9"),  # a training's budget is no matter of its evaluation
+        (["--reprice", "tokens", "--env.p0", "0.2"], "--env: routes that were played are only priced again"),
+    ],
+)
+def test_what_an_evaluation_cannot_change_is_refused(results: dict[str, Any], finished_run: Path, arguments: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        test_ppo_multi.main(["--run", str(finished_run), *arguments])
+
+
+def test_a_run_that_is_not_there_is_named_with_those_that_are(finished_run: Path) -> None:
+    with pytest.raises(run_folder.RunError, match=rf"none: no run there \(config.yaml is missing\); runs in {finished_run.parent}/: toy"):
+        test_ppo_multi.main(["--run", str(finished_run.parent / "none")])
 
 
 def test_a_sweep_trains_what_is_missing_and_puts_all_values_into_one_trade_off(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,17 +24,14 @@ from tianshou.utils.net.discrete import DiscreteActor, DiscreteCritic
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
-from config import AgentConfig, DERError, PPOConfig
+from backends.model_source import resolve_source
+from config import AgentConfig, PPOConfig
 from der_env import Episode, encode_states
 from encoder import ENCODE_ROWS, StateEncoder, position_offset
 from experts import ExpertPool
-from model_source import resolve_source
 from prompts import KTP_TEMPLATES, StateTokenizer, ktp_hash
 from rollout import Decision
-
-
-class AgentError(DERError):
-    """An agent or encoder that cannot be used; the message says what to do."""
+from runtime.errors import AgentError
 
 
 class DERPolicy(DiscreteActorPolicy):

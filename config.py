@@ -1,4 +1,4 @@
-"""Everything that can be set, typed, with its default and its meaning; command_line.py reads it from YAML and options.
+"""Everything that can be set, typed, with its default and its meaning; runtime/command_line.py reads it from YAML and options.
 
 A YAML file holds only what differs from the defaults below. Every field is checked; an error names the field, the value,
 what is allowed and, for an unknown key, the nearest known one.
@@ -13,14 +13,6 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 CostUnit = Literal["params", "flops", "tokens", "latency", "usd"]
 DEVICE_MAPS = r"^(auto|balanced|balanced_low_0|sequential|cpu|mps|cuda(:\d+)?)$"
 TOKEN_UNITS = ("flops", "tokens", "usd")  # costs that depend on how long prompts and answers are
-
-
-class DERError(Exception):
-    """An error a user can mend; commands end with its message and no traceback."""
-
-
-class ConfigError(DERError):
-    """A configuration that cannot be used; the message says what to change."""
 
 
 class Section(BaseModel):
@@ -224,16 +216,7 @@ class EnvConfig(Section):
     t_max: int = Field(4, ge=1, description="expert calls at most per question (paper: 4)")
     p0: float = Field(1.0, ge=0, le=1, description="quality that ends a training episode; 1 where quality is 0 or 1")
     continue_past_p0: float = Field(0.15, ge=0, le=1, description="share of training episodes that run on past p0 (paper: 0)")
-    ktp: str = Field("paper-v1", description="Knowledge Transfer Prompt wording: paper-v1, code-v1 or none-v1 (ablation)")
-
-    @field_validator("ktp")
-    @classmethod
-    def _ktp_is_known(cls, version: str) -> str:
-        from prompts import KTP_TEMPLATES
-
-        if version not in KTP_TEMPLATES:
-            raise ValueError(f"unknown wording; known: {', '.join(KTP_TEMPLATES)}")
-        return version
+    ktp: Literal["paper-v1", "code-v1", "none-v1"] = Field("paper-v1", description="Knowledge Transfer Prompt wording; none-v1 is the ablation")
 
 
 class RewardConfig(Section):

@@ -15,12 +15,13 @@ import numpy as np
 from tianshou.env import BaseVectorEnv
 from tianshou.env.worker import DummyEnvWorker
 
-from answer_store import Answer
+from backends.answer_store import Answer
 from config import EnvConfig, RewardConfig
 from experts import ExpertPool, Request
+from metrics.registry import score_answers
 from prompts import StateTokenizer
 from questions import Question, QuestionSampler
-from reward import Cost, charge, final_reward, paper_reward, score_answers
+from reward import Cost, charge, final_reward, paper_reward
 
 STOP_REASONS = ("running", "satisfied", "t_max")  # info["stop_reason"] is an index into these
 

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import importlib.metadata
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,19 +18,17 @@ from typing import Any
 
 import torch
 
-from answer_store import Answer, AnswerStore, StoredAnswer, answer_key
-from config import Config, DERError, EndpointExpertConfig, ExpertConfig, PoolConfig, RayExpertConfig, RecordedExpertConfig
-from dispatch import Dispatcher, Expert
-from expert_kinds.hf import HFExpert
-from expert_kinds.placement import pick_device
-from expert_kinds.recorded import RecordedExpert, first_answers_of
+from backends.answer_store import Answer, AnswerStore, StoredAnswer, answer_key
+from backends.dispatch import Dispatcher, Expert
+from backends.hf import HFExpert
+from backends.recorded import RecordedExpert, first_answers_of
+from config import Config, EndpointExpertConfig, ExpertConfig, PoolConfig, RayExpertConfig, RecordedExpertConfig
+from metrics.registry import check_metrics
 from prompts import content
 from questions import Question
-from reward import Cost, call_cost, check_metrics
-
-
-class BudgetError(DERError):
-    """The run has generated as many answers as it was allowed to."""
+from reward import Cost, call_cost
+from runtime.errors import BudgetError
+from runtime.machine import library_versions, pick_device
 
 
 @dataclass(frozen=True)
@@ -253,22 +249,17 @@ class ExpertPool:
                 self._finish(call, Answer("", 0, 0, 0.0) if answer is None else kept[key])
 
 
-def library_versions() -> dict[str, str]:
-    """Versions that stand beside each stored answer and in a run's environment.json."""
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers", "tianshou", "numpy")}}
-
-
 def build_expert(expert: ExpertConfig, pool: PoolConfig, device: torch.device) -> Expert:
     """An expert of any kind. Nothing is loaded or contacted yet; what a kind needs is imported only where it is used."""
     match expert:
         case RecordedExpertConfig():
             return RecordedExpert(expert)
         case EndpointExpertConfig():
-            from expert_kinds.endpoint import EndpointExpert
+            from backends.endpoint import EndpointExpert
 
             return EndpointExpert(expert)
         case RayExpertConfig():
-            from expert_kinds.ray_actors import RayExpert
+            from backends.ray_actors import RayExpert
 
             return RayExpert(expert, pool)
     return HFExpert(expert, device, max_batch_tokens=pool.max_batch_tokens, max_batch_size=pool.max_batch_size)

@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from config import DERError, PromptedExpertConfig
+from config import PromptedExpertConfig
+from runtime.errors import PromptError
+from runtime.files import whole_text
 
 KTP_TEMPLATES: dict[str, str] = {
     # After the paper (section 3 and figure 2): one other student, whose answer is advice.
@@ -31,10 +33,6 @@ KTP_TEMPLATES: dict[str, str] = {
 }
 NO_ANSWER = "(no answer)"  # stands for an empty previous answer
 MAX_REMEMBERED = 500_000  # tokenised texts; some 100 MB
-
-
-class PromptError(DERError):
-    """A prompt format that cannot be used."""
 
 
 def knowledge_transfer_prompt(question: str, previous_answer: str, version: str = "paper-v1") -> str:
@@ -130,13 +128,6 @@ class PromptFormat:
         """What of the format decides the answers; part of every answer's key."""
         identity = {"kind": self.kind, "system_prompt": self.system_prompt, "examples": [[e.question, e.answer, e.previous_answer] for e in self.examples]}
         return identity | ({} if self.template is None else {"template": self.template})  # absent elsewhere: answers stored before it was known keep their keys
-
-
-def whole_text(text: str) -> str:
-    """The text without half characters (lone surrogates, as in truncated JSON), which neither UTF-8 nor a tokenizer takes. Raises TypeError for what is no text."""
-    if not isinstance(text, str):
-        raise TypeError(f"expected text, found {type(text).__name__}")
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def before_stop(text: str, stop: Sequence[str]) -> str:

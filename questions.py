@@ -1,7 +1,7 @@
 """Questions: read from JSONL or `datasets`, de-duplicated, split, sampled.
 
 JSONL, one object a line: {"id", "text", "reference", "task"?, "metric"?}. `reference` is a string, a list of accepted strings, or,
-for reasoning-gym's own scorers, the generated entry. Recorded answers (expert_kinds/recorded.py) are read as questions too.
+for reasoning-gym's own scorers, the generated entry. Recorded answers (backends/recorded.py) are read as questions too.
 """
 
 from __future__ import annotations
@@ -12,21 +12,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from config import DataConfig, DERError, SourceConfig
-from prompts import whole_text
+from config import DataConfig, SourceConfig
+from runtime.errors import DataError, ReferenceSealedError
+from runtime.files import whole_text
 
 Reference = str | list[str] | dict[str, Any]
 
 RECORDED = "recorded"  # the metric of questions whose answers were scored before
 RECORDED_FIELDS = {"id": "meta.id", "text": "question", "task": "meta.task", "metric": "meta.metric", "split": "meta.split"}
-
-
-class DataError(DERError):
-    """A question source that cannot be used; the message names file and line."""
-
-
-class ReferenceSealedError(RuntimeError):
-    """Something that must decide without the reference answer asked for it."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +119,7 @@ def _pick(row: dict[str, Any], name: str) -> Any:
 
 
 def _is_recorded(row: dict[str, Any], source: SourceConfig) -> bool:
-    """Whether a row is one of recorded answers (expert_kinds/recorded.py), which needs no mapping of fields."""
+    """Whether a row is one of recorded answers (backends/recorded.py), which needs no mapping of fields."""
     return "text" not in row and "text" not in source.fields and "question" in row and isinstance(row.get("answers"), dict)
 
 

@@ -14,8 +14,9 @@ from typing import Protocol
 from config import RewardConfig
 from der_env import Episode, Judge, Judgement, take_answers
 from experts import ExpertPool
+from metrics.registry import score_answers
 from questions import Question
-from reward import charge, score_answers
+from reward import charge
 
 PLAY_WIDTH = 256  # questions in flight
 

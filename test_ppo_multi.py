@@ -20,14 +20,16 @@ from typing import Any
 
 os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 
-from command_line import load_config, merge, overrides_from, parse, run_command, validate
-from config import TOKEN_UNITS, Config, ConfigError, RewardConfig
-from evaluation import Evaluation
+from config import TOKEN_UNITS, Config, RewardConfig
+from evaluation.route_log import Record, read_records, reprice, route_records
+from evaluation.runner import Evaluation
 from report.page import write_report_files
 from report.results import YARDSTICKS, build_results, cost_words, table, uncounted
-from report.schema import ReportError, read_results, to_json
-from route_log import Record, read_records, reprice, route_records
-from run_folder import newest_run, write_atomically
+from report.schema import read_results, to_json
+from runtime.command_line import load_config, merge, overrides_from, parse, run_command, validate
+from runtime.errors import ConfigError, ReportError
+from runtime.files import write_atomically
+from runtime.run_folder import newest_run
 
 
 def evaluate(evaluation: Evaluation) -> tuple[dict[str, Any], list[Record]]:

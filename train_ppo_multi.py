@@ -31,18 +31,19 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from agent import build_agent, save_agent
-from command_line import dump_config, load_config, parse, run_command
-from config import Config, ConfigError
+from config import Config
 from der_env import DEREnv, DERVectorEnv, Episode, OracleJudge, encode_states
+from distributed import help_encode, is_helper, share_encoder
 from dry_run.plan import make_plan
 from dry_run.table import plan_text
-from encoder_team import help_encode, is_helper, share_encoder
-from expert_kinds.placement import pick_device, set_threads
 from experts import build_pool
 from questions import load_splits
 from reward import charge
 from rollout import Route, play, score_routes
-from run_folder import RunError, RunFolder, load_run_config, random_state, restore_random_state, run_name, seed_everything
+from runtime.command_line import dump_config, load_config, parse, run_command
+from runtime.errors import ConfigError, RunError
+from runtime.machine import pick_device, random_state, restore_random_state, seed_everything, set_threads
+from runtime.run_folder import RunFolder, load_run_config, run_name
 from terminator import Terminator, TerminatorData, TerminatorJudge, choose_threshold, cut_at, save_terminator
 
 COLLAPSE_SHARE = 0.95  # of greedy first calls to one expert
@@ -278,7 +279,7 @@ def new_run(config_path: Path, overrides: list[str]) -> Trainer:
     folder = RunFolder(Path("runs") / run_name(config, config_path), resume=False)
     trainer = Trainer(config, folder)
     trainer.calibrate()
-    folder.describe(config, trainer.pool, trainer.device)
+    folder.describe(config, trainer.pool.fingerprint(), trainer.device)
     return trainer
 
 

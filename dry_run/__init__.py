@@ -1,1 +1,4 @@
-"""`--dry_run`: what a run would ask for and take, and what is missing for it, without weights or network."""
+"""`--dry_run`: what a run would ask for and cost, and what it still lacks. Loads no weights and needs no network.
+
+May import the pool and everything below it, and `rollout`.
+"""

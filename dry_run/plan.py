@@ -19,14 +19,15 @@ from typing import Any
 
 import torch
 
-from config import AnyExpertConfig, Config, ConfigError, EndpointExpertConfig, HFExpertConfig, PromptedExpertConfig, RayExpertConfig, RecordedExpertConfig
+from backends.hf import HFExpert
+from backends.recorded import RecordedExpert, read_recording
+from config import AnyExpertConfig, Config, EndpointExpertConfig, HFExpertConfig, PromptedExpertConfig, RayExpertConfig, RecordedExpertConfig
 from dry_run.preflight import Measured, Split, check_files, check_metric, check_needs, device_memory_gb, locate, measure, noting, plan_splits
-from expert_kinds.hf import HFExpert
-from expert_kinds.recorded import RecordedExpert, read_recording
 from experts import build_expert
 from prompts import PromptFormat
 from questions import Question
 from rollout import PLAY_WIDTH
+from runtime.errors import ConfigError
 
 CHARS_PER_TOKEN = 4  # of English under the usual vocabularies; for prompts whose tokenizer is not here
 

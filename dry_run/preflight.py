@@ -21,11 +21,12 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from config import AnyExpertConfig, Config, ConfigError, DataConfig, DERError, EndpointExpertConfig, HFExpertConfig, RayExpertConfig, SourceConfig
-from expert_kinds.placement import pick_device
-from model_source import LOCAL_MODELS, resolve_source
+from backends.model_source import LOCAL_MODELS, resolve_source
+from config import AnyExpertConfig, Config, DataConfig, EndpointExpertConfig, HFExpertConfig, RayExpertConfig, SourceConfig
+from metrics.registry import check_metrics, get_metric
 from questions import RECORDED, Question, load_splits, read_questions
-from reward import check_metrics, get_metric
+from runtime.errors import ConfigError, DERError
+from runtime.machine import pick_device
 
 SPLITS = ("train", "validation", "test")
 SAMPLE = 200  # questions whose prompts are measured

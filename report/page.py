@@ -22,7 +22,7 @@ from report.figures import Curves, Results
 from report.plots import plots
 from report.results import cost_words
 from report.tables import Table, composition_table, gap_table, other_comparisons, own_comparisons, policy_table, seed_table, terminator_facts, trade_off_words, transfer_table
-from run_folder import write_atomically
+from runtime.files import write_atomically
 
 TEMPLATE = Path(__file__).with_name("template.html")
 PROMPT_CHARACTERS = 6_000_000  # prompts beyond this are left out of the page, DER's last

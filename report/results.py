@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from config import Config
+from evaluation.route_log import Record
+from evaluation.stats import adjust, few_seeds_note, interval, paired_difference
 from questions import RECORDED
-from report.schema import ReportError
 from report.trade_off import trade_off
-from route_log import Record
-from stats import adjust, few_seeds_note, interval, paired_difference
+from runtime.errors import ReportError
 
 COST_UNITS = ("params_b", "flops", "prompt_tokens", "completion_tokens", "latency_s")
 COST_WORDS = {"params": "billions of parameters", "flops": "trillions of FLOPs", "tokens": "thousands of tokens", "latency": "seconds", "usd": "US dollars"}

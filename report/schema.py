@@ -1,7 +1,7 @@
 """What report/results.json holds: these models are the documentation of the format.
 
 The file is checked against them whenever it is written (`to_json`) or read (`read_results`); an error names the field. Numbers are never NaN or
-infinite, a field that is not listed here is refused. Everything is computed in results.py beside it, evaluation.py, terminator.py and transfer.py.
+infinite, a field that is not listed here is refused. Everything is computed in results.py beside it, evaluation/runner.py, terminator.py and evaluation/transfer.py.
 """
 
 from __future__ import annotations
@@ -13,17 +13,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from config import CostUnit, DERError
+from config import CostUnit
+from runtime.errors import ReportError
 
 Kind = Literal["der", "single", "static", "random", "cascade", "learned", "ensemble", "oracle"]
 Verdict = Literal["better", "worse", "not separable"]
 Covers = Literal["questions", "seeds and questions"]
 ROUNDING = 1e-9
 ERRORS_SHOWN = 5
-
-
-class ReportError(DERError):
-    """Route logs or results that cannot be reported; the message says why."""
 
 
 class Entry(BaseModel):

@@ -24,15 +24,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from transformers.utils import logging as transformers_logging
 
 from agent import load_agent
-from command_line import parse, run_command
-from config import ConfigError, SourceConfig
-from expert_kinds.placement import pick_device, set_threads
+from config import SourceConfig
 from experts import ExpertPool, build_pool
-from prompts import whole_text
 from questions import Question, read_questions
 from reward import charge
 from rollout import Route, play
-from run_folder import evaluated_config, newest_run, write_atomically
+from runtime.command_line import parse, run_command
+from runtime.errors import ConfigError
+from runtime.files import whole_text, write_atomically
+from runtime.machine import pick_device, set_threads
+from runtime.run_folder import evaluated_config, newest_run
 from terminator import TerminatorJudge, load_terminator
 
 

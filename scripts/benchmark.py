@@ -22,11 +22,8 @@ os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import bench_rollouts
-import bench_store
-import bench_updates
-
-from command_line import load_config, parse, run_command
+from runtime.command_line import load_config, parse, run_command
+from scripts.support import bench_rollouts, bench_store, bench_updates
 
 POOLS = {"tiny": Path("configs/quickstart.yaml"), "small_llms": Path("configs/small_llms.yaml")}
 GROUPS = ("rollouts", "updates", "store", "scaling")

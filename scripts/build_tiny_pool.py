@@ -24,16 +24,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerFast, set_seed
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+sys.path.insert(0, str(ROOT))
 
-from tiny_check import check, write_card
-from tiny_models import ANSWER_CUE, TINY_EXPERTS, TinyExpert, build_model, build_tokenizer
-from tiny_tasks import CELLS, CHAINED, make_questions, training_entries
-
-from command_line import load_config, run_command
 from config import SourceConfig
 from prompts import knowledge_transfer_prompt
 from questions import Question, read_questions
+from runtime.command_line import load_config, run_command
+from scripts.support.tiny_check import check, write_card
+from scripts.support.tiny_models import ANSWER_CUE, TINY_EXPERTS, TinyExpert, build_model, build_tokenizer
+from scripts.support.tiny_tasks import CELLS, CHAINED, make_questions, training_entries
 
 POOL_DIR = ROOT / "data" / "tiny_pool"
 QUESTION_DIR = ROOT / "data" / "tiny_questions"

@@ -1,4 +1,4 @@
-"""Measures whether the 95% intervals of stats.py cover the truth 95% of the time: python scripts/check_intervals.py [--repetitions 10000] [--seed 0]
+"""Measures whether the 95% intervals of evaluation/stats.py cover the truth 95% of the time: python scripts/check_intervals.py [--repetitions 10000] [--seed 0]
 
 Each repetition trains a handful of agents, or one, and draws 681 questions anew, or few; qualities are 0 or 1. An agent answers a question if a
 standard normal variable stays under a threshold: the sum of the agent's strength, the question's ease and chance. The mean over all agents and questions
@@ -27,7 +27,7 @@ from scipy.special import ndtri, owens_t
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from stats import limits
+from evaluation.stats import limits
 
 QUESTIONS = 681
 EASE = 0.96  # share of a question's ease in ease and chance: rest / (questions + rest) is 0.18 to 0.21, as between seeds 0, 1 and 2 of the embedded pool

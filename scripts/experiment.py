@@ -26,14 +26,16 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 
-from command_line import load_config, parse, run_command, validate
-from config import Config, ConfigError, RewardConfig
+from config import Config, RewardConfig
+from evaluation.route_log import Record, read_records, reprice
 from report.page import write_report_files
 from report.results import Sheet
 from report.schema import read_results, to_json
 from report.trade_off import trade_off
-from route_log import Record, read_records, reprice
-from run_folder import num_epochs, write_atomically
+from runtime.command_line import load_config, parse, run_command, validate
+from runtime.errors import ConfigError
+from runtime.files import write_atomically
+from runtime.run_folder import num_epochs
 
 
 def train(config_path: Path, name: str, seed: int, overrides: Sequence[str]) -> Path:

@@ -29,10 +29,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data_sources import MULTIDOMAIN, MULTIDOMAIN_SIZES, SOURCES, Mapped, Row, Source
-
-from command_line import run_command
-from questions import DataError, text_key
+from questions import text_key
+from runtime.command_line import run_command
+from runtime.errors import DataError
+from scripts.support.data_sources import MULTIDOMAIN, MULTIDOMAIN_SIZES, SOURCES, Mapped, Row, Source
 
 NAMES = (*SOURCES, "multidomain")
 SPLITS = ("test", "validation", "train")  # a question that occurs in several is kept in the first of these

@@ -31,26 +31,24 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 import torch
 import yaml
-from experiment import evaluate, parse_seeds, train, trained_otherwise
 from huggingface_hub import constants, try_to_load_from_cache
 
-from command_line import load_config, overrides_from, parse, run_command, validate
-from config import Config, ConfigError, DERError, HFExpertConfig, RayExpertConfig, RecordedExpertConfig
-from expert_kinds.placement import pick_device, weights_gb
-from model_source import resolve_source
+from backends.model_source import resolve_source
+from backends.placement import weights_gb
+from config import Config, HFExpertConfig, RayExpertConfig, RecordedExpertConfig
+from evaluation.route_log import read_records
+from evaluation.stats import interval
+from metrics.registry import get_metric
 from report.results import Sheet, sheets_of
-from report.schema import ReportError, read_results
-from reward import get_metric
-from route_log import read_records
-from run_folder import LEARNED
-from stats import interval
+from report.schema import read_results
+from runtime.command_line import load_config, overrides_from, parse, run_command, validate
+from runtime.errors import ConfigError, DERError, NotRunError, ReportError
+from runtime.machine import pick_device
+from runtime.run_folder import LEARNED
+from scripts.experiment import evaluate, parse_seeds, train, trained_otherwise
 
 TABLES = ROOT / "docs" / "paper_tables.yaml"
 LARGEST_ON_CPU_B = 3.0  # billion parameters; a larger expert would take days without a GPU
-
-
-class NotRunError(DERError):
-    """Why something was not run: one reason per argument."""
 
 
 # --- what is missing here --------------------------------------------------------------------------------------------

@@ -24,10 +24,11 @@ from typing import Any
 os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from answer_store import AnswerStore, StoreError, rebuild
-from command_line import load_config, parse, run_command
+from backends.answer_store import AnswerStore, rebuild
 from config import Config, RecordedExpertConfig
 from questions import RECORDED, Question, load_splits
+from runtime.command_line import load_config, parse, run_command
+from runtime.errors import StoreError
 
 SPLITS = ("train", "validation", "test")
 CHUNK = 2000  # questions looked up or stored at a time
@@ -110,7 +111,7 @@ def first_calls(pool: Any, questions: Sequence[Question]) -> Iterator[tuple[Ques
 
 
 def recorded_row(question: Question, split: str, answers: dict[str, Any], score_range: tuple[float, float]) -> dict[str, Any]:
-    """A line as expert_kinds/recorded.py reads it; scores are in `score_range` again, as they were read."""
+    """A line as backends/recorded.py reads it; scores are in `score_range` again, as they were read."""
     low, high = score_range
     scores = {name: low * (1 - question.scores[name]) + high * question.scores[name] for name in answers} if question.metric == RECORDED else None
     return {
@@ -130,7 +131,7 @@ def recorded_row(question: Question, split: str, answers: dict[str, Any], score_
 
 def import_recorded(path: Path, source: Path, config: Config) -> None:
     """Put recorded answers into a store under the keys of a pool that names the file; what is there already stays."""
-    from expert_kinds.recorded import read_recording
+    from backends.recorded import read_recording
     from experts import Request, build_pool
 
     experts = [e.model_copy(update={"path" if isinstance(e, RecordedExpertConfig) else "first_answers": str(source)}) for e in config.pool.experts]

@@ -18,7 +18,7 @@ import torch
 from scripted import AnswerFunction, ScriptedExpert
 from transformers import BertConfig, BertModel, BertTokenizer, RobertaConfig, RobertaModel, RobertaTokenizer
 
-from answer_store import AnswerStore
+from backends.answer_store import AnswerStore
 from experts import ExpertPool
 
 torch.set_num_threads(1)
@@ -103,7 +103,7 @@ def ranker_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random PairRM of two layers, its tokenizer numbered as DeBERTa-v3's is: special tokens, pieces, [MASK], then the marks."""
     from transformers import DebertaV2Config, DebertaV2Tokenizer
 
-    from pair_ranker import PairRM
+    from evaluation.pair_ranker import PairRM
 
     words = ("▁what", "▁is", "▁red", "▁blue", "▁green", "▁sky", "▁", *string.ascii_lowercase)
     pieces = [(token, 0.0) for token in ("[PAD]", "[CLS]", "[SEP]", "[UNK]")] + [(word, -1.0) for word in words]

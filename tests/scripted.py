@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from answer_store import Answer
+from backends.answer_store import Answer
+from backends.dispatch import Inbox
 from config import HFExpertConfig
-from dispatch import Inbox
 from prompts import content
 
 AnswerFunction = Callable[[str, str | None], str]  # (question, previous answer or None) -> text

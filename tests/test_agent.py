@@ -18,10 +18,11 @@ from tianshou.utils.torch_utils import policy_within_training_step
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
-from agent import Agent, AgentError, build_agent, load_agent, save_agent
+from agent import Agent, build_agent, load_agent, save_agent
 from config import AgentConfig, EnvConfig, PPOConfig, RewardConfig
 from der_env import DEREnv, DERVectorEnv, Episode, OracleJudge, encode_states
 from questions import Question
+from runtime.errors import AgentError
 
 T_MAX = 3
 NUM_EXPERTS = 4

@@ -7,9 +7,10 @@ import subprocess
 import sys
 
 import pytest
-import store as store_script
 
-from answer_store import Answer, AnswerStore, StoredAnswer, StoreError, answer_key, rebuild
+from backends.answer_store import Answer, AnswerStore, StoredAnswer, answer_key, rebuild
+from runtime.errors import StoreError
+from scripts import store as store_script
 
 
 def stored(name, text="yes", expert="e", **more):

@@ -1,15 +1,14 @@
 """The benchmark's counts guard against doing again what was done before; its arithmetic is checked by hand."""
 
-import bench_rollouts
-import bench_store
-import benchmark
 import numpy as np
 import pytest
-from bench_rollouts import Bench, Plan, exponent, repeated, stored_prompts
 
-from command_line import load_config
 from experts import build_pool
 from questions import load_splits
+from runtime.command_line import load_config
+from scripts import benchmark
+from scripts.support import bench_rollouts, bench_store
+from scripts.support.bench_rollouts import Bench, Plan, exponent, repeated, stored_prompts
 
 # Per 1,000 transitions of training and validation, as measured; a change that raises one of them has to say why.
 AT_MOST = {

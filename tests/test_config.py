@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from command_line import dump_config, load_config, parse
-from config import Config, ConfigError
+from config import Config
+from runtime.command_line import dump_config, load_config, parse
+from runtime.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
 ONE_EXPERT = {"experts": [{"name": "a", "source": "some/model", "params_b": 1.0}]}
@@ -57,7 +58,7 @@ def test_a_key_like_no_other_lists_the_known_ones(load):
         ("agent: {pooling: max}", "agent.pooling", "'max'", "'cls', 'mean' or 'last'"),
         ("reward: {kind: fianl}", "reward.kind", "'fianl'", "'final' or 'paper'"),
         ("ppo: {batch_size: lots}", "ppo.batch_size", "'lots'", "integer"),
-        ("env: {ktp: v9}", "env.ktp", "'v9'", "paper-v1, code-v1, none-v1"),
+        ("env: {ktp: v9}", "env.ktp", "'v9'", "'paper-v1', 'code-v1' or 'none-v1'"),
         ("env: {t_max: 0}", "env.t_max", "0", "greater than or equal to 1"),
         ("env: {p0: 1.5}", "env.p0", "1.5", "less than or equal to 1"),
         ("device: gpu", "device", "'gpu'", "cuda"),

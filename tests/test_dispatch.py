@@ -6,10 +6,11 @@ import threading
 import pytest
 from scripted import ScriptedExpert
 
-from dispatch import Dispatcher, ExpertError, Inbox
-from experts import BudgetError, Request
+from backends.dispatch import Dispatcher, Inbox
+from experts import Request
 from questions import Question
 from rollout import Decision, NeverSatisfied, play
+from runtime.errors import BudgetError, ExpertError
 
 
 def word(question, previous_answer):

@@ -22,16 +22,16 @@ import pytest
 import torch
 from small_server import SmallServer, completion
 
-from answer_store import AnswerStore, answer_key
-from baselines import FixedRoute
-from command_line import load_config
+from backends.answer_store import AnswerStore, answer_key
+from backends.endpoint import EndpointExpert
+from backends.hf import HFExpert
 from config import EndpointExpertConfig, HFExpertConfig
-from dispatch import ExpertError
-from expert_kinds.endpoint import EndpointExpert
-from expert_kinds.hf import HFExpert
+from evaluation.baselines import FixedRoute
 from experts import ExpertPool, Request, build_expert
 from questions import Question
 from rollout import NeverSatisfied, play
+from runtime.command_line import load_config
+from runtime.errors import ExpertError
 
 KEY = "sk-of-nobody-1234567890"
 START_S = 120  # a server imports torch and transformers first
@@ -94,8 +94,8 @@ def small_server():
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr("expert_kinds.endpoint.FIRST_WAIT_S", 0.05)
-    monkeypatch.setattr("expert_kinds.endpoint.POLL_S", 0.005)
+    monkeypatch.setattr("backends.endpoint.FIRST_WAIT_S", 0.05)
+    monkeypatch.setattr("backends.endpoint.POLL_S", 0.005)
 
 
 @pytest.fixture(scope="module")
@@ -184,8 +184,8 @@ def test_requests_of_a_dead_replica_go_to_the_other(server, tiny_pool_dir, quest
 
 
 def test_a_server_killed_and_restarted_in_a_rollout_loses_nothing(server, tiny_pool_dir, questions, tmp_path, monkeypatch):
-    monkeypatch.setattr("expert_kinds.endpoint.FIRST_WAIT_S", 0.5)
-    monkeypatch.setattr("expert_kinds.endpoint.MAX_DOUBLINGS", 0)
+    monkeypatch.setattr("backends.endpoint.FIRST_WAIT_S", 0.5)
+    monkeypatch.setattr("backends.endpoint.MAX_DOUBLINGS", 0)
     models = [tiny_pool_dir / name for name in ("llama-0.2m", "neox-0.4m")]
     there = [endpoint(server.url, model=model, max_retries=2 * START_S, concurrency=2) for model in models]
     pool = ExpertPool(there, AnswerStore(tmp_path / "there.sqlite"))
@@ -327,7 +327,7 @@ def test_a_server_that_asks_for_time_gets_it(small_server):
 
 
 def test_a_server_that_asks_for_a_day_does_not_get_it(small_server, monkeypatch):
-    monkeypatch.setattr("expert_kinds.endpoint.MAX_RETRY_AFTER_S", 0.5)
+    monkeypatch.setattr("backends.endpoint.MAX_RETRY_AFTER_S", 0.5)
     server = small_server(lambda body, number: (429, {"error": {"message": "daily quota"}}, {"retry-after": "86400"}))
     with pytest.raises(ExpertError, match=r"status 429, .*daily quota.* \(tries: 2, replicas: 1\)"):
         ask(endpoint(server.url, max_retries=1), ["a"])
@@ -395,7 +395,7 @@ def test_a_request_that_no_server_could_answer_is_not_tried_again(small_server, 
 
 
 def test_a_run_that_stops_does_not_wait_for_requests_that_were_to_be_tried_again(small_server, monkeypatch):
-    monkeypatch.setattr("expert_kinds.endpoint.FIRST_WAIT_S", 20.0)
+    monkeypatch.setattr("backends.endpoint.FIRST_WAIT_S", 20.0)
     server = small_server(lambda body, number: (500, {}) if body["prompt"] == "a" else time.sleep(0.2) or (400, {}))
     start = time.monotonic()
     with pytest.raises(ExpertError, match="status 400"):

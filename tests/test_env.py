@@ -18,7 +18,8 @@ from config import AgentConfig, EnvConfig, RewardConfig
 from der_env import STOP_REASONS, DEREnv, DERVectorEnv, OracleJudge
 from experts import ExpertPool, Request
 from prompts import StateTokenizer
-from questions import Question, ReferenceSealedError
+from questions import Question
+from runtime.errors import ReferenceSealedError
 
 QUESTIONS = [Question(f"q{i}", f"question {letter}", _reference=letter) for i, letter in enumerate("abcdefgh")]
 NEVER_RIGHT = EnvConfig(t_max=3, continue_past_p0=0.0)

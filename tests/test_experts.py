@@ -23,15 +23,16 @@ from transformers import (
     MptForCausalLM,
 )
 
-from answer_store import Answer, StoredAnswer
-from config import Config, ConfigError, HFExpertConfig, SourceConfig
-from dispatch import ExpertError
-from expert_kinds.generation import Row
-from expert_kinds.hf import HFExpert
-from experts import BudgetError, Request, build_pool, pick_device
+from backends.answer_store import Answer, StoredAnswer
+from backends.generation import Row
+from backends.hf import HFExpert
+from config import Config, HFExpertConfig, SourceConfig
+from experts import Request, build_pool
 from prompts import knowledge_transfer_prompt
 from questions import read_questions
 from rollout import Decision, NeverSatisfied, play
+from runtime.errors import BudgetError, ConfigError, ExpertError
+from runtime.machine import pick_device
 
 TINY_EXPERTS = ("llama-0.2m", "neox-0.4m", "qwen2-0.4m", "t5gemma-0.7m", "mistral-0.8m")
 CPU = torch.device("cpu")
@@ -81,7 +82,7 @@ def test_the_budget_is_checked_before_anything_is_generated_and_stored_answers_a
 
 
 def test_a_pool_with_room_for_one_gives_the_same_answers_and_loads_each_expert_once_a_call(make_pool, scripted_expert, tmp_path):
-    from answer_store import AnswerStore
+    from backends.answer_store import AnswerStore
 
     events = []
     small = make_pool([scripted_expert(echo, name, events=events) for name in "abc"], memory_gb=1.0)
@@ -195,7 +196,7 @@ def test_keys_and_values_of_the_worked_examples_are_computed_once_and_change_no_
     example = {"question": "Spell this word backward (example: sun -> nus): planet", "previous_answer": "tenal", "answer": "tenalp"}
     (tmp_path / "examples.jsonl").write_text(json.dumps(example) + "\n")
     questions = [json.loads(line)["text"] for line in (project / "data/tiny_questions/validation.jsonl").read_text().splitlines()[:12]]
-    monkeypatch.setattr("expert_kinds.hf.SPARED_TOKENS", 10**6)  # all prompts of an opening are read together
+    monkeypatch.setattr("backends.hf.SPARED_TOKENS", 10**6)  # all prompts of an opening are read together
     expert = tiny(tiny_pool_dir, name, **few_shot)
     texts = [expert.render(question, previous, "paper-v1") for question in questions for previous in (None, "a draft")]
     read = []
@@ -213,7 +214,7 @@ def test_keys_and_values_of_the_worked_examples_are_computed_once_and_change_no_
     assert [sum(tuple(expert.tokenizer(text)["input_ids"][: len(o)]) == o for text in texts) for o in openings] == [12, 12]
     assert sorted(n for n in read if n in map(len, openings)) == [len(o) for o in openings]  # each opening read once, alone
     num_read, read[:] = sum(read), []
-    monkeypatch.setattr("expert_kinds.hf.MIN_OPENING", 10**6)
+    monkeypatch.setattr("backends.hf.MIN_OPENING", 10**6)
     whole = tiny(tiny_pool_dir, name, **few_shot)
     whole.model = expert.model
     plain, _ = ask(whole, texts)
@@ -428,7 +429,7 @@ def test_an_experts_identity_changes_with_whatever_changes_its_answers(tiny_pool
 
 
 def test_a_batch_that_does_not_fit_the_gpu_is_halved_until_it_does(tiny_pool_dir, prompts, monkeypatch):
-    monkeypatch.setattr("expert_kinds.hf.SPARED_TOKENS", 10**6)  # all prompts are read together
+    monkeypatch.setattr("backends.hf.SPARED_TOKENS", 10**6)  # all prompts are read together
     sampling = {"max_new_tokens": 12, "temperature": 1.0}  # seeded by the prompt, so that prompts must keep to their rows
     expected, _ = ask(tiny(tiny_pool_dir, "llama-0.2m", decoding=sampling), prompts)
     expert = tiny(tiny_pool_dir, "llama-0.2m", decoding=sampling)
@@ -469,10 +470,10 @@ def test_running_out_of_memory_in_the_middle_loses_no_prompt_and_answers_none_tw
 
 
 def test_prompts_wait_where_a_models_cache_cannot_take_them_in(tiny_pool_dir, prompts, monkeypatch):
-    monkeypatch.setattr("expert_kinds.hf.SPARED_TOKENS", 10)  # many groups
+    monkeypatch.setattr("backends.hf.SPARED_TOKENS", 10)  # many groups
     expected, _ = ask(tiny(tiny_pool_dir, "llama-0.2m"), prompts)
-    monkeypatch.setattr("expert_kinds.generation.PLAIN_LAYERS", ())  # no kind of cache is known
-    monkeypatch.setattr("expert_kinds.generation.RunningBatch._beside", None)
+    monkeypatch.setattr("backends.generation.PLAIN_LAYERS", ())  # no kind of cache is known
+    monkeypatch.setattr("backends.generation.RunningBatch._beside", None)
     answers, _ = ask(tiny(tiny_pool_dir, "llama-0.2m"), prompts)
     assert [replace(answer, latency_s=0.0) for answer in answers] == [replace(answer, latency_s=0.0) for answer in expected]
 

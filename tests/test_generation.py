@@ -6,9 +6,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, MambaConfig, MambaForCausalLM
 from transformers.cache_utils import DynamicLayer
 
+from backends.generation import ROUND, EnoughHaveEnded, RoomyLayer, Row, RunningBatch, SeededSampling
+from backends.hf import HFExpert
 from config import DecodingConfig, HFExpertConfig
-from expert_kinds.generation import ROUND, EnoughHaveEnded, RoomyLayer, Row, RunningBatch, SeededSampling
-from expert_kinds.hf import HFExpert
 
 DECODERS = ("llama-0.2m", "neox-0.4m", "qwen2-0.4m", "mistral-0.8m")
 TINY_EXPERTS = (*DECODERS, "t5gemma-0.7m")

@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import DebertaV2Config, DebertaV2Model
 
-import pair_ranker
-from baselines import FixedRoute, ask_all_and_rank
-from pair_ranker import PairRanker, RankerError
+from evaluation import pair_ranker
+from evaluation.baselines import FixedRoute, ask_all_and_rank
+from evaluation.pair_ranker import PairRanker
 from questions import Question
 from rollout import NeverSatisfied, play, score_routes
+from runtime.errors import RankerError
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from command_line import load_config
 from config import EXPERT_KINDS, Config, Section
+from runtime.command_line import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 LEDGER = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
 NAMED = sorted(set(re.findall(r"`([^`\n]+)`", LEDGER)))
 SETTING = re.compile(r"([a-z_0-9]+(?:\.[a-z_0-9]+)+)(?:: (\S+))?")
-FUNCTION = re.compile(r"(\w+\.py):([\w.]+)")
+FUNCTION = re.compile(r"([\w/]+\.py):([\w.]+)")
 FILE = re.compile(r"[\w/]+\.(?:py|sh|txt|yaml)")
 
 TESTS = [name for name in NAMED if re.fullmatch(r"test_\w+", name)]

@@ -9,11 +9,11 @@ import weakref
 import pytest
 import torch
 
-from answer_store import answer_key
-from config import ConfigError, HFExpertConfig
-from dispatch import ExpertError
-from expert_kinds.hf import HFExpert
-from expert_kinds.placement import weights_gb
+from backends.answer_store import answer_key
+from backends.hf import HFExpert
+from backends.placement import weights_gb
+from config import HFExpertConfig
+from runtime.errors import ConfigError, ExpertError
 
 CPU = torch.device("cpu")
 PROMPTS = [f"Spell this word backward (example: sun -> nus): {word}\nAnswer:" for word in ("planet", "ocean", "river", "mountain", "tree", "sky")]

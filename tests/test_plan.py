@@ -7,23 +7,24 @@ import shutil
 import socket
 from pathlib import Path
 
-import prepare_data
 import pytest
 import torch
 import yaml
-from data_sources import MULTIDOMAIN, SOURCES
 from scripted import ScriptedExpert
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 import train_ppo_multi
-from answer_store import Answer, AnswerStore, StoredAnswer
-from command_line import load_config, read_yaml, validate
-from config import Config, ConfigError, EndpointExpertConfig, HFExpertConfig, RayExpertConfig, RecordedExpertConfig
+from backends.answer_store import Answer, AnswerStore, StoredAnswer
+from backends.hf import HFExpert
+from config import Config, EndpointExpertConfig, HFExpertConfig, RayExpertConfig, RecordedExpertConfig
 from dry_run.plan import Calls, ExpertPlan, count_calls, count_pool_calls, fit_together, kv_bytes_per_token, make_plan, max_loads, prompt_tokens, tokens_per_second
 from dry_run.preflight import PREPARED, Measured, command_for, device_memory_gb, is_hub_id, measure
 from dry_run.table import plan_text
-from expert_kinds.hf import HFExpert
 from experts import Request
+from runtime.command_line import load_config, read_yaml, validate
+from runtime.errors import ConfigError
+from scripts import prepare_data
+from scripts.support.data_sources import MULTIDOMAIN, SOURCES
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
 

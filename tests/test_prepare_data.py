@@ -6,15 +6,16 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import data_sources
 import datasets
-import prepare_data
 import pytest
 from local_hub import local_hub
 
 from config import DataConfig, SourceConfig
-from questions import DataError, load_splits, read_questions, text_key
-from reward import get_metric, score_answers
+from metrics.registry import get_metric, score_answers
+from questions import load_splits, read_questions, text_key
+from runtime.errors import DataError
+from scripts import prepare_data
+from scripts.support import data_sources
 
 FIXTURES = Path(__file__).parent / "fixtures"  # invented rows in each source's own schema
 SPLITS = ("train", "validation", "test")

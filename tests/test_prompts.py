@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from prompts import FewShot, PromptError, PromptFormat, StateTokenizer, cut_middle, knowledge_transfer_prompt, read_few_shot
+from prompts import FewShot, PromptFormat, StateTokenizer, cut_middle, knowledge_transfer_prompt, read_few_shot
+from runtime.errors import PromptError
 
 
 def test_the_ktp_says_what_the_paper_says_about_one_other_student():

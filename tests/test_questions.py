@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from config import DataConfig, SourceConfig
-from questions import DataError, Question, QuestionSampler, ReferenceSealedError, load_splits, read_questions
+from questions import Question, QuestionSampler, load_splits, read_questions
+from runtime.errors import DataError, ReferenceSealedError
 
 
 def write_jsonl(path, rows):

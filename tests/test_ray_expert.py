@@ -22,12 +22,12 @@ import torch
 ray = pytest.importorskip("ray", reason="experts of kind ray need pip install -r requirements-optional.txt")
 from ray.cluster_utils import Cluster
 
-from answer_store import AnswerStore
+from backends.answer_store import AnswerStore
+from backends.hf import HFExpert
+from backends.ray_actors import RayExpert, Replica, connect
 from config import Config, HFExpertConfig, PoolConfig, RayExpertConfig
-from dispatch import ExpertError
-from expert_kinds.hf import HFExpert
-from expert_kinds.ray_actors import RayExpert, Replica, connect
 from experts import ExpertPool, Request, build_pool
+from runtime.errors import ExpertError
 
 MEMORY = {"object_store_memory": 80 << 20}
 FIELDS = {"params_b": 0.001, "prompt_format": "plain", "decoding": {"max_new_tokens": 40}}
@@ -153,7 +153,7 @@ def free_cpus_become(wanted):
 
 
 def test_an_expert_waits_for_a_busy_one_and_then_takes_its_place_and_an_error_of_its_model_surfaces(twins, newcomer, tiny_pool_dir, prompts, monkeypatch):
-    monkeypatch.setattr("expert_kinds.ray_actors.EVICT_AFTER_S", 0.5)
+    monkeypatch.setattr("backends.ray_actors.EVICT_AFTER_S", 0.5)
     folder = Path(newcomer.config.source)
     newcomer.identity()
     newcomer.local.encode(prompts)  # with its tokenizer this process needs the folder no more
@@ -174,7 +174,7 @@ def test_an_expert_waits_for_a_busy_one_and_then_takes_its_place_and_an_error_of
 
 
 def test_two_experts_that_do_not_fit_together_answer_one_after_the_other(cluster, newcomer, tiny_pool_dir, prompts, tmp_path, monkeypatch):
-    monkeypatch.setattr("expert_kinds.ray_actors.EVICT_AFTER_S", 0.5)
+    monkeypatch.setattr("backends.ray_actors.EVICT_AFTER_S", 0.5)
     experts = [newcomer, make_expert(cluster, tiny_pool_dir / "qwen2-0.4m")]
     pool = ExpertPool(experts, AnswerStore(tmp_path / "answers.sqlite"))  # one CPU is left
     answers = pool.answer([Request(idx, prompt.removesuffix("\nAnswer:")) for prompt in prompts[:4] for idx in (0, 1)])
@@ -193,7 +193,7 @@ def test_a_replica_that_nothing_can_hold_is_refused_and_evicts_nobody(cluster, n
 
 
 def test_replicas_lost_over_and_over_are_an_error(newcomer, prompts, monkeypatch):
-    monkeypatch.setattr("expert_kinds.ray_actors.MAX_LOSSES", 0)
+    monkeypatch.setattr("backends.ray_actors.MAX_LOSSES", 0)
     batches = newcomer.answer(prompts)
     next(batches)
     (pid,) = ask_replicas(newcomer, lambda _: os.getpid())

@@ -8,25 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import prepare_data
 import pytest
 import yaml
 from recordings import SKILLS, make_rows, write_rows
 
 import test_ppo_multi
 import train_ppo_multi
-from answer_store import AnswerStore
-from command_line import load_config
-from config import Config, ConfigError, RecordedExpertConfig, RewardConfig, SourceConfig
-from dispatch import ExpertError
-from expert_kinds.hf import HFExpert
-from expert_kinds.recorded import RecordedExpert
-from experts import BudgetError, ExpertPool, Request, build_pool
-from questions import DataError, Question, ReferenceSealedError, read_questions
-from report.schema import ReportError
-from reward import MetricError, charge, score_answers
-from route_tree import grow, optimal_routes
-from transfer import audit, reading_experts
+from backends.answer_store import AnswerStore
+from backends.hf import HFExpert
+from backends.recorded import RecordedExpert
+from config import Config, RecordedExpertConfig, RewardConfig, SourceConfig
+from evaluation.route_tree import grow, optimal_routes
+from evaluation.transfer import audit, reading_experts
+from experts import ExpertPool, Request, build_pool
+from metrics.registry import score_answers
+from questions import Question, read_questions
+from reward import charge
+from runtime.command_line import load_config
+from runtime.errors import BudgetError, ConfigError, DataError, ExpertError, MetricError, ReferenceSealedError, ReportError
+from scripts import prepare_data
 
 
 def row(question: str = "a?", answers: dict[str, str] | None = None, **more: Any) -> dict[str, Any]:

@@ -13,8 +13,10 @@ import pytest
 from scipy import stats
 
 from agent import build_agent
-from answer_store import Answer
-from baselines import (
+from backends.answer_store import Answer
+from config import AgentConfig, Config, RewardConfig
+from der_env import Episode, Step
+from evaluation.baselines import (
     FixedRoute,
     OneCallRouter,
     RandomRouting,
@@ -28,16 +30,14 @@ from baselines import (
     fit_logistic,
     fit_nearest_neighbours,
 )
-from config import AgentConfig, Config, RewardConfig
-from der_env import Episode, Step
-from evaluation import overheads
+from evaluation.route_log import Overhead, Played, read_records, reprice, route_records
+from evaluation.runner import overheads
+from evaluation.stats import interval, paired_difference
 from questions import Question
 from report.results import build_results, compare, route_figures, sheets_of, table, yardsticks
-from report.schema import ReportError
 from reward import Cost
 from rollout import Decision, NeverSatisfied, Route, play, score_routes
-from route_log import Overhead, Played, read_records, reprice, route_records
-from stats import interval, paired_difference
+from runtime.errors import ReportError
 
 CONFIG = Config(seed=3, reward=RewardConfig(alpha=0.1))
 EXPERTS = [{"name": "e0", "params_b": 1.0}, {"name": "e1", "params_b": 2.0}, {"name": "e2", "params_b": 3.0}]

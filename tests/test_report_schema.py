@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from made_results import made_results
 
-from report.schema import ReportError, read_results, to_json
+from report.schema import read_results, to_json
+from runtime.errors import ReportError
 
 GONE = object()
 

@@ -7,14 +7,13 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import experiment
 import pytest
-import reproduce
 import yaml
 from rouge_score.rouge_scorer import RougeScorer
 
 import test_ppo_multi
 import train_ppo_multi
+from scripts import experiment, reproduce
 
 REAL_TABLES, START_SCRIPT = reproduce.TABLES, experiment._python
 TABLES = yaml.safe_load(REAL_TABLES.read_text(encoding="utf-8"))

@@ -3,8 +3,11 @@ import re
 import pytest
 
 from config import HFExpertConfig, RewardConfig
+from metrics.answers import choice_in, numbers_in
+from metrics.registry import check_metrics, get_metric, score_answers
 from questions import Question
-from reward import Cost, MetricError, call_cost, charge, check_metrics, choice_in, final_reward, get_metric, numbers_in, paper_reward, score_answers
+from reward import Cost, call_cost, charge, final_reward, paper_reward
+from runtime.errors import MetricError
 
 # Constants of the authors' code (docs/paper.md): beta 5, gamma_bonus 2, discount 0.95, p0 0.73; C is already scaled, alpha 1.
 PAPER = RewardConfig(kind="paper", alpha=1.0, beta=5.0, gamma_bonus=2.0, discount=0.95)

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from answer_store import Answer
+from backends.answer_store import Answer
 from config import RewardConfig
 from der_env import Episode, Judgement, OracleJudge, Step
-from questions import Question, ReferenceSealedError
+from questions import Question
 from reward import Cost
 from rollout import Decision, NeverSatisfied, Route, play, score_routes
+from runtime.errors import ReferenceSealedError
 
 QUESTIONS = [Question(f"q{i}", f"question {i}", _reference=str(i)) for i in range(7)]
 

@@ -9,18 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import full_information
 from agent import build_agent
-from answer_store import AnswerStore
-from command_line import load_config
+from backends.answer_store import AnswerStore
 from config import AgentConfig, RewardConfig
 from der_env import Episode, OracleJudge
-from experts import BudgetError, ExpertPool, Request, build_pool
-from full_information import FullInformationRouter, fit_full_information, fit_key
+from evaluation import full_information
+from evaluation.full_information import FullInformationRouter, fit_full_information, fit_key
+from evaluation.route_tree import best_fixed_route, grow, max_calls, optimal_routes, optimal_values
+from experts import ExpertPool, Request, build_pool
+from metrics.registry import score_answers
 from questions import Question, load_splits
-from reward import charge, score_answers
+from reward import charge
 from rollout import NeverSatisfied, play, score_routes
-from route_tree import best_fixed_route, grow, max_calls, optimal_routes, optimal_values
+from runtime.command_line import load_config
+from runtime.errors import BudgetError
 
 REWARD = RewardConfig(alpha=0.1)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import check_intervals
 import numpy as np
 import pytest
 import scipy.stats
 
-from stats import adjust, few_seeds_note, interval, limits, paired_difference
+from evaluation.stats import adjust, few_seeds_note, interval, limits, paired_difference
+from scripts import check_intervals
 
 # Five times the same four questions. Mean 7/12; mean squares: seeds 5/12, questions 5/12, rest 35/228.
 # The error's square is (5/12 + 5/12 - 35/228) / 60 = 31/2736, of which 19/31 is the seeds'.

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import store as store_script
 import yaml
 from recordings import make_rows, write_rows
 
-from answer_store import Answer, AnswerStore, StoredAnswer, StoreError, answer_key
-from command_line import load_config
-from config import ConfigError, SourceConfig
+from backends.answer_store import Answer, AnswerStore, StoredAnswer, answer_key
+from config import SourceConfig
 from experts import Request, build_pool
 from questions import read_questions
+from runtime.command_line import load_config
+from runtime.errors import ConfigError, StoreError
+from scripts import store as store_script
 
 
 def stored(prompt: str, text: str, expert: str = "e") -> StoredAnswer:

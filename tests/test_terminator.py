@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from agent import Agent, build_agent
-from answer_store import Answer
+from backends.answer_store import Answer
 from config import AgentConfig, Config, RewardConfig, TerminatorConfig
 from der_env import Episode, Step, encode_states
 from questions import Question

@@ -8,8 +8,9 @@ import torch
 from rouge_score.rouge_scorer import RougeScorer
 from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration, BertConfig, BertForSequenceClassification, RobertaTokenizer
 
+from metrics.registry import get_metric, score_answers
 from questions import Question
-from reward import MetricError, get_metric, score_answers
+from runtime.errors import MetricError
 
 PREDICTIONS = ["the sum is 7", "paris", "what no"]
 REFERENCES = ["the sum of it is 8", "the capital of france is paris", "yes and yes"]

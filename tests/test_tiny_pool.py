@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from build_tiny_pool import SEED, SPLITS, check_pool
-from tiny_check import Measured, chain_gains, failures
-from tiny_tasks import CELLS, make_questions
+
+from scripts.build_tiny_pool import SEED, SPLITS, check_pool
+from scripts.support.tiny_check import Measured, chain_gains, failures
+from scripts.support.tiny_tasks import CELLS, make_questions
 
 
 def test_every_bound_holds_on_freshly_generated_questions(tiny_pool_dir, project, monkeypatch):

@@ -6,16 +6,16 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-import experiment
 import numpy as np
 import pytest
 from made_results import made_records
 from scipy.spatial import ConvexHull
 
 from config import RewardConfig
-from report.schema import ReportError
+from evaluation.stats import interval
 from report.trade_off import mean_height, trade_off, upper_hull
-from stats import interval
+from runtime.errors import ReportError
+from scripts import experiment
 
 
 def point(policy: str, kind: str, cost: float, quality: float) -> dict[str, Any]:

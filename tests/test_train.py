@@ -21,27 +21,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ask
-import experiment
 import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny_models import TinyExpert, build_model, build_tokenizer
 
-import run_folder
 import test_ppo_multi
 import train_ppo_multi
-from agent import AgentError, load_agent
-from answer_store import AnswerStore
-from command_line import load_config
-from config import ConfigError
-from evaluation import Evaluation
-from experts import BudgetError, build_pool
+from agent import load_agent
+from backends.answer_store import AnswerStore
+from evaluation.runner import Evaluation
+from experts import build_pool
+from metrics.base import normalise
 from report.schema import read_results
-from reward import normalise
-from run_folder import RunError
+from runtime import run_folder
+from runtime.command_line import load_config
+from runtime.errors import AgentError, BudgetError, ConfigError, RunError
+from scripts import ask, experiment
+from scripts.support.tiny_models import TinyExpert, build_model, build_tokenizer
 from terminator import load_terminator
 
 FAMILIES = ("spell", "sum of", "capital of")  # family f is answered right by expert f alone

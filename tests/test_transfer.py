@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from evaluation.route_tree import grow
+from evaluation.transfer import audit, best_pairs, swapped_partner
 from questions import Question
-from route_tree import grow
-from transfer import audit, best_pairs, swapped_partner
 
 
 def chain_pool(make_pool: Callable):

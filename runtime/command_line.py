@@ -1,0 +1,199 @@
+"""From a YAML file and command-line options to a checked Config, and errors in words a user can act on.
+
+    config = load_config(Path("configs/quickstart.yaml"), ["--reward.alpha", "0.05"])
+
+Precedence: defaults < YAML file < command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from config import EXPERT_KINDS, Config, DataConfig, Section
+from runtime.errors import ConfigError, DERError
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML takes the last of two equal keys without a word; this one refuses them."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node, seen = super().compose_mapping_node(anchor), set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.composer.ComposerError(None, None, f"{key.value!r} is set twice", key.start_mark)
+            seen.add(key.value)
+        return node
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping. Raises ConfigError when the file is missing, malformed or not a mapping."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such configuration file")
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected keys and values, found {type(data).__name__}")
+    return data
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """A script's own options, and what is left for `overrides_from`. Raises ConfigError for what looks like a misspelt option of its own."""
+    options, rest = parser.parse_known_args(arguments)
+    for flag in (argument.partition("=")[0] for argument in rest if argument.startswith("--")):
+        near = difflib.get_close_matches(flag.replace("-", "_"), (name.replace("-", "_") for name in parser._option_string_actions), n=1, cutoff=0.8)
+        if near and flag.lstrip("-").partition(".")[0] not in Config.model_fields:
+            raise ConfigError(f"{flag}: no such option; did you mean --{near[0].lstrip('_')}?")
+    return options, rest
+
+
+def overrides_from(arguments: list[str]) -> dict[str, Any]:
+    """`--reward.alpha 0.1 --seed=3` as a nested mapping; values are read as YAML. Raises ConfigError for anything else."""
+    out: dict[str, Any] = {}
+    rest = list(arguments)
+    while rest:
+        flag = rest.pop(0)
+        if not flag.startswith("--"):
+            hint = f"a configuration is given as --config {flag}" if flag.endswith((".yaml", ".yml")) else "options look like --reward.alpha 0.1"
+            raise ConfigError(f"unexpected argument {flag!r}: {hint}")
+        key, has_value, value = flag[2:].partition("=")
+        if not has_value:
+            if not rest or rest[0].startswith("--"):
+                raise ConfigError(f"--{key} needs a value: --{key} VALUE")
+            value = rest.pop(0)
+        target = out
+        *parents, leaf = key.split(".")
+        if element := next((place for place, part in enumerate(parents) if part.isdigit()), None):
+            name = ".".join(parents[:element])
+            raise ConfigError(f"--{key}: one element of a list cannot be set; give the whole list, as in YAML: --{name} '[...]'")
+        for parent in parents:
+            target = target.setdefault(parent, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"--{key}: {parent} was given a value of its own before")
+        try:
+            target.update(merge(target, {leaf: yaml.load(value, _Loader) if value else ""}))
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--{key} {value}: not a YAML value ({error})") from error
+    return out
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` on top of `base`, mappings merged key by key, everything else replaced."""
+    out = dict(base)
+    for key, value in over.items():
+        out[key] = merge(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
+    return out
+
+
+def _section(location: Sequence[int | str]) -> type[Section]:
+    """The section at `location`."""
+    section: Any = Config
+    for place, part in enumerate(location):
+        if isinstance(part, int):
+            continue
+        if place and isinstance(location[place - 1], int):  # the kind of an expert in a list
+            section = EXPERT_KINDS[part]
+            continue
+        annotation = section.model_fields[part].annotation
+        arguments = getattr(annotation, "__args__", ())
+        section = next((a for a in (annotation, *arguments) if isinstance(a, type) and issubclass(a, Section)), section)
+    return section
+
+
+def _settings(section: type[Section] = Config, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all settings outside lists."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from _settings(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _hint(location: Sequence[int | str]) -> str:
+    """What may have been meant by an unknown key: a near one of its section, else one of that name elsewhere, else the section's keys."""
+    key, known = str(location[-1]), list(_section(location[:-1]).model_fields)
+    if near := difflib.get_close_matches(key, known, n=1):
+        return f"did you mean {near[0]!r}?"
+    elsewhere = [name for name in _settings() if name.rpartition(".")[2] == key]
+    return f"did you mean {' or '.join(map(repr, elsewhere))}?" if 0 < len(elsewhere) <= 3 else f"known here: {', '.join(known)}"
+
+
+def _field(location: Sequence[int | str]) -> str:
+    """`pool.experts.0.source` as a user wrote it, without the expert's kind that pydantic puts after its number."""
+    return ".".join(str(part) for place, part in enumerate(location) if not (place and isinstance(location[place - 1], int))) or "configuration"
+
+
+def _is_in(given: Any, location: Sequence[int | str]) -> bool:
+    """Whether a nested mapping holds `location`, or a value of its own above it."""
+    for part in location:
+        if not isinstance(given, dict):
+            return True
+        if part not in given:
+            return False
+        given = given[part]
+    return True
+
+
+def _explain(error: ValidationError, origin: str, options: dict[str, Any]) -> str:
+    """Every problem in a line; what `options` brought stands as it was written on the command line."""
+    lines = []
+    for problem in error.errors():
+        dashes = "--" if _is_in(options, problem["loc"]) else ""
+        field = dashes + _field(problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{field}: unknown key; {_hint(problem['loc'])}")
+        elif problem["type"] == "missing":
+            lines.append(f"{field}: missing")
+        elif problem["type"] == "model_type":
+            lines.append(f"{field} = {problem['input']!r}: a section of settings; set {', '.join(f'{field}.{name}' for name in _section(problem['loc']).model_fields)}")
+        elif problem["type"] == "value_error" and isinstance(problem["input"], dict):  # a whole section that does not fit together
+            name = problem["input"].get("name")
+            lines.append(f"{field}{f' ({name})' if name else ''}: {problem['msg'].removeprefix('Value error, ')}")
+        else:
+            lines.append(f"{field} = {problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}")
+    return "\n".join([f"{origin}: {len(lines)} problem(s)", *(f"  {line}" for line in lines)])
+
+
+def validate(data: dict[str, Any], origin: str = "configuration", options: dict[str, Any] | None = None) -> Config:
+    """A checked Config; `options` are the part of `data` that came from the command line. Raises ConfigError listing every problem."""
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, origin, options or {})) from error
+
+
+def load_config(path: Path, overrides: list[str] | None = None) -> Config:
+    """Read a YAML file, put command-line overrides on top, check the result. Raises ConfigError."""
+    options = overrides_from(overrides or [])
+    given, origin = merge(read_yaml(path), options), f"{path} and the command line" if options else str(path)
+    config = validate(merge(Config().model_dump(mode="json"), given), origin, options)
+    named = [split for split in DataConfig.model_fields if _is_in(given, ("data", split, "path"))]
+    if missing := [f"data.{split}.path" for split in DataConfig.model_fields if named not in ([], ["test"]) and split not in named]:
+        raise ConfigError(f"{origin}: {', '.join(missing)}: missing; beside data.{named[0]}.path, the embedded test bed's questions would stand in for it")
+    return config
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML that `load_config` reads back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def run_command(main: Callable[[list[str]], Any]) -> None:
+    """Run a script's main on the command line; an error that a user can mend ends it with its message alone."""
+    try:
+        main(sys.argv[1:])
+    except DERError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; what was generated is stored; --resume continues a training from its last checkpoint")

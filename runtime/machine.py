@@ -1,0 +1,54 @@
+"""The machine a run is on: device, threads, random state and library versions."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+from runtime.errors import ConfigError
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is cuda, then mps, then cpu. Raises ConfigError for a device this machine does not have."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    device = torch.device(name)
+    if (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()) or (device.type == "mps" and not torch.backends.mps.is_available()):
+        raise ConfigError(f"device {name}: not available here (CUDA devices: {torch.cuda.device_count()})")
+    return device
+
+
+def set_threads(count: int | None) -> None:
+    """Threads of torch in this process; None leaves its own choice."""
+    if count is not None:
+        torch.set_num_threads(count)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions that stand beside each stored answer and in a run's environment.json."""
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers", "tianshou", "numpy")}}
+
+
+def seed_everything(seed: int) -> None:
+    """Python, numpy and torch. The environments' question sampler has its own stream."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def random_state() -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])

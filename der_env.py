@@ -1,7 +1,8 @@
 """The decision process: an episode, the judge that ends it, and the environments around both.
 
-`Episode` is one question on its route. `DEREnv` is a Gymnasium environment over one episode, `DERVectorEnv` steps many with one
-call to the expert pool; `rollout.play` walks the same episodes outside training.
+`Episode` is one question on its route. `DEREnv` is a Gymnasium environment over one episode,
+`DERVectorEnv` steps many with one call to the expert pool; `rollout.play` walks the same episodes
+outside training.
 """
 
 from __future__ import annotations
@@ -65,11 +66,16 @@ class Episode:
         return sum((step.cost for step in self.steps), Cost())
 
     def propose(self, expert_idx: int) -> Request:
-        """The call that action `expert_idx` asks for: the bare question first, with the current answer afterwards."""
+        """The call that action `expert_idx` asks for: the bare question first, with the current
+        answer afterwards.
+        """
         return Request(int(expert_idx), self.question.text, self.answer)
 
     def apply(self, step: Step, *, is_satisfied: bool) -> None:
-        """Append an answered and judged call. Both ends are terminal: the horizon is finite and the agent can see it."""
+        """Append an answered and judged call.
+
+        Both ends are terminal: the horizon is finite and the agent can see it.
+        """
         self.steps.append(step)
         if is_satisfied and not self.runs_on:
             self.stop_reason = "satisfied"
@@ -79,7 +85,9 @@ class Episode:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A judge's word on one answer: good enough to stop, and what it knows of quality or stop probability."""
+    """A judge's word on one answer: good enough to stop, and what it knows of quality or stop
+    probability.
+    """
 
     is_satisfied: bool
     quality: float | None = None
@@ -87,9 +95,14 @@ class Judgement:
 
 
 class Judge(Protocol):
-    """Decides after every call whether the answer is good enough. Only the oracle judge has references."""
+    """Decides after every call whether the answer is good enough.
 
-    def judge(self, episodes: Sequence[Episode], expert_idxs: Sequence[int], answers: Sequence[str]) -> list[Judgement]: ...
+    Only the oracle judge has references.
+    """
+
+    def judge(
+        self, episodes: Sequence[Episode], expert_idxs: Sequence[int], answers: Sequence[str]
+    ) -> list[Judgement]: ...
 
 
 class OracleJudge:
@@ -99,21 +112,47 @@ class OracleJudge:
         self.p0, self.experts = p0, list(experts)  # their names, in the pool's order
         self._with_reference = {question.id: question for question in questions}
 
-    def judge(self, episodes: Sequence[Episode], expert_idxs: Sequence[int], answers: Sequence[str]) -> list[Judgement]:
-        qualities = score_answers([self._with_reference[e.question.id] for e in episodes], answers, [self.experts[idx] for idx in expert_idxs])
+    def judge(
+        self, episodes: Sequence[Episode], expert_idxs: Sequence[int], answers: Sequence[str]
+    ) -> list[Judgement]:
+        qualities = score_answers(
+            [self._with_reference[e.question.id] for e in episodes],
+            answers,
+            [self.experts[idx] for idx in expert_idxs],
+        )
         return [Judgement(quality >= self.p0, quality=quality) for quality in qualities]
 
 
-def step_episodes(episodes: Sequence[Episode], expert_idxs: Sequence[int], pool: ExpertPool, judge: Judge) -> None:
+def step_episodes(
+    episodes: Sequence[Episode], expert_idxs: Sequence[int], pool: ExpertPool, judge: Judge
+) -> None:
     """Advance every episode by one call: one `pool.answer`, one `judge.judge` for all of them."""
-    take_answers(episodes, expert_idxs, pool.answer([episode.propose(idx) for episode, idx in zip(episodes, expert_idxs, strict=True)]), pool, judge)
+    take_answers(
+        episodes,
+        expert_idxs,
+        pool.answer(
+            [episode.propose(idx) for episode, idx in zip(episodes, expert_idxs, strict=True)]
+        ),
+        pool,
+        judge,
+    )
 
 
-def take_answers(episodes: Sequence[Episode], expert_idxs: Sequence[int], answers: Sequence[Answer], pool: ExpertPool, judge: Judge) -> None:
+def take_answers(
+    episodes: Sequence[Episode],
+    expert_idxs: Sequence[int],
+    answers: Sequence[Answer],
+    pool: ExpertPool,
+    judge: Judge,
+) -> None:
     """Append an answered call to every episode: one `judge.judge` for all of them."""
     judgements = judge.judge(episodes, expert_idxs, [answer.text for answer in answers])
-    for episode, idx, answer, judgement in zip(episodes, expert_idxs, answers, judgements, strict=True):
-        step = Step(int(idx), answer, pool.cost(int(idx), answer), judgement.quality, judgement.p_stop)
+    for episode, idx, answer, judgement in zip(
+        episodes, expert_idxs, answers, judgements, strict=True
+    ):
+        step = Step(
+            int(idx), answer, pool.cost(int(idx), answer), judgement.quality, judgement.p_stop
+        )
         episode.apply(step, is_satisfied=judgement.is_satisfied)
 
 
@@ -125,41 +164,48 @@ def step_reward(episode: Episode, p0: float, reward: RewardConfig) -> float:
         return -reward.alpha * cost
     previous = episode.steps[-2].quality if step_idx else 0.0
     if reward.kind == "paper":
-        return paper_reward(step_idx, step.quality, previous, cost, is_satisfied=step.quality >= p0, is_last=episode.calls_left == 0, reward=reward)
+        return paper_reward(
+            step_idx,
+            step.quality,
+            previous,
+            cost,
+            is_satisfied=step.quality >= p0,
+            is_last=episode.calls_left == 0,
+            reward=reward,
+        )
     return final_reward(step.quality, previous, cost, is_end=episode.is_over, reward=reward)
 
 
 class DEREnv(gym.Env):
     """Dynamic ensemble reasoning: which LLM expert to ask next.
 
-    ## Description
-    A question and a pool of LLM experts. Each step asks one expert; from the second call on it is handed the current answer in a
-    Knowledge Transfer Prompt, and its own answer becomes the current one (paper section 3).
+    ## Description A question and a pool of LLM experts. Each step asks one expert; from the second
+    call on it is handed the current answer in a Knowledge Transfer Prompt, and its own answer
+    becomes the current one (paper section 3).
 
     ## Action Space
     `Discrete(N)`: the expert to ask. There is no stop action; a judge ends the episode.
 
-    ## Observation Space
-    `Box(int32)` of shape (2 + max_tokens,): calls left, start of the answer segment, token ids of "question, current answer", padding.
-    See `prompts.StateTokenizer`.
+    ## Observation Space `Box(int32)` of shape (2 + max_tokens,): calls left, start of the answer
+    segment, token ids of "question, current answer", padding. See `prompts.StateTokenizer`.
 
-    ## Rewards
-    `reward.kind: final` pays the quality of the final answer once, minus alpha C at every step, with potential-based shaping;
-    `paper` is the paper's reward. See `reward.py`. With a judge that holds no references only the cost is paid.
+    ## Rewards `reward.kind: final` pays the quality of the final answer once, minus alpha C at
+    every step, with potential-based shaping; `paper` is the paper's reward. See `reward.py`. With a
+    judge that holds no references only the cost is paid.
 
-    ## Starting State
-    A question drawn from `questions` by the environment's random generator, or `options={"question_idx": i}`. No answer yet.
+    ## Starting State A question drawn from `questions` by the environment's random generator, or
+    `options={"question_idx": i}`. No answer yet.
 
-    ## Episode End
-    `terminated` when the judge is satisfied or after T_max calls (a finite horizon that the agent can see); `info["stop_reason"]`
-    tells which. A share `continue_past_p0` of the episodes runs on past the judge's satisfaction. Never `truncated`.
+    ## Episode End `terminated` when the judge is satisfied or after T_max calls (a finite horizon
+    that the agent can see); `info["stop_reason"]` tells which. A share `continue_past_p0` of the
+    episodes runs on past the judge's satisfaction. Never `truncated`.
 
-    ## Information
-    `quality` (-1 before the first call or where unknown), `cost` (C of the step), `stop_reason` (index into `STOP_REASONS`),
-    `question_idx`. Numeric only: texts belong to the route log.
+    ## Information `quality` (-1 before the first call or where unknown), `cost` (C of the step),
+    `stop_reason` (index into `STOP_REASONS`), `question_idx`. Numeric only: texts belong to the
+    route log.
 
-    ## Arguments
-    `pool`, `judge` and `state_tokenizer` are handed in. `on_step(episode)` is called after every step.
+    ## Arguments `pool`, `judge` and `state_tokenizer` are handed in. `on_step(episode)` is called
+    after every step.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
@@ -177,7 +223,14 @@ class DEREnv(gym.Env):
         if not questions:
             raise ValueError("DEREnv: no questions to draw from")
         self.questions = [question.sealed() for question in questions]
-        self.pool, self.judge, self.state_tokenizer, self.config, self.reward_config, self.on_step = pool, judge, state_tokenizer, env, reward, on_step
+        (
+            self.pool,
+            self.judge,
+            self.state_tokenizer,
+            self.config,
+            self.reward_config,
+            self.on_step,
+        ) = (pool, judge, state_tokenizer, env, reward, on_step)
         self.action_space = gym.spaces.Discrete(len(pool))
         length = StateTokenizer.HEADER + state_tokenizer.max_tokens
         self.observation_space = gym.spaces.Box(0, np.iinfo(np.int32).max, (length,), np.int32)
@@ -188,7 +241,9 @@ class DEREnv(gym.Env):
         self.question_idx = question_idx
         self.episode = Episode(self.questions[question_idx], self.config.t_max, runs_on=runs_on)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         drawn = int(self.np_random.integers(len(self.questions)))
         runs_on = bool(self.np_random.random() < self.config.continue_past_p0)
@@ -205,7 +260,12 @@ class DEREnv(gym.Env):
         """Reward, terminated, truncated and info of the step just taken."""
         if self.on_step is not None:
             self.on_step(self.episode)
-        return step_reward(self.episode, self.config.p0, self.reward_config), self.episode.is_over, False, self.info()
+        return (
+            step_reward(self.episode, self.config.p0, self.reward_config),
+            self.episode.is_over,
+            False,
+            self.info(),
+        )
 
     def info(self) -> dict[str, Any]:
         """The same keys and types at every step: Tianshou's buffer keeps the type it saw first."""
@@ -220,14 +280,19 @@ class DEREnv(gym.Env):
 
 def encode_states(episodes: Sequence[Episode], state_tokenizer: StateTokenizer) -> np.ndarray:
     """Observations (N, 2 + max_tokens) of the episodes' current states."""
-    return state_tokenizer.encode([e.question.text for e in episodes], [e.answer for e in episodes], [e.calls_left for e in episodes])
+    return state_tokenizer.encode(
+        [e.question.text for e in episodes],
+        [e.answer for e in episodes],
+        [e.calls_left for e in episodes],
+    )
 
 
 class DERVectorEnv(BaseVectorEnv):
-    """Many DEREnvs for Tianshou, stepped with one pool call, one judgement and one tokenisation for all.
+    """Many DEREnvs for Tianshou, stepped with one pool call, one judgement and one tokenisation for
+    all.
 
-    Questions come from one sampler without replacement. An environment that is reset before it was stepped gives its question back:
-    Tianshou resets more often than it plays.
+    Questions come from one sampler without replacement. An environment that is reset before it was
+    stepped gives its question back: Tianshou resets more often than it plays.
     """
 
     def __init__(self, envs: Sequence[DEREnv], rng: np.random.Generator):
@@ -248,19 +313,32 @@ class DERVectorEnv(BaseVectorEnv):
             self.envs[i].begin(self._drawn[i])
         return self._observe(ids), self._infos(ids)
 
-    def step(self, action: Any, id: Any = None) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def step(
+        self, action: Any, id: Any = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """One step of the chosen environments; `action` in the order of `id`."""
         ids = [int(i) for i in self._wrap_id(id)]
         envs = [self.envs[i] for i in ids]
         for i, env in zip(ids, envs, strict=True):
             if self._drawn.pop(i, None) is not None:
                 env.episode.runs_on = bool(self.rng.random() < env.config.continue_past_p0)
-        step_episodes([env.episode for env in envs], [int(a) for a in action], envs[0].pool, envs[0].judge)
+        step_episodes(
+            [env.episode for env in envs], [int(a) for a in action], envs[0].pool, envs[0].judge
+        )
         rewards, terminated, truncated, _ = zip(*(env.outcome() for env in envs), strict=True)
-        return self._observe(ids), np.array(rewards), np.array(terminated), np.array(truncated), self._infos(ids)
+        return (
+            self._observe(ids),
+            np.array(rewards),
+            np.array(terminated),
+            np.array(truncated),
+            self._infos(ids),
+        )
 
     def seed(self, seed: int | list[int] | None = None) -> list[list[int] | None]:
-        raise NotImplementedError("seed the generator handed to DERVectorEnv instead: all environments share its question sampler")
+        raise NotImplementedError(
+            "seed the generator handed to DERVectorEnv instead: all environments share its question"
+            " sampler"
+        )
 
     def sampler_state(self) -> dict[str, Any]:
         """The question sampler as the next reset of all environments will find it."""

@@ -1,8 +1,10 @@
-"""The encoder's work shared by the processes of `accelerate launch --multi_gpu --num_processes N train_ppo_multi.py ...`, a GPU each.
+"""The encoder's work shared by the processes of `accelerate launch --multi_gpu --num_processes N
+train_ppo_multi.py ...`, a GPU each.
 
-Process 0 trains as it would alone: it asks the experts and holds heads, losses and optimiser. The rows it gives the encoder are cut
-into N parts; every process encodes its own and, in a gradient step, backpropagates through it, and process 0 gets the sum of their
-gradients. So an update is the one of a single process up to rounding, with an Nth of the encoder's activations on each GPU.
+Process 0 trains as it would alone: it asks the experts and holds heads, losses and optimiser. The
+rows it gives the encoder are cut into N parts; every process encodes its own and, in a gradient
+step, backpropagates through it, and process 0 gets the sum of their gradients. So an update is the
+one of a single process up to rounding, with an Nth of the encoder's activations on each GPU.
 """
 
 from __future__ import annotations
@@ -30,18 +32,27 @@ def is_helper() -> bool:
 
 
 def share_encoder(agent: Agent) -> None:
-    """Process 0: let the other processes, if there are any, do their part of the encoder's work from now on. Raises ConfigError."""
+    """Process 0: let the other processes, if there are any, do their part of the encoder's work
+    from now on.
+
+    Raises ConfigError.
+    """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return
     state = PartialState(timeout=PATIENCE)
     if state.device.type != agent.encoder.device.type:
-        raise ConfigError(f"device {agent.encoder.device}: the processes that accelerate launched are on {state.device.type}; leave device: auto")
+        raise ConfigError(
+            f"device {agent.encoder.device}: the processes that accelerate launched are on"
+            f" {state.device.type}; leave device: auto"
+        )
     agent.encoder.team = EncoderTeam(agent.encoder)
     agent.encoder.team.tell((agent.config, agent.t_max))
 
 
 def help_encode() -> None:
-    """A helper's whole life: build the encoder that process 0 names, then do as it says until it stops."""
+    """A helper's whole life: build the encoder that process 0 names, then do as it says until it
+    stops.
+    """
     device = PartialState(timeout=PATIENCE).device
     config, t_max = _told(device)
     EncoderTeam(build_agent(config, num_experts=1, t_max=t_max).to(device).encoder).serve()
@@ -55,13 +66,19 @@ def _told(device: torch.device) -> Any:
 
 
 class EncoderTeam:
-    """One process's end of the shared work: `pooled`, `tell` and `stop` are process 0's, `serve` the helpers'."""
+    """One process's end of the shared work: `pooled`, `tell` and `stop` are process 0's, `serve`
+    the helpers'.
+    """
 
     def __init__(self, encoder: StateEncoder):
         self.encoder = encoder
-        self.parameters = [parameter for parameter in encoder.model.parameters() if parameter.requires_grad]
+        self.parameters = [
+            parameter for parameter in encoder.model.parameters() if parameter.requires_grad
+        ]
         self._sent_version: int | None = None  # of the parameters that the helpers have
-        self._own: tuple[slice, torch.Tensor] | None = None  # rows and features of this process's part, with their graph
+        self._own: tuple[slice, torch.Tensor] | None = (
+            None  # rows and features of this process's part, with their graph
+        )
 
     def tell(self, message: Any) -> None:
         dist.broadcast_object_list([message], src=0, device=self.encoder.device)
@@ -72,7 +89,9 @@ class EncoderTeam:
         dist.destroy_process_group()
 
     def pooled(self, rows: np.ndarray) -> torch.Tensor:
-        """Pooled encoder output (B, D) of the rows, each part from its process; gradients flow to this process's parameters."""
+        """Pooled encoder output (B, D) of the rows, each part from its process; gradients flow to
+        this process's parameters.
+        """
         if self.parameters and self._sent_version != self.parameters[0]._version:
             self._sent_version = self.parameters[0]._version
             self.tell(("weights",))
@@ -113,23 +132,35 @@ class EncoderTeam:
         return features
 
     def _backpropagate(self, gradient: torch.Tensor) -> list[torch.Tensor]:
-        """Gradients of the parameters: summed over all parts in process 0. `gradient` (B, D) is process 0's, of the last features."""
+        """Gradients of the parameters: summed over all parts in process 0.
+
+        `gradient` (B, D) is process 0's, of the last features.
+        """
         dist.broadcast(gradient, src=0)
         gradients = [torch.zeros_like(parameter) for parameter in self.parameters]
         if self._own is not None:
             own, part = self._own
-            gradients = torch.autograd.grad(part, self.parameters, gradient[own], allow_unused=True, materialize_grads=True)
+            gradients = torch.autograd.grad(
+                part, self.parameters, gradient[own], allow_unused=True, materialize_grads=True
+            )
             self._own = None
         vector = parameters_to_vector(gradients)
         dist.reduce(vector, dst=0)
-        return [piece.view_as(parameter) for piece, parameter in zip(vector.split([p.numel() for p in self.parameters]), self.parameters, strict=True)]
+        return [
+            piece.view_as(parameter)
+            for piece, parameter in zip(
+                vector.split([p.numel() for p in self.parameters]), self.parameters, strict=True
+            )
+        ]
 
 
 class _Pooled(torch.autograd.Function):
     """The team's features as a function of process 0's parameters."""
 
     @staticmethod
-    def forward(ctx: Any, team: EncoderTeam, rows: np.ndarray, *parameters: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, team: EncoderTeam, rows: np.ndarray, *parameters: torch.Tensor
+    ) -> torch.Tensor:
         del parameters
         ctx.team = team
         team.tell(("encode", rows, True))

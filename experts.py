@@ -1,10 +1,12 @@
 """The expert pool: many LLMs behind one call.
 
     pool = build_pool(config)
-    answers = pool.answer([Request(expert_idx=0, question="2 + 2?"), Request(1, "2 + 2?", previous_answer="5")])
+    requests = [Request(expert_idx=0, question="2 + 2?"), Request(1, "2 + 2?", previous_answer="5")]
+    answers = pool.answer(requests)
 
-`answer` takes the steps of all environments at once: it looks up the store, drops duplicates, lets each expert generate in batches and
-writes back. `start` and `advance` do the same without waiting for all. Nothing else in the project asks an LLM.
+`answer` takes the steps of all environments at once: it looks up the store, drops duplicates, lets
+each expert generate in batches and writes back. `start` and `advance` do the same without waiting
+for all. Nothing else in the project asks an LLM.
 """
 
 from __future__ import annotations
@@ -22,7 +24,14 @@ from backends.answer_store import Answer, AnswerStore, StoredAnswer, answer_key
 from backends.dispatch import Dispatcher, Expert
 from backends.hf import HFExpert
 from backends.recorded import RecordedExpert, first_answers_of
-from config import Config, EndpointExpertConfig, ExpertConfig, PoolConfig, RayExpertConfig, RecordedExpertConfig
+from config import (
+    Config,
+    EndpointExpertConfig,
+    ExpertConfig,
+    PoolConfig,
+    RayExpertConfig,
+    RecordedExpertConfig,
+)
 from metrics.registry import check_metrics
 from prompts import content
 from questions import Question
@@ -33,7 +42,9 @@ from runtime.machine import library_versions, pick_device
 
 @dataclass(frozen=True)
 class Request:
-    """One call: which expert, which question, and the answer it is handed (None: the first call)."""
+    """One call: which expert, which question, and the answer it is handed (None: the first
+    call).
+    """
 
     expert_idx: int
     question: str
@@ -72,8 +83,9 @@ class PoolStats:
 class ExpertPool:
     """Experts and their store.
 
-    `first_answers`, by expert, are recorded answers that stand for its first calls. `max_calls` bounds what the pool may generate (stored
-    and recorded answers are free); `memory_gb` bounds the loaded weights, the least recently used expert leaving first.
+    `first_answers`, by expert, are recorded answers that stand for its first calls. `max_calls`
+    bounds what the pool may generate (stored and recorded answers are free); `memory_gb` bounds the
+    loaded weights, the least recently used expert leaving first.
     """
 
     def __init__(
@@ -88,11 +100,18 @@ class ExpertPool:
     ):
         self.experts, self.store, self.ktp = list(experts), store, ktp
         self.first_answers = dict(first_answers or {})
-        self.voices: list[Expert] = [*self.experts, *self.first_answers.values()]  # all who can answer
-        self._first_voice = {expert_idx: len(self.experts) + n for n, expert_idx in enumerate(self.first_answers)}
+        self.voices: list[Expert] = [
+            *self.experts,
+            *self.first_answers.values(),
+        ]  # all who can answer
+        self._first_voice = {
+            expert_idx: len(self.experts) + n for n, expert_idx in enumerate(self.first_answers)
+        }
         self.max_calls = max_calls
         self.stats = PoolStats()
-        self.on_generated: Callable[[int], None] | None = None  # told the total after every stored batch
+        self.on_generated: Callable[[int], None] | None = (
+            None  # told the total after every stored batch
+        )
         self._dispatcher = Dispatcher(self.experts, memory_gb)
         self._under_way: dict[bytes, list[Call]] = {}  # by key: equal requests are asked once
 
@@ -100,7 +119,9 @@ class ExpertPool:
         return len(self.experts)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ExpertPool:
-        """Itself: Gymnasium copies what an environment was made of, but models and an open store are shared."""
+        """Itself: Gymnasium copies what an environment was made of, but models and an open store
+        are shared.
+        """
         return self
 
     def with_ktp(self, ktp: str) -> ExpertPool:
@@ -128,36 +149,63 @@ class ExpertPool:
         return [voice.identity() for voice in self.voices]
 
     def fingerprint(self) -> list[dict[str, Any]]:
-        """What an agent trained on this pool depends on: names, weights and costs of the experts in order."""
-        first = {expert_idx: {"first_answers": self.identities[voice]} for expert_idx, voice in self._first_voice.items()}
+        """What an agent trained on this pool depends on: names, weights and costs of the experts in
+        order.
+        """
+        first = {
+            expert_idx: {"first_answers": self.identities[voice]}
+            for expert_idx, voice in self._first_voice.items()
+        }
         return [
-            {"name": e.config.name, "params_b": e.config.params_b, "identity": self.identities[idx], "decoding": e.decoding(), **first.get(idx, {})}
+            {
+                "name": e.config.name,
+                "params_b": e.config.params_b,
+                "identity": self.identities[idx],
+                "decoding": e.decoding(),
+                **first.get(idx, {}),
+            }
             for idx, e in enumerate(self.experts)
         ]
 
     def check_questions(self, questions: Sequence[Question]) -> None:
-        """Raise before anything is spent on them: MetricError where answers cannot be judged, ExpertError where a recorded expert has none."""
+        """Raise before anything is spent on them: MetricError where answers cannot be judged,
+        ExpertError where a recorded expert has none.
+        """
         check_metrics(questions, [expert.config for expert in self.experts])
         for expert in self.experts:
             if isinstance(expert, RecordedExpert):
                 expert.check_questions(questions)
 
     def voice(self, request: Request) -> int:
-        """Who answers, an index into `voices`: the expert, or on a first call its recorded answers where they have the question."""
+        """Who answers, an index into `voices`: the expert, or on a first call its recorded answers
+        where they have the question.
+        """
         first = self._first_voice.get(request.expert_idx)
-        is_bare = first is not None and content(request.question, request.previous_answer, self.ktp) == request.question
+        is_bare = (
+            first is not None
+            and content(request.question, request.previous_answer, self.ktp) == request.question
+        )
         return first if is_bare and request.question in self.voices[first] else request.expert_idx
 
     def render(self, request: Request) -> str:
-        return self.voices[self.voice(request)].render(request.question, request.previous_answer, self.ktp)
+        return self.voices[self.voice(request)].render(
+            request.question, request.previous_answer, self.ktp
+        )
 
     def key(self, voice: int, prompt: str) -> bytes:
         return answer_key(self.identities[voice], prompt, self.voices[voice].decoding())
 
     def cost(self, expert_idx: int, answer: Answer) -> Cost:
-        return call_cost(self.experts[expert_idx].config, answer.prompt_tokens, answer.completion_tokens, answer.latency_s)
+        return call_cost(
+            self.experts[expert_idx].config,
+            answer.prompt_tokens,
+            answer.completion_tokens,
+            answer.latency_s,
+        )
 
-    def answer(self, requests: Sequence[Request], on_missing: Callable[[int], None] | None = None) -> list[Answer]:
+    def answer(
+        self, requests: Sequence[Request], on_missing: Callable[[int], None] | None = None
+    ) -> list[Answer]:
         """One answer per request, in order. Every generated batch is stored as it arrives.
 
         Raises as `start` and `advance` do.
@@ -167,22 +215,38 @@ class ExpertPool:
             self.advance()
         return [call.answer for call in calls]
 
-    def start(self, requests: Sequence[Request], on_missing: Callable[[int], None] | None = None) -> list[Call]:
-        """One call per request, in order; those whose answers are stored or recorded have them already, `advance` brings the others.
+    def start(
+        self, requests: Sequence[Request], on_missing: Callable[[int], None] | None = None
+    ) -> list[Call]:
+        """One call per request, in order; those whose answers are stored or recorded have them
+        already, `advance` brings the others.
 
         `on_missing(n)` is told how many answers will have to be generated.
 
-        Raises BudgetError when `max_calls` would be exceeded, after what is under way has been finished; StoreError.
+        Raises BudgetError when `max_calls` would be exceeded, after what is under way has been
+        finished; StoreError.
         """
         start = time.perf_counter()
         voices = [self.voice(request) for request in requests]
-        prompts = [self.voices[voice].render(r.question, r.previous_answer, self.ktp) for voice, r in zip(voices, requests, strict=True)]
-        calls = [Call(voice, prompt, self.key(voice, prompt)) for voice, prompt in zip(voices, prompts, strict=True)]
+        prompts = [
+            self.voices[voice].render(r.question, r.previous_answer, self.ktp)
+            for voice, r in zip(voices, requests, strict=True)
+        ]
+        calls = [
+            Call(voice, prompt, self.key(voice, prompt))
+            for voice, prompt in zip(voices, prompts, strict=True)
+        ]
         found = self.store.get_many([call.key for call in calls])
         self.stats.hits += sum(call.key in found for call in calls)
-        missing = {call.key: call for call in reversed(calls) if call.key not in found and call.key not in self._under_way}  # of equal ones the first
+        missing = {
+            call.key: call
+            for call in reversed(calls)
+            if call.key not in found and call.key not in self._under_way
+        }  # of equal ones the first
         for voice in {call.voice for call in missing.values() if self.is_recorded[call.voice]}:
-            found |= self._replay(voice, {key: call.prompt for key, call in missing.items() if call.voice == voice})
+            found |= self._replay(
+                voice, {key: call.prompt for key, call in missing.items() if call.voice == voice}
+            )
         new = [call for call in calls if missing.get(call.key) is call and call.key not in found]
         if on_missing is not None:
             on_missing(len(new))
@@ -199,9 +263,11 @@ class ExpertPool:
         return calls
 
     def advance(self) -> None:
-        """Do a little of what was started: a round of tokens for the local expert that has most to do, and whatever has arrived from remote ones.
+        """Do a little of what was started: a round of tokens for the local expert that has most to
+        do, and whatever has arrived from remote ones.
 
-        Raises ExpertError and StoreError as they come; all that was under way is then forgotten, but for what is stored.
+        Raises ExpertError and StoreError as they come; all that was under way is then forgotten,
+        but for what is stored.
         """
         start = time.perf_counter()
         try:
@@ -210,7 +276,10 @@ class ExpertPool:
             self._under_way.clear()
             raise
         finally:
-            self.stats.loads, self.stats.answer_s = self._dispatcher.num_loads, self.stats.answer_s + time.perf_counter() - start
+            self.stats.loads, self.stats.answer_s = (
+                self._dispatcher.num_loads,
+                self.stats.answer_s + time.perf_counter() - start,
+            )
 
     def _finish(self, call: Call, answer: Answer) -> None:
         call.answer = answer
@@ -218,27 +287,45 @@ class ExpertPool:
         self.stats.empty_answers += not answer.text.strip()
 
     def _replay(self, voice: int, prompts: dict[bytes, str]) -> dict[bytes, Answer]:
-        """Copy recorded answers into the store: nothing is loaded, and nothing counts as generated."""
+        """Copy recorded answers into the store: nothing is loaded, and nothing counts as
+        generated.
+        """
         speaker, asked, kept = self.voices[voice], list(prompts.items()), {}
         for batch in speaker.answer(list(prompts.values())):
-            kept |= self.store.put_many([StoredAnswer(asked[index][0], speaker.config.name, asked[index][1], answer) for index, answer in batch])
+            kept |= self.store.put_many(
+                [
+                    StoredAnswer(asked[index][0], speaker.config.name, asked[index][1], answer)
+                    for index, answer in batch
+                ]
+            )
         self.stats.replayed += len(kept)
         return kept
 
     def _check_budget(self, num_new: int) -> None:
-        if self.max_calls is None or self.stats.generated + len(self._under_way) + num_new <= self.max_calls:
+        if (
+            self.max_calls is None
+            or self.stats.generated + len(self._under_way) + num_new <= self.max_calls
+        ):
             return
         while self._under_way:
             self.advance()
         raise BudgetError(
-            f"train.max_expert_calls = {self.max_calls}: {self.stats.generated} answers generated, {num_new} more needed. "
-            "Everything generated is stored; raise the limit and continue with --resume."
+            f"train.max_expert_calls = {self.max_calls}: {self.stats.generated} answers generated,"
+            f" {num_new} more needed. Everything generated is stored; raise the limit and continue"
+            " with --resume."
         )
 
     def _keep(self, expert_idx: int, rows: list[tuple[bytes, str, Answer | None]]) -> None:
-        """Store a batch (key, prompt, answer); what the store kept is what counts. A failed request counts as an empty answer, this once."""
+        """Store a batch (key, prompt, answer); what the store kept is what counts.
+
+        A failed request counts as an empty answer, this once.
+        """
         name = self.experts[expert_idx].config.name
-        answered = [StoredAnswer(key, name, prompt, answer) for key, prompt, answer in rows if answer is not None]
+        answered = [
+            StoredAnswer(key, name, prompt, answer)
+            for key, prompt, answer in rows
+            if answer is not None
+        ]
         kept = self.store.put_many(answered)
         self.stats.generated += len(answered)
         self.stats.failed += len(rows) - len(answered)
@@ -250,7 +337,10 @@ class ExpertPool:
 
 
 def build_expert(expert: ExpertConfig, pool: PoolConfig, device: torch.device) -> Expert:
-    """An expert of any kind. Nothing is loaded or contacted yet; what a kind needs is imported only where it is used."""
+    """An expert of any kind.
+
+    Nothing is loaded or contacted yet; what a kind needs is imported only where it is used.
+    """
     match expert:
         case RecordedExpertConfig():
             return RecordedExpert(expert)
@@ -262,18 +352,36 @@ def build_expert(expert: ExpertConfig, pool: PoolConfig, device: torch.device) -
             from backends.ray_actors import RayExpert
 
             return RayExpert(expert, pool)
-    return HFExpert(expert, device, max_batch_tokens=pool.max_batch_tokens, max_batch_size=pool.max_batch_size)
+    return HFExpert(
+        expert, device, max_batch_tokens=pool.max_batch_tokens, max_batch_size=pool.max_batch_size
+    )
 
 
 def build_pool(config: Config, max_calls: int | None = None) -> ExpertPool:
-    """The pool of a configuration, which may generate `max_calls` answers. No weights are loaded yet; recorded answers have been read and checked.
+    """The pool of a configuration, which may generate `max_calls` answers. No weights are loaded
+    yet; recorded answers have been read and checked.
 
-    Raises ExpertError naming file and line for recorded answers that are broken, incomplete or cannot be charged.
+    Raises ExpertError naming file and line for recorded answers that are broken, incomplete or
+    cannot be charged.
     """
     device = pick_device(config.device)
     experts = [build_expert(expert, config.pool, device) for expert in config.pool.experts]
-    first_answers = {idx: first_answers_of(expert) for idx, expert in enumerate(experts) if getattr(expert.config, "first_answers", None)}
-    for recorded in [*(expert for expert in experts if isinstance(expert, RecordedExpert)), *first_answers.values()]:
+    first_answers = {
+        idx: first_answers_of(expert)
+        for idx, expert in enumerate(experts)
+        if getattr(expert.config, "first_answers", None)
+    }
+    for recorded in [
+        *(expert for expert in experts if isinstance(expert, RecordedExpert)),
+        *first_answers.values(),
+    ]:
         recorded.check_charge(config.reward.cost)
     store = AnswerStore(config.pool.store, library_versions())
-    return ExpertPool(experts, store, ktp=config.env.ktp, memory_gb=config.pool.memory_gb, max_calls=max_calls, first_answers=first_answers)
+    return ExpertPool(
+        experts,
+        store,
+        ktp=config.env.ktp,
+        memory_gb=config.pool.memory_gb,
+        max_calls=max_calls,
+        first_answers=first_answers,
+    )

@@ -1,7 +1,9 @@
-"""Every text a model is shown: the agent's state text, the Knowledge Transfer Prompt, the formats that LLMs want to be asked in.
+"""Every text a model is shown: the agent's state text, the Knowledge Transfer Prompt, the formats
+that LLMs want to be asked in.
 
-A call becomes a prompt in two steps: what to say (the bare question, or the Knowledge Transfer Prompt once there is a previous
-answer), then how this expert wants to be asked (`PromptFormat.render`). What the agent reads becomes one row of token ids (`StateTokenizer`).
+A call becomes a prompt in two steps: what to say (the bare question, or the Knowledge Transfer
+Prompt once there is a previous answer), then how this expert wants to be asked
+(`PromptFormat.render`). What the agent reads becomes one row of token ids (`StateTokenizer`).
 """
 
 from __future__ import annotations
@@ -22,11 +24,13 @@ from runtime.files import whole_text
 KTP_TEMPLATES: dict[str, str] = {
     # After the paper (section 3 and figure 2): one other student, whose answer is advice.
     "paper-v1": (
-        "{question}\n\nThere is an answer from another student: {answer}\n\nUsing it as additional advice, give a more satisfactory answer directly. Do not mention other students."
+        "{question}\n\nThere is an answer from another student: {answer}\n\nUsing it as additional"
+        " advice, give a more satisfactory answer directly. Do not mention other students."
     ),
     # After the authors' code: the plural, though a single answer is passed on.
     "code-v1": (
-        "{question}\n\nThere are answers from other students: {answer}\n\nUsing them as additional advice, give a more satisfactory answer directly. Do not mention other students."
+        "{question}\n\nThere are answers from other students: {answer}\n\nUsing them as additional"
+        " advice, give a more satisfactory answer directly. Do not mention other students."
     ),
     # Ablation: the previous answer is paid for and thrown away.
     "none-v1": "{question}",
@@ -35,7 +39,9 @@ NO_ANSWER = "(no answer)"  # stands for an empty previous answer
 MAX_REMEMBERED = 500_000  # tokenised texts; some 100 MB
 
 
-def knowledge_transfer_prompt(question: str, previous_answer: str, version: str = "paper-v1") -> str:
+def knowledge_transfer_prompt(
+    question: str, previous_answer: str, version: str = "paper-v1"
+) -> str:
     """What every call after the first says (paper section 3, "Knowledge Transfer Prompt").
 
     Braces in a question or an answer are plain text. Raises PromptError for an unknown version.
@@ -44,12 +50,20 @@ def knowledge_transfer_prompt(question: str, previous_answer: str, version: str 
         raise PromptError(f"unknown KTP version {version!r}; known: {', '.join(KTP_TEMPLATES)}")
     before, slot, after = KTP_TEMPLATES[version].partition("{answer}")
     filled = before.replace("{question}", question)
-    return filled + (previous_answer if previous_answer.strip() else NO_ANSWER) + after if slot else filled
+    return (
+        filled + (previous_answer if previous_answer.strip() else NO_ANSWER) + after
+        if slot
+        else filled
+    )
 
 
 def content(question: str, previous_answer: str | None, version: str) -> str:
     """The bare question on the first call, the Knowledge Transfer Prompt afterwards."""
-    return question if previous_answer is None else knowledge_transfer_prompt(question, previous_answer, version)
+    return (
+        question
+        if previous_answer is None
+        else knowledge_transfer_prompt(question, previous_answer, version)
+    )
 
 
 def ktp_hash(version: str) -> str:
@@ -59,7 +73,10 @@ def ktp_hash(version: str) -> str:
 
 @dataclass(frozen=True)
 class FewShot:
-    """A worked example for base models. The previous answer is shown in the Knowledge Transfer Prompt form only."""
+    """A worked example for base models.
+
+    The previous answer is shown in the Knowledge Transfer Prompt form only.
+    """
 
     question: str
     previous_answer: str
@@ -67,20 +84,29 @@ class FewShot:
 
 
 def read_few_shot(path: Path) -> tuple[FewShot, ...]:
-    """Examples from JSONL {question, previous_answer, answer}. Raises PromptError naming file and line."""
+    """Examples from JSONL {question, previous_answer, answer}.
+
+    Raises PromptError naming file and line.
+    """
     if not path.is_file():
         raise PromptError(f"{path}: no such few-shot file")
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would also cut inside texts
+        lines = path.read_text(encoding="utf-8").split(
+            "\n"
+        )  # splitlines would also cut inside texts
     except UnicodeDecodeError as error:
         raise PromptError(f"{path}: not UTF-8 text ({error})") from error
     out = []
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
-                out.append(FewShot(**{name: whole_text(text) for name, text in json.loads(line).items()}))
+                out.append(
+                    FewShot(**{name: whole_text(text) for name, text in json.loads(line).items()})
+                )
             except (json.JSONDecodeError, TypeError, AttributeError) as error:
-                raise PromptError(f"{path}:{number}: expected {{question, previous_answer, answer}} ({error})") from error
+                raise PromptError(
+                    f"{path}:{number}: expected {{question, previous_answer, answer}} ({error})"
+                ) from error
     if not out:
         raise PromptError(f"{path}: no examples in it")
     return tuple(out)
@@ -90,9 +116,10 @@ def read_few_shot(path: Path) -> tuple[FewShot, ...]:
 class PromptFormat:
     """How one expert wants to be asked.
 
-    chat: the tokenizer's own template. plain: the text and "Answer:". few_shot: "Question: ... Answer: ..." examples in the form of
-    the call, then the question; a base model that never saw the Knowledge Transfer Prompt form answers it badly. template: the
-    text in the place of {prompt}.
+    chat: the tokenizer's own template. plain: the text and "Answer:". few_shot: "Question: ...
+    Answer: ..." examples in the form of the call, then the question; a base model that never saw
+    the Knowledge Transfer Prompt form answers it badly. template: the text in the place of
+    {prompt}.
     """
 
     kind: str
@@ -102,23 +129,44 @@ class PromptFormat:
 
     @classmethod
     def of(cls, expert: PromptedExpertConfig) -> PromptFormat:
-        """The format an expert is configured with. Raises PromptError for an unreadable few-shot file."""
+        """The format an expert is configured with.
+
+        Raises PromptError for an unreadable few-shot file.
+        """
         examples = read_few_shot(Path(expert.few_shot)) if expert.few_shot else ()
         return cls(expert.prompt_format, expert.system_prompt, examples, expert.prompt_template)
 
-    def render(self, question: str, previous_answer: str | None, version: str, apply_chat_template: Callable[..., str] | None = None) -> str:
-        """The prompt exactly as sent. Raises PromptError when a chat template is wanted and the tokenizer has none."""
+    def render(
+        self,
+        question: str,
+        previous_answer: str | None,
+        version: str,
+        apply_chat_template: Callable[..., str] | None = None,
+    ) -> str:
+        """The prompt exactly as sent.
+
+        Raises PromptError when a chat template is wanted and the tokenizer has none.
+        """
         text = content(question, previous_answer, version)
         if self.kind == "plain":
             return f"{text}\nAnswer:"
         if self.kind == "few_shot":
-            given = [None if previous_answer is None else example.previous_answer for example in self.examples]
-            worked = [f"Question: {content(e.question, previous, version)}\nAnswer: {e.answer}\n\n" for e, previous in zip(self.examples, given, strict=True)]
+            given = [
+                None if previous_answer is None else example.previous_answer
+                for example in self.examples
+            ]
+            worked = [
+                f"Question: {content(e.question, previous, version)}\nAnswer: {e.answer}\n\n"
+                for e, previous in zip(self.examples, given, strict=True)
+            ]
             return "".join(worked) + f"Question: {text}\nAnswer:"
         if self.kind == "template":
             return text.join(self.template.split("{prompt}"))
         if apply_chat_template is None:
-            raise PromptError("prompt_format chat, but the tokenizer has no chat template: a base model wants prompt_format plain or few_shot")
+            raise PromptError(
+                "prompt_format chat, but the tokenizer has no chat template: a base model wants"
+                " prompt_format plain or few_shot"
+            )
         messages = [{"role": "user", "content": text}]
         if self.system_prompt is not None:
             messages.insert(0, {"role": "system", "content": self.system_prompt})
@@ -126,8 +174,14 @@ class PromptFormat:
 
     def identity(self) -> dict[str, object]:
         """What of the format decides the answers; part of every answer's key."""
-        identity = {"kind": self.kind, "system_prompt": self.system_prompt, "examples": [[e.question, e.answer, e.previous_answer] for e in self.examples]}
-        return identity | ({} if self.template is None else {"template": self.template})  # absent elsewhere: answers stored before it was known keep their keys
+        identity = {
+            "kind": self.kind,
+            "system_prompt": self.system_prompt,
+            "examples": [[e.question, e.answer, e.previous_answer] for e in self.examples],
+        }
+        return identity | (
+            {} if self.template is None else {"template": self.template}
+        )  # absent elsewhere: answers stored before it was known keep their keys
 
 
 def before_stop(text: str, stop: Sequence[str]) -> str:
@@ -139,7 +193,9 @@ def before_stop(text: str, stop: Sequence[str]) -> str:
 
 
 def cut_middle(ids: list[int], room: int) -> list[int]:
-    """At most `room` token ids: a longer list loses its middle, since a task opens and an answer closes with what matters."""
+    """At most `room` token ids: a longer list loses its middle, since a task opens and an answer
+    closes with what matters.
+    """
     if len(ids) <= room:
         return ids
     head = (room + 1) // 2
@@ -147,11 +203,13 @@ def cut_middle(ids: list[int], room: int) -> list[int]:
 
 
 class StateTokenizer:
-    """The state s_t = [Q: question, A: answer so far] (paper section 3) as one row of an encoder's token ids.
+    """The state s_t = [Q: question, A: answer so far] (paper section 3) as one row of an encoder's
+    token ids.
 
-    A row is int32 [calls left, start of the second segment, ids ..., padding] of length 2 + max_tokens. Question and answer are the
-    encoder's sentence pair, the answer empty before the first call. When the pair is too long the question is cut, and the
-    answer only beyond half the budget. Text that looks like a special token is read as plain text.
+    A row is int32 [calls left, start of the second segment, ids ..., padding] of length 2 +
+    max_tokens. Question and answer are the encoder's sentence pair, the answer empty before the
+    first call. When the pair is too long the question is cut, and the answer only beyond half the
+    budget. Text that looks like a special token is read as plain text.
     """
 
     HEADER = 2  # entries before the token ids
@@ -164,8 +222,12 @@ class StateTokenizer:
         pair = tokenizer("a", "b")["input_ids"]
         at_first, at_second = pair.index(first[0]), len(pair) - 1 - pair[::-1].index(second[-1])
         self._open = pair[:at_first]  # [CLS] for BERT
-        between = pair[at_first + len(first) : at_second - len(second) + 1]  # [SEP]; </s></s> for RoBERTa
-        self._between = between or self._plain(["\n"])[0] or self._plain([" "])[0]  # decoders' tokenizers put nothing there
+        between = pair[
+            at_first + len(first) : at_second - len(second) + 1
+        ]  # [SEP]; </s></s> for RoBERTa
+        self._between = (
+            between or self._plain(["\n"])[0] or self._plain([" "])[0]
+        )  # decoders' tokenizers put nothing there
         self._close = pair[at_second + 1 :]
         self.budget = max_tokens - len(self._open) - len(self._between) - len(self._close)
 
@@ -175,14 +237,26 @@ class StateTokenizer:
         if len(self._ids) + len(new) > MAX_REMEMBERED:
             self._ids, new = {}, list(dict.fromkeys(texts))
         if new:
-            self._ids.update(zip(new, self.tokenizer(new, add_special_tokens=False, split_special_tokens=True)["input_ids"], strict=True))
+            self._ids.update(
+                zip(
+                    new,
+                    self.tokenizer(new, add_special_tokens=False, split_special_tokens=True)[
+                        "input_ids"
+                    ],
+                    strict=True,
+                )
+            )
         return [self._ids[text] for text in texts]
 
-    def encode(self, questions: Sequence[str], answers: Sequence[str | None], calls_left: Sequence[int]) -> np.ndarray:
+    def encode(
+        self, questions: Sequence[str], answers: Sequence[str | None], calls_left: Sequence[int]
+    ) -> np.ndarray:
         """Rows (N, 2 + max_tokens) of int32, tokenised in one batch."""
         ids = self._plain([*questions, *(answer or "" for answer in answers)])
         rows = np.full((len(questions), self.HEADER + self.max_tokens), self.pad_id, dtype=np.int32)
-        for row, question, answer, left in zip(rows, ids[: len(questions)], ids[len(questions) :], calls_left, strict=True):
+        for row, question, answer, left in zip(
+            rows, ids[: len(questions)], ids[len(questions) :], calls_left, strict=True
+        ):
             answer = cut_middle(answer, max(self.budget - len(question), self.budget // 2))
             question = cut_middle(question, self.budget - len(answer))
             first = self._open + question + self._between

@@ -1,7 +1,8 @@
 """Questions: read from JSONL or `datasets`, de-duplicated, split, sampled.
 
-JSONL, one object a line: {"id", "text", "reference", "task"?, "metric"?}. `reference` is a string, a list of accepted strings, or,
-for reasoning-gym's own scorers, the generated entry. Recorded answers (backends/recorded.py) are read as questions too.
+JSONL, one object a line: {"id", "text", "reference", "task"?, "metric"?}. `reference` is a string,
+a list of accepted strings, or, for reasoning-gym's own scorers, the generated entry. Recorded
+answers (backends/recorded.py) are read as questions too.
 """
 
 from __future__ import annotations
@@ -19,12 +20,21 @@ from runtime.files import whole_text
 Reference = str | list[str] | dict[str, Any]
 
 RECORDED = "recorded"  # the metric of questions whose answers were scored before
-RECORDED_FIELDS = {"id": "meta.id", "text": "question", "task": "meta.task", "metric": "meta.metric", "split": "meta.split"}
+RECORDED_FIELDS = {
+    "id": "meta.id",
+    "text": "question",
+    "task": "meta.task",
+    "metric": "meta.metric",
+    "split": "meta.split",
+}
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question and how its answers are judged. Decisions are made on sealed copies, which hold neither reference nor scores."""
+    """A question and how its answers are judged.
+
+    Decisions are made on sealed copies, which hold neither reference nor scores.
+    """
 
     id: str
     text: str
@@ -37,14 +47,21 @@ class Question:
     def reference(self) -> Reference:
         """The reference answer. Raises ReferenceSealedError on a sealed question."""
         if self._reference is None:
-            raise ReferenceSealedError(f"question {self.id}: the reference is not available where decisions are made")
+            raise ReferenceSealedError(
+                f"question {self.id}: the reference is not available where decisions are made"
+            )
         return self._reference
 
     @property
     def scores(self) -> dict[str, float]:
-        """Quality in [0, 1] of each expert's recorded answer (metric `recorded`). Raises ReferenceSealedError on a sealed question."""
+        """Quality in [0, 1] of each expert's recorded answer (metric `recorded`).
+
+        Raises ReferenceSealedError on a sealed question.
+        """
         if self._scores is None:
-            raise ReferenceSealedError(f"question {self.id}: recorded scores are not available where decisions are made")
+            raise ReferenceSealedError(
+                f"question {self.id}: recorded scores are not available where decisions are made"
+            )
         return self._scores
 
     def sealed(self) -> Question:
@@ -63,7 +80,10 @@ class Splits:
 
 
 def _rows(source: SourceConfig) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, row) of a source; the place goes into error messages. Raises DataError for unreadable lines, naming the first three."""
+    """(place, row) of a source; the place goes into error messages.
+
+    Raises DataError for unreadable lines, naming the first three.
+    """
     path = Path(source.path)
     if path.suffix != ".jsonl":
         yield from _dataset_rows(source)
@@ -100,9 +120,20 @@ def _dataset_rows(source: SourceConfig) -> Iterator[tuple[str, dict[str, Any]]]:
     import datasets  # slow to import and not needed for JSONL
 
     try:  # a folder is streamed: datasets' cache would not notice that its rows have changed
-        rows = datasets.load_dataset(source.path, source.subset, split=source.split, revision=source.revision, streaming=Path(source.path).is_dir())
-    except Exception as error:  # datasets raises many types; each means that this source is not to be had
-        raise DataError(f"{source.path}: datasets could not load it ({error}). Is it a hub name that needs a network, or a path with a typo?") from error
+        rows = datasets.load_dataset(
+            source.path,
+            source.subset,
+            split=source.split,
+            revision=source.revision,
+            streaming=Path(source.path).is_dir(),
+        )
+    except (
+        Exception
+    ) as error:  # datasets raises many types; each means that this source is not to be had
+        raise DataError(
+            f"{source.path}: datasets could not load it ({error}). Is it a hub name that needs a"
+            " network, or a path with a typo?"
+        ) from error
     try:
         for index, row in enumerate(rows):
             yield f"{source.path}[{source.split}][{index}]", row
@@ -119,35 +150,59 @@ def _pick(row: dict[str, Any], name: str) -> Any:
 
 
 def _is_recorded(row: dict[str, Any], source: SourceConfig) -> bool:
-    """Whether a row is one of recorded answers (backends/recorded.py), which needs no mapping of fields."""
-    return "text" not in row and "text" not in source.fields and "question" in row and isinstance(row.get("answers"), dict)
+    """Whether a row is one of recorded answers (backends/recorded.py), which needs no mapping of
+    fields.
+    """
+    return (
+        "text" not in row
+        and "text" not in source.fields
+        and "question" in row
+        and isinstance(row.get("answers"), dict)
+    )
 
 
 def _scores_of(row: dict[str, Any], source: SourceConfig, place: str) -> dict[str, float]:
-    """The recorded scores of a row, mapped from `score_range` to [0, 1]. Raises DataError for none and for one outside."""
+    """The recorded scores of a row, mapped from `score_range` to [0, 1].
+
+    Raises DataError for none and for one outside.
+    """
     given, (low, high) = row.get("scores"), source.score_range
     if not isinstance(given, dict) or not given:
-        raise DataError(f"{place}: metric recorded needs scores: {{expert: number}}, and this row has none")
+        raise DataError(
+            f"{place}: metric recorded needs scores: {{expert: number}}, and this row has none"
+        )
     for expert, score in given.items():
         if not isinstance(score, int | float) or not low <= score <= high:
-            raise DataError(f"{place}: the score {score!r} of {expert} is not in [{low:g}, {high:g}]; say what range scores have with data.SPLIT.score_range: [lowest, highest]")
+            raise DataError(
+                f"{place}: the score {score!r} of {expert} is not in [{low:g}, {high:g}]; say what"
+                " range scores have with data.SPLIT.score_range: [lowest, highest]"
+            )
     return {expert: (score - low) / (high - low) for expert, score in given.items()}
 
 
 def _reference_of(value: Any, place: str) -> Reference | None:
-    """The reference with its numbers as texts. Raises DataError for what is neither text nor number."""
+    """The reference with its numbers as texts.
+
+    Raises DataError for what is neither text nor number.
+    """
     if value is None or isinstance(value, dict):
         return value
     parts = value if isinstance(value, list) else [value]
     for part in parts:
         if not isinstance(part, str | int | float):
-            raise DataError(f"{place}: the reference {value!r} holds {part!r}; expected text, a number, or a list of them")
+            raise DataError(
+                f"{place}: the reference {value!r} holds {part!r}; expected text, a number, or a"
+                " list of them"
+            )
     texts = [whole_text(str(part)) for part in parts]
     return texts if isinstance(value, list) else texts[0]
 
 
 def read_questions(source: SourceConfig, *, need_reference: bool = True) -> list[Question]:
-    """All questions of a source, in order, repeats included. Raises DataError naming the row that lacks a text, reference or score."""
+    """All questions of a source, in order, repeats included.
+
+    Raises DataError naming the row that lacks a text, reference or score.
+    """
     out, other_splits = [], set()
     for row_idx, (place, row) in enumerate(_rows(source)):
         is_recorded = _is_recorded(row, source)
@@ -155,17 +210,39 @@ def read_questions(source: SourceConfig, *, need_reference: bool = True) -> list
         if is_recorded and (split := _pick(row, fields["split"])) not in (None, source.split):
             other_splits.add(str(split))
             continue
-        values = {ours: _pick(row, fields.get(ours, ours)) for ours in ("id", "text", "reference", "task", "metric")}
-        text, reference, metric = values["text"], _reference_of(values["reference"], place), str(values["metric"] or source.metric)
+        values = {
+            ours: _pick(row, fields.get(ours, ours))
+            for ours in ("id", "text", "reference", "task", "metric")
+        }
+        text, reference, metric = (
+            values["text"],
+            _reference_of(values["reference"], place),
+            str(values["metric"] or source.metric),
+        )
         if not isinstance(text, str) or not text.strip():
-            raise DataError(f"{place}: no text in field {fields.get('text', 'text')!r}; its fields are {', '.join(row)}. Map yours with data.SPLIT.fields: {{text: yours}}")
+            raise DataError(
+                f"{place}: no text in field {fields.get('text', 'text')!r}; its fields are"
+                f" {', '.join(row)}. Map yours with data.SPLIT.fields: {{text: yours}}"
+            )
         if reference is None and metric == RECORDED:
             reference = ""  # the scores stand for it
-        if need_reference and metric != RECORDED and (reference is None or reference == "" or reference == []):
-            raise DataError(f"{place}: no reference answer in field {fields.get('reference', 'reference')!r}")
+        if (
+            need_reference
+            and metric != RECORDED
+            and (reference is None or reference == "" or reference == [])
+        ):
+            raise DataError(
+                f"{place}: no reference answer in field {fields.get('reference', 'reference')!r}"
+            )
         out.append(
             Question(
-                id=whole_text(str(values["id"] if values["id"] is not None else f"{Path(source.path).stem}-{row_idx:06d}")),
+                id=whole_text(
+                    str(
+                        values["id"]
+                        if values["id"] is not None
+                        else f"{Path(source.path).stem}-{row_idx:06d}"
+                    )
+                ),
                 text=whole_text(text.strip()),
                 task=whole_text(str(values["task"] or source.task)),
                 metric=metric,
@@ -176,7 +253,11 @@ def read_questions(source: SourceConfig, *, need_reference: bool = True) -> list
         if source.limit is not None and len(out) >= source.limit:
             break
     if not out:
-        found = f" of split {source.split!r}; it has {', '.join(sorted(other_splits))}" if other_splits else " in it"
+        found = (
+            f" of split {source.split!r}; it has {', '.join(sorted(other_splits))}"
+            if other_splits
+            else " in it"
+        )
         raise DataError(f"{source.path}: no questions{found}")
     return out
 
@@ -198,9 +279,11 @@ def merge_repeats(questions: Iterable[Question], taken: set[str]) -> list[Questi
 
 
 def load_splits(data: DataConfig) -> Splits:
-    """The three splits, disjoint by question text. Test questions win over validation, validation over train.
+    """The three splits, disjoint by question text. Test questions win over validation, validation
+    over train.
 
-    Raises DataError for unreadable sources, for ids that occur twice, and when nothing is left of a split.
+    Raises DataError for unreadable sources, for ids that occur twice, and when nothing is left of a
+    split.
     """
     taken: set[str] = set()
     read = {name: read_questions(getattr(data, name)) for name in ("test", "validation", "train")}
@@ -210,14 +293,17 @@ def load_splits(data: DataConfig) -> Splits:
             raise DataError(f"data.{name}: every question in it also occurs in another split")
         ids = [question.id for question in questions]
         if len(set(ids)) < len(ids):
-            raise DataError(f"data.{name}: id {next(i for i in ids if ids.count(i) > 1)!r} occurs twice")
+            raise DataError(
+                f"data.{name}: id {next(i for i in ids if ids.count(i) > 1)!r} occurs twice"
+            )
     return Splits(**kept, num_merged=sum(map(len, read.values())) - len(taken))
 
 
 class QuestionSampler:
     """Draws question indices without replacement, pass after pass, from its own random stream.
 
-    A question that was handed out but never acted on can be given back: Tianshou resets environments more often than it plays them.
+    A question that was handed out but never acted on can be given back: Tianshou resets
+    environments more often than it plays them.
     """
 
     def __init__(self, num_questions: int, rng: Any):

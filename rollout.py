@@ -1,7 +1,7 @@
 """Play a list of questions once each with any policy.
 
-One loop for validation, evaluation, `ask` and every baseline. It never touches a reference: qualities are filled in afterwards by
-`score_routes`, from questions that still hold theirs.
+One loop for validation, evaluation, `ask` and every baseline. It never touches a reference:
+qualities are filled in afterwards by `score_routes`, from questions that still hold theirs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ PLAY_WIDTH = 256  # questions in flight
 
 @dataclass(frozen=True)
 class Decision:
-    """A policy's choice in one state. `expert_idx` None ends the route; value and entropy are logged where a policy has them."""
+    """A policy's choice in one state.
+
+    `expert_idx` None ends the route; value and entropy are logged where a policy has them.
+    """
 
     expert_idx: int | None
     value: float | None = None
@@ -37,9 +40,13 @@ class Policy(Protocol):
 
 
 class NeverSatisfied:
-    """A judge for policies that decide themselves when to stop, and for routes that must run to T_max."""
+    """A judge for policies that decide themselves when to stop, and for routes that must run to
+    T_max.
+    """
 
-    def judge(self, episodes: Sequence[Episode], expert_idxs: Sequence[int], answers: Sequence[str]) -> list[Judgement]:
+    def judge(
+        self, episodes: Sequence[Episode], expert_idxs: Sequence[int], answers: Sequence[str]
+    ) -> list[Judgement]:
         del expert_idxs, answers
         return [Judgement(False)] * len(episodes)
 
@@ -60,12 +67,16 @@ class Route:
         return quality
 
     def value_under(self, reward: RewardConfig) -> float:
-        """The return of every table: quality of the final answer minus alpha times the sum of C, undiscounted and unshaped."""
+        """The return of every table: quality of the final answer minus alpha times the sum of C,
+        undiscounted and unshaped.
+        """
         return self.quality - reward.alpha * charge(self.episode.cost, reward)
 
     def cut(self, num_steps: int) -> Route:
         """The route as it would have been had the judge been satisfied after `num_steps` calls."""
-        episode = replace(self.episode, steps=self.episode.steps[:num_steps], stop_reason="satisfied")
+        episode = replace(
+            self.episode, steps=self.episode.steps[:num_steps], stop_reason="satisfied"
+        )
         return Route(episode, self.decisions[:num_steps])
 
 
@@ -80,11 +91,14 @@ def play(
     in_step: bool = False,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Route]:
-    """Play each question exactly once, begun in order of the list, `width` in flight. Deterministic if policy, judge and experts are.
+    """Play each question exactly once, begun in order of the list, `width` in flight. Deterministic
+    if policy, judge and experts are.
 
-    No question waits for another's answer: each moves on with its own. So policy and judge see states in groups that depend on what is
-    stored and how fast experts are, and what they say may differ in the last digit. `in_step` makes all in flight wait for each other:
-    slower, and the same to the last digit whatever is stored. A policy must ask at least one expert per question (ValueError otherwise).
+    No question waits for another's answer: each moves on with its own. So policy and judge see
+    states in groups that depend on what is stored and how fast experts are, and what they say may
+    differ in the last digit. `in_step` makes all in flight wait for each other: slower, and the
+    same to the last digit whatever is stored. A policy must ask at least one expert per question
+    (ValueError otherwise).
     """
     routes = [Route(Episode(question.sealed(), t_max), []) for question in questions]
     waiting, to_move, asked = deque(routes), [], {}  # `asked`: call -> route
@@ -92,13 +106,21 @@ def play(
         while waiting and len(to_move) + len(asked) < width:
             to_move.append(waiting.popleft())
         moving, num_stopped = _decide(to_move, policy)
-        calls = pool.start([route.episode.propose(route.decisions[-1].expert_idx) for route in moving])
+        calls = pool.start(
+            [route.episode.propose(route.decisions[-1].expert_idx) for route in moving]
+        )
         asked |= dict(zip(calls, moving, strict=True))
         enough = len(asked) if in_step else min(1, len(asked))
         while len(answered := [call for call in asked if call.answer is not None]) < enough:
             pool.advance()
         to_move = [asked.pop(call) for call in answered]
-        take_answers([r.episode for r in to_move], [r.decisions[-1].expert_idx for r in to_move], [call.answer for call in answered], pool, judge)
+        take_answers(
+            [r.episode for r in to_move],
+            [r.decisions[-1].expert_idx for r in to_move],
+            [call.answer for call in answered],
+            pool,
+            judge,
+        )
         still = [route for route in to_move if not route.episode.is_over]
         if on_progress is not None:
             on_progress(num_stopped + len(to_move) - len(still))
@@ -107,11 +129,15 @@ def play(
 
 
 def _decide(routes: Sequence[Route], policy: Policy) -> tuple[list[Route], int]:
-    """The routes that go on, each with the policy's next decision appended, and how many end here."""
+    """The routes that go on, each with the policy's next decision appended, and how many
+    end here.
+    """
     if not routes:
         return [], 0
     moving = []
-    for route, decision in zip(routes, policy.act([route.episode for route in routes]), strict=True):
+    for route, decision in zip(
+        routes, policy.act([route.episode for route in routes]), strict=True
+    ):
         if decision.expert_idx is not None:
             route.decisions.append(decision)
             moving.append(route)
@@ -122,12 +148,25 @@ def _decide(routes: Sequence[Route], policy: Policy) -> tuple[list[Route], int]:
     return moving, len(routes) - len(moving)
 
 
-def score_routes(routes: Sequence[Route], questions: Sequence[Question], experts: Sequence[str]) -> None:
-    """Fill in the quality of every step, in place, from questions that hold their references (same order as the routes).
+def score_routes(
+    routes: Sequence[Route], questions: Sequence[Question], experts: Sequence[str]
+) -> None:
+    """Fill in the quality of every step, in place, from questions that hold their references (same
+    order as the routes).
 
     `experts`: their names, in the pool's order.
     """
-    pairs = [(question, step) for route, question in zip(routes, questions, strict=True) for step in route.episode.steps]
-    scores = iter(score_answers([question for question, _ in pairs], [step.answer.text for _, step in pairs], [experts[step.expert_idx] for _, step in pairs]))
+    pairs = [
+        (question, step)
+        for route, question in zip(routes, questions, strict=True)
+        for step in route.episode.steps
+    ]
+    scores = iter(
+        score_answers(
+            [question for question, _ in pairs],
+            [step.answer.text for _, step in pairs],
+            [experts[step.expert_idx] for _, step in pairs],
+        )
+    )
     for route in routes:
         route.episode.steps = [replace(step, quality=next(scores)) for step in route.episode.steps]

@@ -1,8 +1,10 @@
 """The Terminator: is this answer good enough to stop, judged without a reference?
 
-A small network over the agent's features of (question, answer), the expert that answered and the number of calls made. It learns
-from the states and qualities that training met anyway, so it costs no expert call. Its threshold is chosen on the validation split.
-# Deviation: the paper trains a classifier for this but does not describe it; ours is described here.
+A small network over the agent's features of (question, answer), the expert that answered and the
+number of calls made. It learns from the states and qualities that training met anyway, so it costs
+no expert call. Its threshold is chosen on the validation split.
+# Deviation: the paper trains a classifier for this but does not describe it; ours is described
+here.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ FIT_BATCH = 256
 
 
 class TerminatorData:
-    """Distinct judged states: observation row after the call, expert that answered, whether the quality reached p0."""
+    """Distinct judged states: observation row after the call, expert that answered, whether the
+    quality reached p0.
+    """
 
     def __init__(self) -> None:
         self.rows: dict[tuple[bytes, int], tuple[np.ndarray, int, bool]] = {}
@@ -41,7 +45,9 @@ class TerminatorData:
 
     def add(self, rows: np.ndarray, expert_idxs: Sequence[int], is_good: Sequence[bool]) -> None:
         for row, expert_idx, good in zip(rows, expert_idxs, is_good, strict=True):
-            self.rows.setdefault((row.tobytes(), int(expert_idx)), (row.copy(), int(expert_idx), bool(good)))
+            self.rows.setdefault(
+                (row.tobytes(), int(expert_idx)), (row.copy(), int(expert_idx), bool(good))
+            )
 
     def arrays(self, newest: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows (N, L), expert indices (N,) and labels (N,) of the newest N states."""
@@ -62,38 +68,66 @@ class TerminatorData:
 class Terminator(nn.Module):
     """Features (B, D), expert (B,), calls left (B,) -> logit that quality >= p0."""
 
-    def __init__(self, width: int, num_experts: int, t_max: int, hidden_size: int, dropout: float = 0.0):
+    def __init__(
+        self, width: int, num_experts: int, t_max: int, hidden_size: int, dropout: float = 0.0
+    ):
         super().__init__()
         self.num_experts, self.t_max, self.dropout = num_experts, t_max, dropout
-        self.net = nn.Sequential(nn.Linear(width + num_experts + t_max, hidden_size), nn.ReLU(), nn.Linear(hidden_size, 1))
+        self.net = nn.Sequential(
+            nn.Linear(width + num_experts + t_max, hidden_size),
+            nn.ReLU(),
+            nn.Linear(hidden_size, 1),
+        )
         self.threshold = NEVER
         self.eval()
 
-    def forward(self, features: torch.Tensor, expert_idxs: torch.Tensor, calls_left: torch.Tensor) -> torch.Tensor:
-        known = [nn.functional.one_hot(expert_idxs, self.num_experts), nn.functional.one_hot(calls_left.clamp(0, self.t_max - 1), self.t_max)]
+    def forward(
+        self, features: torch.Tensor, expert_idxs: torch.Tensor, calls_left: torch.Tensor
+    ) -> torch.Tensor:
+        known = [
+            nn.functional.one_hot(expert_idxs, self.num_experts),
+            nn.functional.one_hot(calls_left.clamp(0, self.t_max - 1), self.t_max),
+        ]
         first, relu, last = self.net
-        inputs = nn.functional.dropout(torch.cat([features, *known], dim=1).float(), self.dropout, self.training)
+        inputs = nn.functional.dropout(
+            torch.cat([features, *known], dim=1).float(), self.dropout, self.training
+        )
         return last(nn.functional.dropout(relu(first(inputs)), self.dropout, self.training))[:, 0]
 
     def fit(self, agent: Agent, data: TerminatorData, config: TerminatorConfig, seed: int) -> float:
-        """Train from scratch on the data with binary cross-entropy; returns the last loss. Leaves the global random state alone."""
+        """Train from scratch on the data with binary cross-entropy; returns the last loss.
+
+        Leaves the global random state alone.
+        """
         rows, experts, good = data.arrays(config.max_states)
         features = agent.row_features(rows)
-        inputs = features, torch.from_numpy(experts).to(features.device), torch.from_numpy(rows[:, 0].astype(np.int64)).to(features.device)
+        inputs = (
+            features,
+            torch.from_numpy(experts).to(features.device),
+            torch.from_numpy(rows[:, 0].astype(np.int64)).to(features.device),
+        )
         labels = torch.from_numpy(good).to(features.device)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for layer in (self.net[0], self.net[2]):
                 bound = layer.in_features**-0.5
-                layer.weight.copy_(torch.empty(layer.weight.shape).uniform_(-bound, bound, generator=generator))
+                layer.weight.copy_(
+                    torch.empty(layer.weight.shape).uniform_(-bound, bound, generator=generator)
+                )
                 layer.bias.zero_()
-        optimizer = torch.optim.AdamW(self.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        optimizer = torch.optim.AdamW(
+            self.parameters(), lr=config.lr, weight_decay=config.weight_decay
+        )
         self.train()
         with torch.random.fork_rng():
             torch.manual_seed(seed)  # of dropout
             for _ in range(config.steps):
-                batch = torch.randint(len(labels), (min(FIT_BATCH, len(labels)),), generator=generator).to(features.device)
-                loss = nn.functional.binary_cross_entropy_with_logits(self(*(x[batch] for x in inputs)), labels[batch])
+                batch = torch.randint(
+                    len(labels), (min(FIT_BATCH, len(labels)),), generator=generator
+                ).to(features.device)
+                loss = nn.functional.binary_cross_entropy_with_logits(
+                    self(*(x[batch] for x in inputs)), labels[batch]
+                )
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -101,11 +135,19 @@ class Terminator(nn.Module):
         return loss.item()
 
     @torch.no_grad()
-    def probabilities(self, agent: Agent, rows: np.ndarray, expert_idxs: Sequence[int]) -> np.ndarray:
+    def probabilities(
+        self, agent: Agent, rows: np.ndarray, expert_idxs: Sequence[int]
+    ) -> np.ndarray:
         """P(quality >= p0) for observation rows taken after a call."""
         features = agent.row_features(rows)
         left = torch.from_numpy(rows[:, 0].astype(np.int64)).to(features.device)
-        return torch.sigmoid(self(features, torch.as_tensor(expert_idxs, device=features.device), left)).cpu().numpy()
+        return (
+            torch.sigmoid(
+                self(features, torch.as_tensor(expert_idxs, device=features.device), left)
+            )
+            .cpu()
+            .numpy()
+        )
 
 
 class TerminatorJudge:
@@ -115,10 +157,18 @@ class TerminatorJudge:
         self.agent, self.terminator = agent, terminator
         self.threshold = terminator.threshold if threshold is None else threshold
 
-    def judge(self, episodes: Sequence[Episode], expert_idxs: Sequence[int], answers: Sequence[str]) -> list[Judgement]:
-        # The state after the call: the agent will read the same text if the route goes on, so the encoder's work is shared.
-        rows = self.agent.state_tokenizer.encode([e.question.text for e in episodes], answers, [e.calls_left - 1 for e in episodes])
-        return [Judgement(bool(p >= self.threshold), p_stop=float(p)) for p in self.terminator.probabilities(self.agent, rows, expert_idxs)]
+    def judge(
+        self, episodes: Sequence[Episode], expert_idxs: Sequence[int], answers: Sequence[str]
+    ) -> list[Judgement]:
+        # The state after the call: the agent will read the same text if the route goes on, so the
+        # encoder's work is shared.
+        rows = self.agent.state_tokenizer.encode(
+            [e.question.text for e in episodes], answers, [e.calls_left - 1 for e in episodes]
+        )
+        return [
+            Judgement(bool(p >= self.threshold), p_stop=float(p))
+            for p in self.terminator.probabilities(self.agent, rows, expert_idxs)
+        ]
 
 
 def cut_at(route: Route, threshold: float) -> Route:
@@ -132,30 +182,51 @@ def cut_at(route: Route, threshold: float) -> Route:
 def choose_threshold(routes: Sequence[Route], reward: RewardConfig, most: float) -> float:
     """The threshold with the highest mean return on scored routes that were not ended below `most`.
 
-    Candidates are up to 200 quantiles of the stop probabilities seen, `most` at most. Of equal returns the higher threshold wins.
+    Candidates are up to 200 quantiles of the stop probabilities seen, `most` at most. Of equal
+    returns the higher threshold wins.
     """
     seen = np.array([step.p_stop for route in routes for step in route.episode.steps])
     candidates = np.unique(np.append(np.quantile(seen, np.linspace(0, 1, 200)), most))
     candidates = candidates[candidates <= most]
-    returns = [np.mean([cut_at(route, threshold).value_under(reward) for route in routes]) for threshold in candidates]
+    returns = [
+        np.mean([cut_at(route, threshold).value_under(reward) for route in routes])
+        for threshold in candidates
+    ]
     return float(candidates[len(returns) - 1 - int(np.argmax(returns[::-1]))])
 
 
-def terminator_figures(routes: Sequence[Route], questions: Sequence[Question], shapes: Mapping[str, set[str]], config: Config) -> dict[str, Any]:
-    """How well the stop probability tells good answers, on scored routes that ran past the threshold (to `max_threshold`).
+def terminator_figures(
+    routes: Sequence[Route],
+    questions: Sequence[Question],
+    shapes: Mapping[str, set[str]],
+    config: Config,
+) -> dict[str, Any]:
+    """How well the stop probability tells good answers, on scored routes that ran past the
+    threshold (to `max_threshold`).
 
-    `auroc` over all answers met, `auroc_well_formed` over those of a form that training references of the task have (`answer_shape`);
-    null where only one class occurs. `calibration`: ten bins of equal count, `ece` their mean absolute gap (Naeini et al. 2015),
-    `brier` the mean squared error. `thresholds`: what each threshold would have given.
+    `auroc` over all answers met, `auroc_well_formed` over those of a form that training references
+    of the task have (`answer_shape`); null where only one class occurs. `calibration`: ten bins of
+    equal count, `ece` their mean absolute gap (Naeini et al. 2015), `brier` the mean squared error.
+    `thresholds`: what each threshold would have given.
     """
-    steps = [(question.task, step) for route, question in zip(routes, questions, strict=True) for step in route.episode.steps]
+    steps = [
+        (question.task, step)
+        for route, question in zip(routes, questions, strict=True)
+        for step in route.episode.steps
+    ]
     p = np.array([step.p_stop for _, step in steps])
     good = np.array([step.quality >= config.env.p0 for _, step in steps])
-    formed = np.array([answer_shape(step.answer.text) in shapes.get(task, ()) for task, step in steps])
+    formed = np.array(
+        [answer_shape(step.answer.text) in shapes.get(task, ()) for task, step in steps]
+    )
     bins = [b for b in np.array_split(np.argsort(p, kind="stable"), 10) if len(b)]
-    calibration = [{"p": float(p[b].mean()), "good": float(good[b].mean()), "count": len(b)} for b in bins]
+    calibration = [
+        {"p": float(p[b].mean()), "good": float(good[b].mean()), "count": len(b)} for b in bins
+    ]
     thresholds = []
-    for threshold in np.unique(np.append(np.quantile(p, np.linspace(0, 1, 41)), config.terminator.max_threshold)):
+    for threshold in np.unique(
+        np.append(np.quantile(p, np.linspace(0, 1, 41)), config.terminator.max_threshold)
+    ):
         if threshold <= config.terminator.max_threshold:
             ended = [cut_at(route, threshold) for route in routes]
             means = {
@@ -163,7 +234,12 @@ def terminator_figures(routes: Sequence[Route], questions: Sequence[Question], s
                 "return": [route.value_under(config.reward) for route in ended],
                 "cost": [charge(route.episode.cost, config.reward) for route in ended],
             }
-            thresholds.append({"threshold": float(threshold), **{name: float(np.mean(values)) for name, values in means.items()}})
+            thresholds.append(
+                {
+                    "threshold": float(threshold),
+                    **{name: float(np.mean(values)) for name, values in means.items()},
+                }
+            )
     return {
         "answers": len(p),
         "auroc": _auroc(good, p),
@@ -177,7 +253,11 @@ def terminator_figures(routes: Sequence[Route], questions: Sequence[Question], s
 
 
 def answer_shape(text: str) -> str:
-    """The form of an answer: runs of letters, digits and spaces as one sign each, everything else as it is. "12 b" -> "0 a"."""
+    """The form of an answer: runs of letters, digits and spaces as one sign each, everything else
+    as it is.
+
+    "12 b" -> "0 a".
+    """
     return re.sub(r"\s+", " ", re.sub(r"\d+", "0", re.sub(r"[^\W\d_]+", "a", text.strip())))
 
 
@@ -190,7 +270,13 @@ def save_terminator(terminator: Terminator, folder: Path) -> None:
     save_file(terminator.net.state_dict(), folder / "model.safetensors")
     hidden = terminator.net[0].out_features
     width = terminator.net[0].in_features - terminator.num_experts - terminator.t_max
-    spec = {"width": width, "num_experts": terminator.num_experts, "t_max": terminator.t_max, "hidden_size": hidden, "threshold": terminator.threshold}
+    spec = {
+        "width": width,
+        "num_experts": terminator.num_experts,
+        "t_max": terminator.t_max,
+        "hidden_size": hidden,
+        "threshold": terminator.threshold,
+    }
     (folder / "config.json").write_text(json.dumps(spec, indent=2))
 
 

@@ -1,12 +1,16 @@
 """Evaluate a trained run on the test split, against every simple way of using the same experts.
 
     python test_ppo_multi.py                                          # the newest run
-    python test_ppo_multi.py --run runs/s0 runs/s1 --out runs/both    # several seeds of one configuration, in one table
-    python test_ppo_multi.py --run runs/NAME --eval.full true         # every baseline, the exact optimum, the transfer audit
-    python test_ppo_multi.py --run runs/NAME --reprice flops          # the same routes in another unit; asks no expert
+    # several seeds of one configuration, in one table
+    python test_ppo_multi.py --run runs/s0 runs/s1 --out runs/both
+    # every baseline, the exact optimum, the transfer audit
+    python test_ppo_multi.py --run runs/NAME --eval.full true
+    # the same routes in another unit; asks no expert
+    python test_ppo_multi.py --run runs/NAME --reprice flops
 
-No policy sees a reference: routes are played first and scored afterwards. Rows of kind `oracle` are the exception and say so.
-Prints a table; writes routes.jsonl and report/ (results.json, report.md, report.html, figures) to the run's folder, or to --out.
+No policy sees a reference: routes are played first and scored afterwards. Rows of kind `oracle` are
+the exception and say so. Prints a table; writes routes.jsonl and report/ (results.json, report.md,
+report.html, figures) to the run's folder, or to --out.
 """
 
 from __future__ import annotations
@@ -36,7 +40,11 @@ def evaluate(evaluation: Evaluation) -> tuple[dict[str, Any], list[Record]]:
     """Play everything: results.json and the route log."""
     start, config, pool = time.perf_counter(), evaluation.config, evaluation.pool
     references = {question.id: question.reference for question in evaluation.splits.test}
-    records = [record for played in evaluation.played() for record in route_records(played, pool, config, references)]
+    records = [
+        record
+        for played in evaluation.played()
+        for record in route_records(played, pool, config, references)
+    ]
     extra: dict[str, Any] = {"terminator": evaluation.terminator_section()}
     if config.eval.full:
         extra["transfer"] = evaluation.transfer_section()
@@ -47,54 +55,90 @@ def evaluate(evaluation: Evaluation) -> tuple[dict[str, Any], list[Record]]:
         "answers_failed": pool.stats.failed,
         "config": config.model_dump(mode="json"),
     }
-    experts = [{"name": expert.config.name, "params_b": expert.config.params_b} for expert in pool.experts]
+    experts = [
+        {"name": expert.config.name, "params_b": expert.config.params_b} for expert in pool.experts
+    ]
     return build_results(records, config, experts, extra), records
 
 
 def repriced(folder: Path, unit: str, overrides: list[str]) -> tuple[dict[str, Any], list[Record]]:
-    """A finished evaluation in another cost unit: results.json and route log, from the folder's own, without the optimum of the old prices."""
+    """A finished evaluation in another cost unit: results.json and route log, from the folder's
+    own, without the optimum of the old prices.
+    """
     records = read_records(folder / "routes.jsonl")
     before = read_results(folder / "report" / "results.json")
     given = overrides_from([*overrides, "--reward.cost", unit])
     if other := given.keys() - {"reward", "threads", "device"}:
-        raise ConfigError(f"--{min(other)}: routes that were played are only priced again, by --reward settings; evaluate anew to change what is played")
+        raise ConfigError(
+            f"--{min(other)}: routes that were played are only priced again, by --reward settings;"
+            " evaluate anew to change what is played"
+        )
     config = validate(merge(before["evaluation"]["config"], given), f"{folder}, priced in {unit}")
     if unit in TOKEN_UNITS and (names := uncounted(records, config)):
         raise ReportError(
-            f"{folder}: the recorded answers of {', '.join(names)} were not counted, so they have no price in {unit}: give meta.tokens or a tokenizer and evaluate again"
+            f"{folder}: the recorded answers of {', '.join(names)} were not counted, so they have"
+            f" no price in {unit}: give meta.tokens or a tokenizer and evaluate again"
         )
-    kept = {name: before[name] for name in ("terminator", "transfer", "evaluation") if name in before}
+    kept = {
+        name: before[name] for name in ("terminator", "transfer", "evaluation") if name in before
+    }
     kept["evaluation"] = kept["evaluation"] | {"config": config.model_dump(mode="json")}
-    kept["terminator"] = {name: value for name, value in kept["terminator"].items() if name != "thresholds"}  # their costs are in the old unit
-    records, chosen_for = reprice(records, config.reward), RewardConfig.model_validate(before["evaluation"]["config"]["reward"])
+    kept["terminator"] = {
+        name: value for name, value in kept["terminator"].items() if name != "thresholds"
+    }  # their costs are in the old unit
+    records, chosen_for = (
+        reprice(records, config.reward),
+        RewardConfig.model_validate(before["evaluation"]["config"]["reward"]),
+    )
     if config.reward == chosen_for:
         return build_results(records, config, before["experts"], kept), records
-    records = [record for record in records if record["policy"] != YARDSTICKS["optimum"]]  # searched with other prices, it is no optimum in these
+    records = [
+        record for record in records if record["policy"] != YARDSTICKS["optimum"]
+    ]  # searched with other prices, it is no optimum in these
     results = build_results(records, config, before["experts"], kept)
     results["notes"].append(
-        f"Priced again: every policy acts as it was trained, fitted or chosen for alpha = {chosen_for.alpha} and C = {cost_words(chosen_for.cost, chosen_for.cost_scale)}. "
-        "The optimum in hindsight would take other routes at these prices and is left out."
+        "Priced again: every policy acts as it was trained, fitted or chosen for alpha ="
+        f" {chosen_for.alpha} and C = {cost_words(chosen_for.cost, chosen_for.cost_scale)}. The"
+        " optimum in hindsight would take other routes at these prices and is left out."
     )
     return results, records
 
 
 def refuse_to_replace(folder: Path, config: Config) -> None:
-    """Raises ConfigError where the folder's report has other settings than `config`; a full evaluation may replace one that was not."""
+    """Raises ConfigError where the folder's report has other settings than `config`; a full
+    evaluation may replace one that was not.
+    """
     try:
         before = validate(read_results(folder / "report" / "results.json")["evaluation"]["config"])
     except (ReportError, ConfigError):  # none there, or of another version
         return
-    other = [name for name in ("data", "env", "reward") if getattr(before, name) != getattr(config, name)]
+    other = [
+        name for name in ("data", "env", "reward") if getattr(before, name) != getattr(config, name)
+    ]
     other += ["pool.experts"] if before.pool.experts != config.pool.experts else []
-    other += ["eval"] if before.eval.model_copy(update={"full": before.eval.full or config.eval.full}) != config.eval else []
+    other += (
+        ["eval"]
+        if before.eval.model_copy(update={"full": before.eval.full or config.eval.full})
+        != config.eval
+        else []
+    )
     if other:
-        raise ConfigError(f"{folder}/report is of other settings ({', '.join(other)}): keep it and give this one --out FOLDER, or replace it with --out {folder}")
+        raise ConfigError(
+            f"{folder}/report is of other settings ({', '.join(other)}): keep it and give this one"
+            f" --out FOLDER, or replace it with --out {folder}"
+        )
 
 
 def learning_curves(runs: list[str]) -> dict[int, list[Record]]:
     """metrics.jsonl of each run that still has one, by seed."""
     logs = {run: Path(run) / "metrics.jsonl" for run in runs}
-    return {load_config(Path(run) / "config.yaml").seed: [json.loads(line) for line in log.read_text().splitlines()] for run, log in logs.items() if log.is_file()}
+    return {
+        load_config(Path(run) / "config.yaml").seed: [
+            json.loads(line) for line in log.read_text().splitlines()
+        ]
+        for run, log in logs.items()
+        if log.is_file()
+    }
 
 
 def show(results: dict[str, Any]) -> str:
@@ -104,11 +148,32 @@ def show(results: dict[str, Any]) -> str:
 
 def main(arguments: list[str]) -> Path:
     """Run the command; returns the path of results.json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--run", type=Path, nargs="+", help="folders of runs that differ in their seed; default: the newest run")
-    parser.add_argument("--out", type=Path, help="folder of the report; default: the run's own, needed for several runs")
-    parser.add_argument("--reprice", choices=["params", "flops", "tokens", "latency", "usd"], help="only price the played routes again in this unit")
-    parser.add_argument("--other_pool", action="store_true", help="evaluate although the pool differs from the one trained on")
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--run",
+        type=Path,
+        nargs="+",
+        help="folders of runs that differ in their seed; default: the newest run",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder of the report; default: the run's own, needed for several runs",
+    )
+    parser.add_argument(
+        "--reprice",
+        choices=["params", "flops", "tokens", "latency", "usd"],
+        help="only price the played routes again in this unit",
+    )
+    parser.add_argument(
+        "--other_pool",
+        action="store_true",
+        help="evaluate although the pool differs from the one trained on",
+    )
     options, overrides = parse(parser, arguments)
     runs = options.run or [newest_run()]
     if options.out is None and len(runs) > 1:
@@ -118,7 +183,9 @@ def main(arguments: list[str]) -> Path:
         results, records = repriced(out, options.reprice, overrides)
         folder = out / "report" / f"in_{options.reprice}"
     else:
-        evaluation = Evaluation(runs, overrides, other_pool=options.other_pool, say=lambda text: print(text, flush=True))
+        evaluation = Evaluation(
+            runs, overrides, other_pool=options.other_pool, say=lambda text: print(text, flush=True)
+        )
         if options.out is None:
             refuse_to_replace(out, evaluation.config)
         results, records = evaluate(evaluation)
@@ -126,14 +193,22 @@ def main(arguments: list[str]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     as_json = to_json(results)
     if not options.reprice:
-        write_atomically(out / "routes.jsonl", "".join(json.dumps(record) + "\n" for record in records).encode())
+        write_atomically(
+            out / "routes.jsonl", "".join(json.dumps(record) + "\n" for record in records).encode()
+        )
     write_atomically(folder / "results.json", as_json)
     write_report_files(folder, results, records, learning_curves(results["evaluation"]["runs"]))
     cost = cost_words(results["cost_unit"], results["cost_scale"])
-    print(f"\n{out}: {results['num_questions']} test questions, seed {', '.join(map(str, results['seeds']))}, alpha {results['alpha']}, cost C = {cost}\n")
+    print(
+        f"\n{out}: {results['num_questions']} test questions, seed"
+        f" {', '.join(map(str, results['seeds']))}, alpha {results['alpha']}, cost C = {cost}\n"
+    )
     print(show(results))
     took = results["evaluation"]
-    print(f"\nPlayed in {took['seconds']:.0f} s, {took['answers_generated']} answers generated. Report: {folder / 'report.html'}. Numbers: {folder / 'results.json'}")
+    print(
+        f"\nPlayed in {took['seconds']:.0f} s, {took['answers_generated']} answers generated."
+        f" Report: {folder / 'report.html'}. Numbers: {folder / 'results.json'}"
+    )
     return folder / "results.json"
 
 

@@ -1,14 +1,17 @@
 """Train a DER-Agent and its Terminator.
 
-    python train_ppo_multi.py                                        # configs/quickstart.yaml: embedded pool, CPU, minutes
+    python train_ppo_multi.py  # configs/quickstart.yaml: embedded pool, CPU, minutes
     python train_ppo_multi.py --config configs/X.yaml --reward.alpha 0.05 --seed 1
-    python train_ppo_multi.py --resume runs/NAME                     # continue a killed run; the metrics come out the same
-    python train_ppo_multi.py --config configs/X.yaml --dry_run      # check it and plan answers, tokens, memory and hours; nothing is loaded
+    # continue a killed run; the metrics come out the same
+    python train_ppo_multi.py --resume runs/NAME
+    # check it and plan answers, tokens, memory and hours; nothing is loaded
+    python train_ppo_multi.py --config configs/X.yaml --dry_run
     python train_ppo_multi.py --config configs/X.yaml --print_config
-    accelerate launch --multi_gpu --num_processes 4 train_ppo_multi.py ...   # four GPUs share the work of a large trainable encoder
+    # four GPUs share the work of a large trainable encoder
+    accelerate launch --multi_gpu --num_processes 4 train_ppo_multi.py ...
 
-Lands in runs/NAME/: config.yaml, environment.json, metrics.jsonl, tb/, checkpoints/, agent/, terminator/.
-Evaluate with python test_ppo_multi.py.
+Lands in runs/NAME/: config.yaml, environment.json, metrics.jsonl, tb/, checkpoints/, agent/,
+terminator/. Evaluate with python test_ppo_multi.py.
 """
 
 from __future__ import annotations
@@ -22,7 +25,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("NUMBA_DISABLE_JIT", "1")  # tianshou compiles three small functions for up to a minute and gains nothing here
+os.environ.setdefault(
+    "NUMBA_DISABLE_JIT", "1"
+)  # tianshou compiles three small functions for up to a minute and gains nothing here
 
 import numpy as np
 from tianshou.data import Collector, VectorReplayBuffer
@@ -42,9 +47,22 @@ from reward import charge
 from rollout import Route, play, score_routes
 from runtime.command_line import dump_config, load_config, parse, run_command
 from runtime.errors import ConfigError, RunError
-from runtime.machine import pick_device, random_state, restore_random_state, seed_everything, set_threads
+from runtime.machine import (
+    pick_device,
+    random_state,
+    restore_random_state,
+    seed_everything,
+    set_threads,
+)
 from runtime.run_folder import RunFolder, load_run_config, run_name
-from terminator import Terminator, TerminatorData, TerminatorJudge, choose_threshold, cut_at, save_terminator
+from terminator import (
+    Terminator,
+    TerminatorData,
+    TerminatorJudge,
+    choose_threshold,
+    cut_at,
+    save_terminator,
+)
 
 COLLAPSE_SHARE = 0.95  # of greedy first calls to one expert
 
@@ -63,25 +81,51 @@ class Trainer:
         seed_everything(config.seed)
         self.agent = build_agent(config.agent, len(self.pool), config.env.t_max).to(self.device)
         share_encoder(self.agent)
-        self.terminator = Terminator(self.agent.encoder.width, len(self.pool), config.env.t_max, config.terminator.hidden_size, config.terminator.dropout)
+        self.terminator = Terminator(
+            self.agent.encoder.width,
+            len(self.pool),
+            config.env.t_max,
+            config.terminator.hidden_size,
+            config.terminator.dropout,
+        )
         self.terminator.to(self.device)
         self.terminator_data = TerminatorData()
         num_updates = config.train.epochs * config.train.updates_per_epoch
-        self.algorithm = self.agent.ppo(config.ppo, config.reward.discount, num_updates if config.train.lr_decay else None)
+        self.algorithm = self.agent.ppo(
+            config.ppo, config.reward.discount, num_updates if config.train.lr_decay else None
+        )
         self.finished: list[Episode] = []  # since the last update
-        self.judged: list[tuple[str, str, int, int, bool]] = []  # question, answer, calls left, expert, good enough: since the last validation
+        self.judged: list[
+            tuple[str, str, int, int, bool]
+        ] = []  # question, answer, calls left, expert, good enough: since the last validation
         self.envs = self._make_envs()
         self.collector = Collector(self.algorithm, self.envs, self._make_buffer())
         self.epoch, self.update_idx, self.env_step, self.best_return = 0, 0, 0, -np.inf
 
     def _make_envs(self) -> DERVectorEnv:
-        config, judge = self.config, OracleJudge(self.splits.train, self.config.env.p0, self.pool.names)
+        config, judge = (
+            self.config,
+            OracleJudge(self.splits.train, self.config.env.p0, self.pool.names),
+        )
         num_envs = min(config.train.num_envs, config.train.episodes_per_update)
-        envs = [DEREnv(self.splits.train, self.pool, judge, self.agent.state_tokenizer, config.env, config.reward, self._on_step) for _ in range(num_envs)]
+        envs = [
+            DEREnv(
+                self.splits.train,
+                self.pool,
+                judge,
+                self.agent.state_tokenizer,
+                config.env,
+                config.reward,
+                self._on_step,
+            )
+            for _ in range(num_envs)
+        ]
         return DERVectorEnv(envs, np.random.default_rng([config.seed, 1]))
 
     def _make_buffer(self) -> VectorReplayBuffer:
-        """Room for the most episodes one environment can play: an overfull sub-buffer would overwrite silently."""
+        """Room for the most episodes one environment can play: an overfull sub-buffer would
+        overwrite silently.
+        """
         num_envs = len(self.envs)
         per_env = (self.config.train.episodes_per_update - num_envs + 1) * self.config.env.t_max
         return VectorReplayBuffer(per_env * num_envs, num_envs)
@@ -89,19 +133,36 @@ class Trainer:
     def _on_step(self, episode: Episode) -> None:
         """Remember what the Terminator learns from, and finished episodes for the log."""
         step = episode.steps[-1]
-        self.judged.append((episode.question.text, step.answer.text, episode.calls_left, step.expert_idx, step.quality >= self.config.env.p0))
+        self.judged.append(
+            (
+                episode.question.text,
+                step.answer.text,
+                episode.calls_left,
+                step.expert_idx,
+                step.quality >= self.config.env.p0,
+            )
+        )
         if episode.is_over:
             self.finished.append(episode)
 
     def _keep_judged(self) -> None:
-        """Hand what was judged since the last call to the Terminator's data, tokenised in one batch."""
+        """Hand what was judged since the last call to the Terminator's data, tokenised in one
+        batch.
+        """
         texts, answers, left, experts, good = zip(*self.judged, strict=True)
-        self.terminator_data.add(self.agent.state_tokenizer.encode(texts, answers, left), experts, good)
+        self.terminator_data.add(
+            self.agent.state_tokenizer.encode(texts, answers, left), experts, good
+        )
         self.judged.clear()
 
     def calibrate(self) -> None:
-        """Fit the feature standardisation on the first states of (up to 2,000) training questions."""
-        first = [Episode(question.sealed(), self.config.env.t_max) for question in self.splits.train[:2000]]
+        """Fit the feature standardisation on the first states of (up to 2,000) training
+        questions.
+        """
+        first = [
+            Episode(question.sealed(), self.config.env.t_max)
+            for question in self.splits.train[:2000]
+        ]
         self.agent.encoder.calibrate(encode_states(first, self.agent.state_tokenizer))
 
     def update(self) -> dict[str, float]:
@@ -113,11 +174,18 @@ class Trainer:
         with policy_within_training_step(self.algorithm.policy):
             stats = self.collector.collect(n_episode=self.config.train.episodes_per_update)
             collected = time.perf_counter()
-            losses = self.algorithm.update(self.collector.buffer, self.config.ppo.batch_size, self.config.ppo.repeats)
+            losses = self.algorithm.update(
+                self.collector.buffer, self.config.ppo.batch_size, self.config.ppo.repeats
+            )
         self.update_idx += 1
         self.env_step += int(stats.n_collected_steps)
         return {
-            **route_figures([Route(episode, []) for episode in self.finished], self.config, self.pool.names, "train"),
+            **route_figures(
+                [Route(episode, []) for episode in self.finished],
+                self.config,
+                self.pool.names,
+                "train",
+            ),
             "losses/policy": float(losses.actor_loss.mean),
             "losses/value": float(losses.vf_loss.mean),
             "losses/entropy": float(losses.ent_loss.mean),
@@ -129,14 +197,23 @@ class Trainer:
         }
 
     def validate(self) -> dict[str, float]:
-        """Refit the Terminator, choose its threshold on the validation split, and report the agent under it."""
+        """Refit the Terminator, choose its threshold on the validation split, and report the agent
+        under it.
+        """
         config, start = self.config, time.perf_counter()
         self.algorithm.eval()
         self._keep_judged()
         loss = self.terminator.fit(self.agent, self.terminator_data, config.terminator, config.seed)
         most = config.terminator.max_threshold
         judge = TerminatorJudge(self.agent, self.terminator, most)
-        routes = play([q.sealed() for q in self.splits.validation], self.agent, self.pool, judge, config.env.t_max, in_step=True)  # a resumed run ends the same
+        routes = play(
+            [q.sealed() for q in self.splits.validation],
+            self.agent,
+            self.pool,
+            judge,
+            config.env.t_max,
+            in_step=True,
+        )  # a resumed run ends the same
         score_routes(routes, self.splits.validation, self.pool.names)
         self.terminator.threshold = choose_threshold(routes, config.reward, most)
         ended = [cut_at(route, self.terminator.threshold) for route in routes]
@@ -151,7 +228,8 @@ class Trainer:
 
     def save(self, *, is_best: bool) -> None:
         """Checkpoint; the agent and terminator folders follow the best epoch."""
-        if is_best:  # before the checkpoint: a run killed in between repeats the epoch and writes the same again
+        # Before the checkpoint: a run killed in between repeats the epoch and writes the same again
+        if is_best:
             with self.folder.saving(self.folder.path / "agent"):
                 save_agent(self.agent, self.folder.path / "agent", self.pool)
                 save_terminator(self.terminator, self.folder.path / "terminator")
@@ -175,24 +253,50 @@ class Trainer:
         }
 
     def learns_from(self) -> dict[str, str]:
-        """Hashes of what a run must go on with; the sampler's state, for one, is numbers of questions."""
-        splits = {f"data.{name}": [vars(question) for question in getattr(self.splits, name)] for name in ("train", "validation")}
+        """Hashes of what a run must go on with; the sampler's state, for one, is numbers of
+        questions.
+        """
+        splits = {
+            f"data.{name}": [vars(question) for question in getattr(self.splits, name)]
+            for name in ("train", "validation")
+        }
         made_of = splits | {"pool.experts": self.pool.fingerprint()}
-        return {name: hashlib.sha256(json.dumps(part, sort_keys=True, default=str).encode()).hexdigest()[:16] for name, part in made_of.items()}
+        return {
+            name: (
+                hashlib.sha256(json.dumps(part, sort_keys=True, default=str).encode()).hexdigest()[
+                    :16
+                ]
+            )
+            for name, part in made_of.items()
+        }
 
     def _algorithm_state(self) -> dict[str, Any]:
         """Networks and optimiser; a frozen encoder's weights are left to its source."""
         state = self.algorithm.state_dict()
-        return {k: v for k, v in state.items() if not (self.config.agent.freeze_encoder and ".preprocess.model." in k)}
+        return {
+            k: v
+            for k, v in state.items()
+            if not (self.config.agent.freeze_encoder and ".preprocess.model." in k)
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from `state`. Raises RunError where questions or experts are not those it was saved with."""
+        """Go on from `state`.
+
+        Raises RunError where questions or experts are not those it was saved with.
+        """
         now = self.learns_from()
-        if changed := [name for name, then in state.get("learns_from", now).items() if then != now[name]]:  # checkpoints from before it was kept have none
-            raise RunError(f"{self.folder.path}: {' and '.join(changed)} changed since its last checkpoint: restore what was there, or train a new run")
+        if changed := [
+            name for name, then in state.get("learns_from", now).items() if then != now[name]
+        ]:  # checkpoints from before it was kept have none
+            raise RunError(
+                f"{self.folder.path}: {' and '.join(changed)} changed since its last checkpoint:"
+                " restore what was there, or train a new run"
+            )
         for name in ("epoch", "update_idx", "env_step", "best_return"):
             setattr(self, name, state[name])
-        self.algorithm.load_state_dict(dict(state["algorithm"]), strict=False)  # a copy: Tianshou pops from it; a frozen encoder is not in it
+        self.algorithm.load_state_dict(
+            dict(state["algorithm"]), strict=False
+        )  # a copy: Tianshou pops from it; a frozen encoder is not in it
         for scheduler, saved in zip(self.algorithm.lr_schedulers, state["schedulers"], strict=True):
             scheduler.load_state_dict(saved)
         self.agent.encoder.cache = state["features"]
@@ -203,36 +307,47 @@ class Trainer:
         restore_random_state(state["random"])
 
 
-def route_figures(routes: list[Route], config: Config, names: list[str], prefix: str) -> dict[str, float]:
-    """Mean return, quality, calls and cost of finished routes, and each expert's share of the calls and of the first calls."""
+def route_figures(
+    routes: list[Route], config: Config, names: list[str], prefix: str
+) -> dict[str, float]:
+    """Mean return, quality, calls and cost of finished routes, and each expert's share of the calls
+    and of the first calls.
+    """
     calls = Counter(step.expert_idx for route in routes for step in route.episode.steps)
     first = Counter(route.episode.steps[0].expert_idx for route in routes)
     return {
         f"{prefix}/return": float(np.mean([route.value_under(config.reward) for route in routes])),
         f"{prefix}/quality": float(np.mean([route.quality for route in routes])),
         f"{prefix}/calls": float(np.mean([len(route.episode.steps) for route in routes])),
-        f"{prefix}/cost": float(np.mean([charge(route.episode.cost, config.reward) for route in routes])),
+        f"{prefix}/cost": float(
+            np.mean([charge(route.episode.cost, config.reward) for route in routes])
+        ),
         **{f"{prefix}/share/{name}": calls[idx] / calls.total() for idx, name in enumerate(names)},
         **{f"{prefix}/first/{name}": first[idx] / first.total() for idx, name in enumerate(names)},
     }
 
 
 def collapse_warning(figures: dict[str, float], names: list[str]) -> str | None:
-    """Plain words when nearly every question goes to one expert first; None otherwise, and for a pool of one."""
+    """Plain words when nearly every question goes to one expert first; None otherwise, and for a
+    pool of one.
+    """
     name = max(names, key=lambda n: figures[f"eval/first/{n}"])
     share = figures[f"eval/first/{name}"]
     if len(names) == 1 or share < COLLAPSE_SHARE:
         return None
     return (
-        f"WARNING: the policy has collapsed: {share:.0%} of the validation questions are sent to {name} first. It is no better than always "
-        "asking that expert. Usual causes: reward.alpha too high, ppo.ent_coef too low, or one expert that is best everywhere."
+        f"WARNING: the policy has collapsed: {share:.0%} of the validation questions are sent to"
+        f" {name} first. It is no better than always asking that expert. Usual causes: reward.alpha"
+        " too high, ppo.ent_coef too low, or one expert that is best everywhere."
     )
 
 
 def train(trainer: Trainer) -> None:
     """Epochs of updates, each ended by a validation and a checkpoint."""
     config, folder = trainer.config, trainer.folder
-    writer = SummaryWriter(str(folder.path / "tb"), purge_step=trainer.update_idx + 1)  # what a killed run wrote after its checkpoint
+    writer = SummaryWriter(
+        str(folder.path / "tb"), purge_step=trainer.update_idx + 1
+    )  # what a killed run wrote after its checkpoint
     total = config.train.epochs * config.train.updates_per_epoch
     bar = tqdm(total=total, initial=trainer.update_idx, unit="update", dynamic_ncols=True)
     while trainer.epoch < config.train.epochs:
@@ -240,8 +355,10 @@ def train(trainer: Trainer) -> None:
             figures = trainer.update()
             record(trainer, writer, figures, epoch=trainer.epoch + 1)
             bar.set_postfix_str(
-                f"return {figures['train/return']:.3f} quality {figures['train/quality']:.3f} cost {figures['train/cost']:.3f} "
-                f"entropy {figures['losses/entropy']:.2f} top expert {max(figures[f'train/share/{n}'] for n in trainer.pool.names):.0%} stored {figures['pool/hit_rate']:.0%}"
+                f"return {figures['train/return']:.3f} quality {figures['train/quality']:.3f} cost"
+                f" {figures['train/cost']:.3f} entropy {figures['losses/entropy']:.2f} top expert"
+                f" {max(figures[f'train/share/{n}'] for n in trainer.pool.names):.0%} stored"
+                f" {figures['pool/hit_rate']:.0%}"
             )
             bar.update()
         figures = trainer.validate()
@@ -258,8 +375,12 @@ def train(trainer: Trainer) -> None:
     folder.close()
 
 
-def record(trainer: Trainer, writer: SummaryWriter, figures: dict[str, float], *, epoch: int) -> None:
-    trainer.folder.log({"epoch": epoch, "update": trainer.update_idx, "env_step": trainer.env_step, **figures})
+def record(
+    trainer: Trainer, writer: SummaryWriter, figures: dict[str, float], *, epoch: int
+) -> None:
+    trainer.folder.log(
+        {"epoch": epoch, "update": trainer.update_idx, "env_step": trainer.env_step, **figures}
+    )
     for name, value in figures.items():
         writer.add_scalar(name, value, trainer.update_idx)
 
@@ -267,8 +388,10 @@ def record(trainer: Trainer, writer: SummaryWriter, figures: dict[str, float], *
 def epoch_line(trainer: Trainer, figures: dict[str, float], *, is_best: bool) -> str:
     shares = ", ".join(f"{name} {figures[f'eval/share/{name}']:.0%}" for name in trainer.pool.names)
     return (
-        f"epoch {trainer.epoch}: validation return {figures['eval/return']:.3f}, quality {figures['eval/quality']:.3f}, calls {figures['eval/calls']:.2f}, "
-        f"cost {figures['eval/cost']:.3f}, threshold {figures['terminator/threshold']:.2f}; {shares}{' (best)' if is_best else ''}"
+        f"epoch {trainer.epoch}: validation return {figures['eval/return']:.3f}, quality"
+        f" {figures['eval/quality']:.3f}, calls {figures['eval/calls']:.2f}, cost"
+        f" {figures['eval/cost']:.3f}, threshold {figures['terminator/threshold']:.2f};"
+        f" {shares}{' (best)' if is_best else ''}"
     )
 
 
@@ -284,10 +407,16 @@ def new_run(config_path: Path, overrides: list[str]) -> Trainer:
 
 
 def resumed_run(path: Path, overrides: list[str]) -> Trainer:
-    """A trainer as it was at the run's last checkpoint, or at its start. Only the limit on expert calls may be overridden."""
+    """A trainer as it was at the run's last checkpoint, or at its start.
+
+    Only the limit on expert calls may be overridden.
+    """
     for flag in overrides:
         if flag.startswith("--") and flag.partition("=")[0] != "--train.max_expert_calls":
-            raise ConfigError(f"{flag} cannot be changed by --resume: it would make another run. Only --train.max_expert_calls may")
+            raise ConfigError(
+                f"{flag} cannot be changed by --resume: it would make another run. Only"
+                " --train.max_expert_calls may"
+            )
     config = load_run_config(path, overrides)
     set_threads(config.threads)
     trainer = Trainer(config, RunFolder(path, resume=True))
@@ -302,31 +431,63 @@ def resumed_run(path: Path, overrides: list[str]) -> Trainer:
 
 def main(arguments: list[str]) -> Path | None:
     """Run the command; returns the run's folder."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("--config", type=Path, help="default: configs/quickstart.yaml")
-    parser.add_argument("--resume", type=Path, metavar="RUN", help="continue this run from its last checkpoint")
-    parser.add_argument("--print_config", action="store_true", help="show the resolved configuration and stop")
-    parser.add_argument("--dry_run", action="store_true", help="check the configuration without weights or network, show the plan and stop")
+    parser.add_argument(
+        "--resume", type=Path, metavar="RUN", help="continue this run from its last checkpoint"
+    )
+    parser.add_argument(
+        "--print_config", action="store_true", help="show the resolved configuration and stop"
+    )
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="check the configuration without weights or network, show the plan and stop",
+    )
     options, overrides = parse(parser, arguments)
     if options.resume and options.config:
-        raise ConfigError(f"--resume {options.resume} goes on with the run's own configuration; leave --config out, or train a new run")
+        raise ConfigError(
+            f"--resume {options.resume} goes on with the run's own configuration; leave --config"
+            " out, or train a new run"
+        )
     config_path = options.config or Path("configs/quickstart.yaml")
     if options.dry_run or options.print_config:
         path = options.resume / "config.yaml" if options.resume else config_path
         config = load_config(path, overrides)
-        print(f"{path}: {plan_text(make_plan(config))}" if options.dry_run else dump_config(config).rstrip())
+        print(
+            f"{path}: {plan_text(make_plan(config))}"
+            if options.dry_run
+            else dump_config(config).rstrip()
+        )
         return None
     if is_helper():
         return help_encode()
-    trainer = resumed_run(options.resume, overrides) if options.resume else new_run(config_path, overrides)
+    trainer = (
+        resumed_run(options.resume, overrides)
+        if options.resume
+        else new_run(config_path, overrides)
+    )
     path, splits = trainer.folder.path, trainer.splits
-    print(f"{path}: {len(trainer.pool)} experts on {trainer.device}, {len(splits.train)} training and {len(splits.validation)} validation questions")
+    print(
+        f"{path}: {len(trainer.pool)} experts on {trainer.device}, {len(splits.train)} training and"
+        f" {len(splits.validation)} validation questions"
+    )
     if splits.num_merged:
-        print(f"{splits.num_merged} questions repeat others, within or across splits, and were left out")
+        print(
+            f"{splits.num_merged} questions repeat others, within or across splits, and were"
+            " left out"
+        )
     train(trainer)
     if trainer.agent.encoder.team:
         trainer.agent.encoder.team.stop()
-    print(f"agent and Terminator of the best epoch (validation return {trainer.best_return:.3f}) are in {path}. Evaluate: python test_ppo_multi.py --run {path}")
+    print(
+        f"agent and Terminator of the best epoch (validation return {trainer.best_return:.3f}) are"
+        f" in {path}. Evaluate: python test_ppo_multi.py --run {path}"
+    )
     return path
 
 

@@ -1,7 +1,8 @@
 """Every answer ever generated, on disk: one SQLite file shared by runs and processes.
 
-Expert answers cost GPU-hours, so they are written batch by batch and never generated twice. The first write of a key wins, and a
-writer reads back what won, so two processes that race for a key go on with the same answer.
+Expert answers cost GPU-hours, so they are written batch by batch and never generated twice. The
+first write of a key wins, and a writer reads back what won, so two processes that race for a key go
+on with the same answer.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from runtime.errors import StoreError
 SQLITE_MAGIC = b"SQLite format 3\0"
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
-    key BLOB PRIMARY KEY, expert TEXT NOT NULL, prompt TEXT NOT NULL, text TEXT NOT NULL, prompt_tokens INTEGER NOT NULL,
-    completion_tokens INTEGER NOT NULL, latency_s REAL NOT NULL, prompt_cut INTEGER NOT NULL, made_with TEXT NOT NULL
+    key BLOB PRIMARY KEY, expert TEXT NOT NULL, prompt TEXT NOT NULL, text TEXT NOT NULL,
+    prompt_tokens INTEGER NOT NULL,
+    completion_tokens INTEGER NOT NULL, latency_s REAL NOT NULL,
+    prompt_cut INTEGER NOT NULL, made_with TEXT NOT NULL
 ) WITHOUT ROWID
 """
 COLUMNS = "text, prompt_tokens, completion_tokens, latency_s, prompt_cut"
@@ -51,7 +54,10 @@ class StoredAnswer:
 
 
 def answer_key(identity: dict[str, Any], prompt: str, decoding: dict[str, Any]) -> bytes:
-    """128-bit key of an answer: expert identity, rendered prompt, decoding parameters. Same key, same answer."""
+    """128-bit key of an answer: expert identity, rendered prompt, decoding parameters.
+
+    Same key, same answer.
+    """
     canonical = json.dumps([identity, prompt, decoding], sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).digest()[:16]
 
@@ -59,8 +65,9 @@ def answer_key(identity: dict[str, Any], prompt: str, decoding: dict[str, Any]) 
 class AnswerStore:
     """Key-value store of answers.
 
-    WAL mode; where the file system cannot share memory (some network mounts) SQLite falls back to a rollback journal.
-    Raises StoreError when the file is damaged, somebody else's, locked for over a minute, or the disk is full.
+    WAL mode; where the file system cannot share memory (some network mounts) SQLite falls back to a
+    rollback journal. Raises StoreError when the file is damaged, somebody else's, locked for over a
+    minute, or the disk is full.
     """
 
     def __init__(self, path: Path | str, made_with: dict[str, str] | None = None):
@@ -70,12 +77,22 @@ class AnswerStore:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._db = sqlite3.connect(self.path, timeout=60.0, isolation_level=None)
-            tables = self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-            if tables and [column for _, column, *_ in self._db.execute("PRAGMA table_info(answers)")] != ALL_COLUMNS:
+            tables = self._db.execute(
+                "SELECT name FROM sqlite_master WHERE type = 'table'"
+            ).fetchall()
+            if (
+                tables
+                and [column for _, column, *_ in self._db.execute("PRAGMA table_info(answers)")]
+                != ALL_COLUMNS
+            ):
                 self._db.close()
-                raise StoreError(f"{self.path}: an SQLite file of other tables, so no answer store. Let pool.store name another path.")
+                raise StoreError(
+                    f"{self.path}: an SQLite file of other tables, so no answer store. Let"
+                    " pool.store name another path."
+                )
             mode = self._db.execute("PRAGMA journal_mode=WAL").fetchone()[0]
-            # A power cut may lose the last transactions of a WAL under NORMAL, a killed process loses none.
+            # A power cut may lose the last transactions of a WAL under NORMAL, a killed process
+            # loses none.
             self._db.execute(f"PRAGMA synchronous={'NORMAL' if mode == 'wal' else 'FULL'}")
             self._db.execute(SCHEMA)
         except sqlite3.Error as error:
@@ -83,14 +100,22 @@ class AnswerStore:
 
     def _explained(self, error: sqlite3.Error) -> StoreError:
         if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
-            return StoreError(f"{self.path}: {error}. Free some space and run again: what was stored is safe.")
+            return StoreError(
+                f"{self.path}: {error}. Free some space and run again: what was stored is safe."
+            )
         if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
-            return StoreError(f"{self.path}: {error}. Another process has held it for over a minute.")
+            return StoreError(
+                f"{self.path}: {error}. Another process has held it for over a minute."
+            )
         if "not a database" in str(error):
-            return StoreError(f"{self.path}: {error}, so no answer store. Let pool.store name another path, or move the file away to start an empty one.")
+            return StoreError(
+                f"{self.path}: {error}, so no answer store. Let pool.store name another path, or"
+                " move the file away to start an empty one."
+            )
         return StoreError(
-            f"{self.path}: {error}. If the store is damaged, rescue what can be read with\n"
-            f"    python scripts/store.py rebuild {self.path}\nor move the file away to start an empty one."
+            f"{self.path}: {error}. If the store is damaged, rescue what can be read with\n   "
+            f" python scripts/store.py rebuild {self.path}\nor move the file away to start an empty"
+            " one."
         )
 
     def __len__(self) -> int:
@@ -111,16 +136,23 @@ class AnswerStore:
             chunk = wanted[start : start + LOOKUP_CHUNK]
             marks = ",".join("?" * len(chunk))
             rows = self._run(f"SELECT key, {COLUMNS} FROM answers WHERE key IN ({marks})", chunk)
-            out.update({key: Answer(*values[:-1], prompt_cut=bool(values[-1])) for key, *values in rows})
+            out.update(
+                {key: Answer(*values[:-1], prompt_cut=bool(values[-1])) for key, *values in rows}
+            )
         return out
 
     def put_many(self, answers: Sequence[StoredAnswer]) -> dict[bytes, Answer]:
-        """Store in one transaction and return what the store now holds: an earlier writer's answer where there was one."""
+        """Store in one transaction and return what the store now holds: an earlier writer's answer
+        where there was one.
+        """
         rows = [(a.key, a.expert, a.prompt, *astuple(a.answer), self.made_with) for a in answers]
         try:
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                self._db.executemany("INSERT INTO answers VALUES (?,?,?,?,?,?,?,?,?) ON CONFLICT(key) DO NOTHING", rows)
+                self._db.executemany(
+                    "INSERT INTO answers VALUES (?,?,?,?,?,?,?,?,?) ON CONFLICT(key) DO NOTHING",
+                    rows,
+                )
                 self._db.execute("COMMIT")
             except BaseException:
                 if self._db.in_transaction:
@@ -132,7 +164,10 @@ class AnswerStore:
 
     def counts(self) -> list[tuple[str, int, int]]:
         """Name, answers and generated tokens of every expert."""
-        return self._run("SELECT expert, COUNT(*), SUM(completion_tokens) FROM answers GROUP BY expert ORDER BY expert")
+        return self._run(
+            "SELECT expert, COUNT(*), SUM(completion_tokens) FROM answers GROUP BY expert ORDER BY"
+            " expert"
+        )
 
     def check(self) -> None:
         """Read the whole file. Raises StoreError when it is damaged."""
@@ -140,23 +175,39 @@ class AnswerStore:
             raise self._explained(sqlite3.DatabaseError(verdict))
 
     def merge(self, other: Path) -> tuple[int, int]:
-        """Take over another store's answers; where both have one, this store's stays. Returns how many came, and how many of the rest differ in text."""
+        """Take over another store's answers; where both have one, this store's stays.
+
+        Returns how many came, and how many of the rest differ in text.
+        """
         before = len(self)
         self._run("ATTACH ? AS other", [str(other)])
         try:
             self._run("INSERT OR IGNORE INTO main.answers SELECT * FROM other.answers")
-            differ = self._run("SELECT COUNT(*) FROM other.answers AS theirs JOIN main.answers AS ours USING (key) WHERE theirs.text != ours.text")[0][0]
+            differ = self._run(
+                "SELECT COUNT(*) FROM other.answers AS theirs JOIN main.answers AS ours USING (key)"
+                " WHERE theirs.text != ours.text"
+            )[0][0]
         finally:
             self._run("DETACH other")
         return len(self) - before, differ
 
     def move(self, expert: str, other: Path) -> int:
-        """Move an expert's answers into another store; returns how many. An answer leaves here only once it is there."""
+        """Move an expert's answers into another store; returns how many.
+
+        An answer leaves here only once it is there.
+        """
         AnswerStore(other).close()
         self._run("ATTACH ? AS other", [str(other)])
         try:
-            self._run("INSERT OR IGNORE INTO other.answers SELECT * FROM main.answers WHERE expert = ?", [expert])
-            self._run("DELETE FROM main.answers WHERE expert = ? AND key IN (SELECT key FROM other.answers)", [expert])
+            self._run(
+                "INSERT OR IGNORE INTO other.answers SELECT * FROM main.answers WHERE expert = ?",
+                [expert],
+            )
+            self._run(
+                "DELETE FROM main.answers WHERE expert = ? AND key IN (SELECT key FROM"
+                " other.answers)",
+                [expert],
+            )
             moved = self._run("SELECT changes()")[0][0]
         finally:
             self._run("DETACH other")
@@ -168,26 +219,38 @@ class AnswerStore:
 
 
 def rebuild(path: Path) -> int:
-    """Copy every readable answer of a damaged store into a new one that takes its place; the old file is kept beside it.
+    """Copy every readable answer of a damaged store into a new one that takes its place; the old
+    file is kept beside it.
 
-    Returns the number rescued. Raises StoreError for a file that never was a store. Rows are read in 4,096 ranges of keys, so that a damaged page costs its own range at most.
+    Returns the number rescued. Raises StoreError for a file that never was a store. Rows are read
+    in 4,096 ranges of keys, so that a damaged page costs its own range at most.
     """
     with path.open("rb") as file:
         if file.read(len(SQLITE_MAGIC)) != SQLITE_MAGIC:
-            raise StoreError(f"{path}: no SQLite file, or its very beginning is damaged: nothing can be rescued from it")
+            raise StoreError(
+                f"{path}: no SQLite file, or its very beginning is damaged: nothing can be rescued"
+                " from it"
+            )
     fresh_path = path.with_name(path.name + ".rebuilt")
     fresh_path.unlink(missing_ok=True)
     fresh, damaged = sqlite3.connect(fresh_path), sqlite3.connect(path)
     fresh.execute(SCHEMA)
     lost = 0
     for prefix in range(4096):
-        bounds = (prefix << 4).to_bytes(2, "big"), ((prefix + 1) << 4).to_bytes(3, "big")[1:] if prefix < 4095 else b"\xff" * 17
-        lost += not any([_copy_range(damaged, fresh, bounds, direction) for direction in ("ASC", "DESC")])
+        bounds = (
+            (prefix << 4).to_bytes(2, "big"),
+            (((prefix + 1) << 4).to_bytes(3, "big")[1:] if prefix < 4095 else b"\xff" * 17),
+        )
+        lost += not any(
+            [_copy_range(damaged, fresh, bounds, direction) for direction in ("ASC", "DESC")]
+        )
     damaged.close()
     if lost == 4096:
         fresh.close()
         fresh_path.unlink()
-        raise StoreError(f"{path}: no answer can be read from it, if it ever was a store; it is left as it is")
+        raise StoreError(
+            f"{path}: no answer can be read from it, if it ever was a store; it is left as it is"
+        )
     fresh.commit()
     count = fresh.execute("SELECT COUNT(*) FROM answers").fetchone()[0]
     fresh.close()
@@ -200,10 +263,19 @@ def rebuild(path: Path) -> int:
     return count
 
 
-def _copy_range(damaged: sqlite3.Connection, fresh: sqlite3.Connection, bounds: tuple[bytes, bytes], direction: str) -> bool:
-    """Copy the answers with keys in [low, high) until a damaged page is met; whether there was none."""
+def _copy_range(
+    damaged: sqlite3.Connection,
+    fresh: sqlite3.Connection,
+    bounds: tuple[bytes, bytes],
+    direction: str,
+) -> bool:
+    """Copy the answers with keys in [low, high) until a damaged page is met; whether there was
+    none.
+    """
     try:
-        for row in damaged.execute(f"SELECT * FROM answers WHERE key >= ? AND key < ? ORDER BY key {direction}", bounds):
+        for row in damaged.execute(
+            f"SELECT * FROM answers WHERE key >= ? AND key < ? ORDER BY key {direction}", bounds
+        ):
             fresh.execute("INSERT OR IGNORE INTO answers VALUES (?,?,?,?,?,?,?,?,?)", row)
     except sqlite3.DatabaseError:
         return False
@@ -212,5 +284,7 @@ def _copy_range(damaged: sqlite3.Connection, fresh: sqlite3.Connection, bounds: 
 
 def _free_name(path: Path) -> Path:
     """`path`, or the first of path-2, path-3 ... that does not exist."""
-    candidates = (path if n == 1 else path.with_name(f"{path.name}-{n}") for n in itertools.count(1))
+    candidates = (
+        path if n == 1 else path.with_name(f"{path.name}-{n}") for n in itertools.count(1)
+    )
     return next(candidate for candidate in candidates if not candidate.exists())

@@ -1,7 +1,9 @@
-"""Who is asked when: prompts go to the experts' inboxes, and answers come back as each expert finishes them.
+"""Who is asked when: prompts go to the experts' inboxes, and answers come back as each expert
+finishes them.
 
-Of the experts of this process the one with most to do gets the next round of tokens; remote ones work at the same time. Nobody
-waits for all: what is asked while an expert is at work joins that work where there is room.
+Of the experts of this process the one with most to do gets the next round of tokens; remote ones
+work at the same time. Nobody waits for all: what is asked while an expert is at work joins that
+work where there is room.
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ Keep = Callable[[int, list[tuple[bytes, str, Answer | None]]], None]
 
 
 class Inbox:
-    """Prompts for one expert, numbered as they come. Safe to fill from one thread and empty from another."""
+    """Prompts for one expert, numbered as they come.
+
+    Safe to fill from one thread and empty from another.
+    """
 
     def __init__(self, prompts: Sequence[str] = ()):
         self._waiting, self._num_put = deque(enumerate(prompts)), len(prompts)
@@ -48,13 +53,16 @@ class Inbox:
 class Expert(Protocol):
     """What the pool asks of an expert kind.
 
-    `answer` takes rendered prompts out of the inbox as it has room, until the inbox is empty and all are answered, and yields what is
-    finished, numbered as in the inbox. It yields now and then without anything finished, to be given more. An answer None: this
-    request failed for good, and the run is to go on.
+    `answer` takes rendered prompts out of the inbox as it has room, until the inbox is empty and
+    all are answered, and yields what is finished, numbered as in the inbox. It yields now and then
+    without anything finished, to be given more. An answer None: this request failed for good, and
+    the run is to go on.
     """
 
     config: ExpertConfig
-    is_remote: bool  # works elsewhere, so that it is asked at the same time as others, from a thread
+    is_remote: (
+        bool  # works elsewhere, so that it is asked at the same time as others, from a thread
+    )
 
     def identity(self) -> dict[str, Any]: ...
     def decoding(self) -> dict[str, Any]: ...
@@ -83,7 +91,8 @@ class Line:
 class Dispatcher:
     """Lines to all experts, and which of them are loaded.
 
-    `memory_gb` bounds the weights loaded in this process: the least recently used expert that is not at work leaves first.
+    `memory_gb` bounds the weights loaded in this process: the least recently used expert that is
+    not at work leaves first.
     """
 
     def __init__(self, experts: Sequence[Expert], memory_gb: float | None):
@@ -94,7 +103,9 @@ class Dispatcher:
 
     def _reset(self) -> None:
         self._lines = [Line(expert) for expert in self.experts]
-        self._waiting: dict[int, None] = {}  # experts without a stream that have been asked, who was asked first in front
+        self._waiting: dict[
+            int, None
+        ] = {}  # experts without a stream that have been asked, who was asked first in front
         self._errors: list[Exception] = []
 
     def ask(self, expert_idx: int, key: bytes, prompt: str) -> None:
@@ -108,11 +119,13 @@ class Dispatcher:
         return not any(line.asked for line in self._lines)
 
     def advance(self, keep: Keep) -> None:
-        """A round of the local expert that has most to do, and what has arrived from remote ones; waits for these where there is nothing else.
+        """A round of the local expert that has most to do, and what has arrived from remote ones;
+        waits for these where there is nothing else.
 
         `keep(expert_idx, rows)` is handed every batch, as rows (key, prompt, answer).
 
-        Raises what an expert raised, after the others have finished: what they were asked is needed all the same.
+        Raises what an expert raised, after the others have finished: what they were asked is needed
+        all the same.
         """
         try:
             self._advance(keep)
@@ -126,17 +139,28 @@ class Dispatcher:
 
     def _advance(self, keep: Keep) -> None:
         self._open_streams()
-        local = [idx for idx, line in enumerate(self._lines) if line.stream is not None and line.arriving is None]
-        if local:  # a full batch costs little more than a small one, and those of the others grow meanwhile
+        local = [
+            idx
+            for idx, line in enumerate(self._lines)
+            if line.stream is not None and line.arriving is None
+        ]
+        # A full batch costs little more than a small one, and those of the others grow meanwhile
+        if local:
             idx = max(local, key=lambda idx: len(self._lines[idx].asked))
             self._receive(idx, lambda: next(self._lines[idx].stream, None), keep)
-        arriving = {line.arriving: idx for idx, line in enumerate(self._lines) if line.arriving is not None}
+        arriving = {
+            line.arriving: idx for idx, line in enumerate(self._lines) if line.arriving is not None
+        }
         if arriving:
-            for arrived in wait(arriving, timeout=0 if local else None, return_when=FIRST_COMPLETED).done:
+            for arrived in wait(
+                arriving, timeout=0 if local else None, return_when=FIRST_COMPLETED
+            ).done:
                 self._receive(arriving[arrived], arrived.result, keep)
 
     def _open_streams(self) -> None:
-        """Start every expert that waits and has room; those already there first, so that none is loaded twice for what it could do at once."""
+        """Start every expert that waits and has room; those already there first, so that none is
+        loaded twice for what it could do at once.
+        """
         for idx in sorted(self._waiting, key=lambda idx: idx not in self.loaded):
             line = self._lines[idx]
             try:
@@ -178,7 +202,10 @@ class Dispatcher:
         self._lines[idx] = Line(self.experts[idx])
 
     def _make_room(self, idx: int) -> bool:
-        """Load an expert, after evicting others where the memory limit asks for it. False: those at work leave no room yet."""
+        """Load an expert, after evicting others where the memory limit asks for it.
+
+        False: those at work leave no room yet.
+        """
         expert = self.experts[idx]
         if expert.is_remote:  # takes none of this process's memory
             expert.load()
@@ -187,10 +214,20 @@ class Dispatcher:
             self.loaded.pop(idx)
         else:
             idle = [other for other in self.loaded if self._lines[other].stream is None]
-            short = 0.0 if self.memory_gb is None else self._used_gb() + expert.memory_gb - self.memory_gb
-            if short > sum(self.experts[other].memory_gb for other in idle) and len(idle) < len(self.loaded):
+            short = (
+                0.0
+                if self.memory_gb is None
+                else self._used_gb() + expert.memory_gb - self.memory_gb
+            )
+            if short > sum(self.experts[other].memory_gb for other in idle) and len(idle) < len(
+                self.loaded
+            ):
                 return False
-            while idle and self.memory_gb is not None and self._used_gb() + expert.memory_gb > self.memory_gb:
+            while (
+                idle
+                and self.memory_gb is not None
+                and self._used_gb() + expert.memory_gb > self.memory_gb
+            ):
                 self.experts[idle[0]].unload()
                 self.loaded.pop(idle.pop(0))
             expert.load()
@@ -203,7 +240,9 @@ class Dispatcher:
 
 
 def _in_background(run: Callable[..., Any], *arguments: Any) -> Future[Any]:
-    """Run in a thread that the end of the process does not wait for: after an interrupt a request may be open for minutes."""
+    """Run in a thread that the end of the process does not wait for: after an interrupt a request
+    may be open for minutes.
+    """
     future: Future[Any] = Future()
 
     def work() -> None:

@@ -1,4 +1,5 @@
-"""Expert kind `endpoint`: a model behind one or several OpenAI-compatible servers (vLLM, SGLang, TGI, llama.cpp, Ollama, transformers serve).
+"""Expert kind `endpoint`: a model behind one or several OpenAI-compatible servers (vLLM, SGLang,
+TGI, llama.cpp, Ollama, transformers serve).
 
 prompt_format chat asks /chat/completions, the others ask /completions.
 """
@@ -27,7 +28,8 @@ from runtime.files import whole_text
 
 CONNECT_S = 10.0  # a server that is up accepts a connection at once, however slow its model
 MAX_RETRY_AFTER_S = 120.0  # the most that one try waits: a run does not stand still for a day
-FIRST_WAIT_S = 1.0  # a failing replica is left alone for 1, 2, 4 ... 64 seconds, and up to half as long again by chance
+# A failing replica is left alone for 1, 2, 4 ... 64 seconds, and up to half as long again by chance
+FIRST_WAIT_S = 1.0
 MAX_DOUBLINGS = 6
 POLL_S = 0.05  # between two looks for a free replica
 CHARACTERS_PER_TOKEN = 4  # of English text, where a server does not count
@@ -57,56 +59,93 @@ class Replica:
 
     def set_aside(self, at_least_s: float) -> float:
         """Leave it alone, longer after each failure in a row; returns for how long, in seconds."""
-        wait_s = FIRST_WAIT_S * 2 ** min(self.num_failures, MAX_DOUBLINGS) * self.jitter.uniform(1.0, 1.5)
+        wait_s = (
+            FIRST_WAIT_S
+            * 2 ** min(self.num_failures, MAX_DOUBLINGS)
+            * self.jitter.uniform(1.0, 1.5)
+        )
         self.num_failures += 1
         self.away_until = time.monotonic() + max(wait_s, at_least_s)
         return max(wait_s, at_least_s)
 
 
 class EndpointExpert:
-    """One model on remote servers. A request that fails is tried again on another replica, or on the same one after a growing wait."""
+    """One model on remote servers.
+
+    A request that fails is tried again on another replica, or on the same one after a growing wait.
+    """
 
     is_remote = True
     memory_gb = 0.0
 
     def __init__(self, config: EndpointExpertConfig):
         self.config = config
-        if any(parts.scheme not in ("http", "https") or "@" in parts.netloc or parts.query for parts in map(urlsplit, config.urls)):
-            raise ExpertError(f"expert {config.name}: urls are http(s)://host:port/v1, without password or query: they are saved with the run, keys belong in api_key_env")
+        if any(
+            parts.scheme not in ("http", "https") or "@" in parts.netloc or parts.query
+            for parts in map(urlsplit, config.urls)
+        ):
+            raise ExpertError(
+                f"expert {config.name}: urls are http(s)://host:port/v1, without password or query:"
+                " they are saved with the run, keys belong in api_key_env"
+            )
         self.prompt_format = PromptFormat.of(config)
         self.replicas = [Replica(url) for url in config.urls]
         self._error: ExpertError | None = None  # what ended the current call of answer
         self._estimates_tokens = False
 
     def identity(self) -> dict[str, Any]:
-        """What makes this expert's answers its own. Not the URL: the same model on another machine gives the same answers."""
+        """What makes this expert's answers its own.
+
+        Not the URL: the same model on another machine gives the same answers.
+        """
         config = self.config
-        return {"kind": "endpoint", "model": config.model, "revision": config.revision, "format": self.prompt_format.identity(), "stop": list(config.stop)}
+        return {
+            "kind": "endpoint",
+            "model": config.model,
+            "revision": config.revision,
+            "format": self.prompt_format.identity(),
+            "stop": list(config.stop),
+        }
 
     def decoding(self) -> dict[str, Any]:
         return self.config.decoding.model_dump()
 
     def render(self, question: str, previous_answer: str | None, ktp: str) -> str:
-        """The prompt as sent: the text, or for prompt_format chat the messages as JSON (the server applies its template)."""
-        return self.prompt_format.render(question, previous_answer, ktp, lambda messages, **_: json.dumps(messages, ensure_ascii=False))
+        """The prompt as sent: the text, or for prompt_format chat the messages as JSON (the server
+        applies its template).
+        """
+        return self.prompt_format.render(
+            question,
+            previous_answer,
+            ktp,
+            lambda messages, **_: json.dumps(messages, ensure_ascii=False),
+        )
 
     def load(self) -> None:
         """Look for the key. Raises ExpertError when its environment variable is not set."""
         if self.config.api_key_env and not os.environ.get(self.config.api_key_env):
-            raise ExpertError(f"expert {self.config.name}: the environment variable {self.config.api_key_env} (api_key_env) is not set")
+            raise ExpertError(
+                f"expert {self.config.name}: the environment variable {self.config.api_key_env}"
+                " (api_key_env) is not set"
+            )
 
     def unload(self) -> None:
         """Nothing of it is in this machine's memory."""
 
     @property
     def _key(self) -> str:
-        """The key, read when needed and kept nowhere. Servers without keys get a word: the client insists on one."""
+        """The key, read when needed and kept nowhere.
+
+        Servers without keys get a word: the client insists on one.
+        """
         return os.environ[self.config.api_key_env] if self.config.api_key_env else "none"
 
     def answer(self, prompts: Sequence[str] | Inbox) -> Iterator[list[tuple[int, Answer | None]]]:
-        """Answers as they arrive, in lists of (number, answer); None for a request that failed for good under on_failure empty.
+        """Answers as they arrive, in lists of (number, answer); None for a request that failed for
+        good under on_failure empty.
 
-        Raises ExpertError when a request fails for good under on_failure stop, after what was in flight has been yielded.
+        Raises ExpertError when a request fails for good under on_failure stop, after what was in
+        flight has been yielded.
         """
         self.load()
         self._error = None
@@ -116,15 +155,26 @@ class EndpointExpert:
             try:
                 while True:
                     if self._error is None:
-                        running |= {runner.get_loop().create_task(self._ask(prompt)): number for number, prompt in inbox.take(num_slots - len(running))}
+                        running |= {
+                            runner.get_loop().create_task(self._ask(prompt)): number
+                            for number, prompt in inbox.take(num_slots - len(running))
+                        }
                     if not running:
                         break
-                    patience = POLL_S if len(running) < num_slots else None  # with room left, look whether more is asked
-                    done, _ = runner.run(asyncio.wait(running, timeout=patience, return_when=asyncio.FIRST_COMPLETED))
+                    patience = (
+                        POLL_S if len(running) < num_slots else None
+                    )  # with room left, look whether more is asked
+                    done, _ = runner.run(
+                        asyncio.wait(running, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+                    )
                     if not done:
                         continue
                     ended = [(running.pop(task), task) for task in done]
-                    yield [(number, task.result()) for number, task in ended if not isinstance(task.exception(), ExpertError)]
+                    yield [
+                        (number, task.result())
+                        for number, task in ended
+                        if not isinstance(task.exception(), ExpertError)
+                    ]
             finally:
                 for task in running:
                     task.cancel()
@@ -134,10 +184,14 @@ class EndpointExpert:
     @contextlib.contextmanager
     def _connected(self) -> Iterator[asyncio.Runner]:
         """An event loop, and a client for each replica."""
-        timeout = openai.Timeout(None, connect=min(CONNECT_S, self.config.timeout_s))  # the deadline of a whole request is _complete's
+        timeout = openai.Timeout(
+            None, connect=min(CONNECT_S, self.config.timeout_s)
+        )  # the deadline of a whole request is _complete's
         with asyncio.Runner() as runner:
             for replica in self.replicas:
-                replica.client = openai.AsyncOpenAI(api_key=self._key, base_url=replica.url, timeout=timeout, max_retries=0)
+                replica.client = openai.AsyncOpenAI(
+                    api_key=self._key, base_url=replica.url, timeout=timeout, max_retries=0
+                )
             try:
                 yield runner
             finally:
@@ -146,7 +200,10 @@ class EndpointExpert:
                     replica.client = None
 
     async def _ask(self, prompt: str) -> Answer | None:
-        """One request with all its tries. Raises ExpertError naming replica, reason and number of tries."""
+        """One request with all its tries.
+
+        Raises ExpertError naming replica, reason and number of tries.
+        """
         failed_on: set[Replica] = set()
         tries = 0
         while tries <= self.config.max_retries:
@@ -159,31 +216,52 @@ class EndpointExpert:
                 if status is not None and 400 <= status < 500 and status not in PASSING:
                     break  # its own fault: another try would end the same
                 failed_on.add(replica)
-                if not replica.is_away:  # else it is known: a failure of requests sent together counts once
+                if (
+                    not replica.is_away
+                ):  # else it is known: a failure of requests sent together counts once
                     wait_s = replica.set_aside(_retry_after_s(error))
-                    log.warning("expert %s: %s is set aside for %.1f s: %s", self.config.name, replica.url, wait_s, reason)
+                    log.warning(
+                        "expert %s: %s is set aside for %.1f s: %s",
+                        self.config.name,
+                        replica.url,
+                        wait_s,
+                        reason,
+                    )
             else:
                 replica.num_failures = 0
                 return answer
             finally:
                 replica.in_flight -= 1
-        message = f"expert {self.config.name}: {replica.url}: {reason} (tries: {tries}, replicas: {len(self.replicas)})"
+        message = (
+            f"expert {self.config.name}: {replica.url}: {reason} (tries: {tries}, replicas:"
+            f" {len(self.replicas)})"
+        )
         if self.config.on_failure == "empty" and status not in SETTINGS:
             log.warning("%s; going on with an empty answer that is not stored", message)
             return None
-        self._error = ExpertError(f"{message}. What was answered is stored: mend the server or its settings and continue with --resume.")
+        self._error = ExpertError(
+            f"{message}. What was answered is stored: mend the server or its settings and continue"
+            " with --resume."
+        )
         raise self._error
 
     async def _free_replica(self, failed_on: set[Replica]) -> Replica:
-        """Wait for a replica with room and take a place on it; one where this request failed only when no other is in use.
+        """Wait for a replica with room and take a place on it; one where this request failed only
+        when no other is in use.
 
-        While another works, one whose last answer was a failure gets a single request at a time. Raises the ExpertError that ended another request.
+        While another works, one whose last answer was a failure gets a single request at a time.
+        Raises the ExpertError that ended another request.
         """
         while self._error is None:
             in_use = [replica for replica in self.replicas if not replica.is_away]
             is_one_sound = any(replica.num_failures == 0 for replica in in_use)
             in_use = [replica for replica in in_use if replica not in failed_on] or in_use
-            free = [replica for replica in in_use if replica.in_flight < (1 if replica.num_failures and is_one_sound else self.config.concurrency)]
+            free = [
+                replica
+                for replica in in_use
+                if replica.in_flight
+                < (1 if replica.num_failures and is_one_sound else self.config.concurrency)
+            ]
             if free:
                 replica = min(free, key=lambda replica: replica.in_flight)
                 replica.in_flight += 1
@@ -193,27 +271,56 @@ class EndpointExpert:
 
     async def _complete(self, replica: Replica, prompt: str) -> Answer:
         """One try, which may take timeout_s. Raises APIError, ReplyError or TimeoutError."""
-        is_chat, decoding, start = self.config.prompt_format == "chat", self.config.decoding, time.perf_counter()
-        options: dict[str, Any] = {"model": self.config.model, "max_tokens": decoding.max_new_tokens, "temperature": decoding.temperature, "top_p": decoding.top_p}
-        options |= {"seed": decoding.seed} | ({"stop": list(self.config.stop)} if self.config.stop else {})
+        is_chat, decoding, start = (
+            self.config.prompt_format == "chat",
+            self.config.decoding,
+            time.perf_counter(),
+        )
+        options: dict[str, Any] = {
+            "model": self.config.model,
+            "max_tokens": decoding.max_new_tokens,
+            "temperature": decoding.temperature,
+            "top_p": decoding.top_p,
+        }
+        options |= {"seed": decoding.seed} | (
+            {"stop": list(self.config.stop)} if self.config.stop else {}
+        )
         async with asyncio.timeout(self.config.timeout_s):
             try:
                 if is_chat:
-                    reply = await replica.client.chat.completions.create(messages=json.loads(prompt), **options)
+                    reply = await replica.client.chat.completions.create(
+                        messages=json.loads(prompt), **options
+                    )
                 else:
                     reply = await replica.client.completions.create(prompt=prompt, **options)
                 text = reply.choices[0].message.content if is_chat else reply.choices[0].text
-                usage = [getattr(reply.usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
+                usage = [
+                    getattr(reply.usage, name, None)
+                    for name in ("prompt_tokens", "completion_tokens")
+                ]
                 text = whole_text(text or "")
-            except (ValueError, AttributeError, TypeError, IndexError) as error:  # the client checks neither JSON nor fields
+            except (
+                ValueError,
+                AttributeError,
+                TypeError,
+                IndexError,
+            ) as error:  # the client checks neither JSON nor fields
                 raise ReplyError from error
-        tokens = [count if isinstance(count, int) else self._estimate_tokens(counted) for count, counted in zip(usage, (prompt, text), strict=True)]
+        tokens = [
+            count if isinstance(count, int) else self._estimate_tokens(counted)
+            for count, counted in zip(usage, (prompt, text), strict=True)
+        ]
         return Answer(before_stop(text, self.config.stop), *tokens, time.perf_counter() - start)
 
     def _estimate_tokens(self, text: str) -> int:
         if not self._estimates_tokens:
             self._estimates_tokens = True
-            log.warning("expert %s: the server does not count tokens; %d characters are charged as one token", self.config.name, CHARACTERS_PER_TOKEN)
+            log.warning(
+                "expert %s: the server does not count tokens; %d characters are charged as one"
+                " token",
+                self.config.name,
+                CHARACTERS_PER_TOKEN,
+            )
         return -(-len(text) // CHARACTERS_PER_TOKEN)
 
     def _reason(self, error: Exception) -> str:
@@ -233,6 +340,12 @@ class EndpointExpert:
 
 
 def _retry_after_s(error: Exception) -> float:
-    """How long the server asks to be left alone, in seconds, within reason; 0 where it does not say."""
-    header = error.response.headers.get("retry-after", "") if isinstance(error, openai.APIStatusError) else ""
+    """How long the server asks to be left alone, in seconds, within reason; 0 where it does not
+    say.
+    """
+    header = (
+        error.response.headers.get("retry-after", "")
+        if isinstance(error, openai.APIStatusError)
+        else ""
+    )
     return min(float(header), MAX_RETRY_AFTER_S) if header.isdecimal() else 0.0

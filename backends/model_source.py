@@ -6,7 +6,9 @@ import functools
 import hashlib
 from pathlib import Path
 
-LOCAL_MODELS = Path("models")  # where scripts/get_small_llms.py puts models, by the last part of their hub id
+LOCAL_MODELS = Path(
+    "models"
+)  # where scripts/get_small_llms.py puts models, by the last part of their hub id
 CHUNK_BYTES = 1 << 20
 
 
@@ -20,14 +22,28 @@ def resolve_source(source: str) -> str:
 
 @functools.cache
 def weights_fingerprint(folder: str) -> str:
-    """Hash of a model folder: its small files whole; of each weight file the size and a MiB from its start, middle and end.
+    """Hash of a model folder: its small files whole; of each weight file the size and a MiB from
+    its start, middle and end.
 
-    Reading all of a 14 GB model would take longer than loading it; retrained or requantised weights differ everywhere.
+    Reading all of a 14 GB model would take longer than loading it; retrained or requantised weights
+    differ everywhere.
     """
     digest = hashlib.sha256()
     for path in sorted(Path(folder).iterdir()):
         size = path.stat().st_size
-        if path.suffix not in (".json", ".safetensors", ".bin", ".gguf", ".txt", ".model", ".jinja") or path.name == "PROVENANCE.json":
+        if (
+            path.suffix
+            not in (
+                ".json",
+                ".safetensors",
+                ".bin",
+                ".gguf",
+                ".txt",
+                ".model",
+                ".jinja",
+            )
+            or path.name == "PROVENANCE.json"
+        ):
             continue
         digest.update(f"{path.name}:{size}".encode())
         with path.open("rb") as file:

@@ -13,8 +13,16 @@ from config import HFExpertConfig
 from runtime.errors import ConfigError
 from runtime.machine import pick_device
 
-# Quantised: embeddings and norms stay in 16 bits and 4-bit blocks carry scales; 8 billion parameters of Llama 3 come to 1.13 and 0.75.
-BYTES_PER_PARAMETER = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2, "8bit": 1.15, "4bit": 0.75}
+# Quantised: embeddings and norms stay in 16 bits and 4-bit blocks carry scales; 8 billion
+# parameters of Llama 3 come to 1.13 and 0.75.
+BYTES_PER_PARAMETER = {
+    "float32": 4,
+    "bfloat16": 2,
+    "float16": 2,
+    "auto": 2,
+    "8bit": 1.15,
+    "4bit": 0.75,
+}
 
 
 def weights_gb(config: HFExpertConfig) -> float:
@@ -23,9 +31,14 @@ def weights_gb(config: HFExpertConfig) -> float:
 
 
 def check_placement(config: HFExpertConfig) -> None:
-    """Raises ConfigError, before anything is read, where a package or device that the settings need is missing."""
+    """Raises ConfigError, before anything is read, where a package or device that the settings need
+    is missing.
+    """
     if config.quantization and importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError(f"expert {config.name}: quantization {config.quantization} needs the package bitsandbytes: pip install -r requirements-optional.txt")
+        raise ConfigError(
+            f"expert {config.name}: quantization {config.quantization} needs the package"
+            " bitsandbytes: pip install -r requirements-optional.txt"
+        )
     if config.device_map and config.device_map.startswith(("cuda", "mps")):
         pick_device(config.device_map)
 
@@ -36,9 +49,17 @@ def loading_options(config: HFExpertConfig, device: torch.device) -> dict[str, A
     options = {"dtype": dtype, "device_map": config.device_map, "max_memory": config.max_memory}
     if config.quantization is None:
         return options
-    options["device_map"] = config.device_map or {"": device}  # quantised weights cannot be moved afterwards
+    options["device_map"] = config.device_map or {
+        "": device
+    }  # quantised weights cannot be moved afterwards
     if config.quantization == "8bit":
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at every matrix product of another type than float16
+        logging.getLogger("bitsandbytes").setLevel(
+            logging.ERROR
+        )  # it warns at every matrix product of another type than float16
         return options | {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
     compute_dtype = torch.bfloat16 if dtype == "auto" else dtype
-    return options | {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype)}
+    return options | {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype
+        )
+    }

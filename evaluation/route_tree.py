@@ -1,8 +1,9 @@
 """Every route a pool could take through a question, and the best of them.
 
-Answers are deterministic, so the routes of a question form a tree: experts branch, states of equal depth and equal answer are one
-node (and of equal expert, where the metric is `recorded`: texts that are equal, or missing, may have unequal scores). Dynamic
-programming over it gives what hindsight would have chosen, the yardstick of every table.
+Answers are deterministic, so the routes of a question form a tree: experts branch, states of equal
+depth and equal answer are one node (and of equal expert, where the metric is `recorded`: texts that
+are equal, or missing, may have unequal scores). Dynamic programming over it gives what hindsight
+would have chosen, the yardstick of every table.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ from rollout import Decision, Route
 class Level:
     """All nodes of all questions after the same number of calls.
 
-    `question` (N,): which question a node belongs to; `answers` (N): its current answer, None before the first call; `quality` (N,):
-    of that answer, 0 before the first call. `child` (N, K): index of the node in the next level that asking expert k leads to, -1
-    where the node was not expanded; `given` and `cost` (N, K): what expert k answered and what that cost.
+    `question` (N,): which question a node belongs to; `answers` (N): its current answer, None
+    before the first call; `quality` (N,): of that answer, 0 before the first call. `child` (N, K):
+    index of the node in the next level that asking expert k leads to, -1 where the node was not
+    expanded; `given` and `cost` (N, K): what expert k answered and what that cost.
     """
 
     question: np.ndarray
@@ -57,15 +59,26 @@ class RouteTree:
     def charges(self, depth: int, reward: RewardConfig) -> np.ndarray:
         """C of every call from level `depth` (N, K); 0 where the node was not expanded."""
         if (depth, reward) not in self._charges:
-            rows = [[0.0 if cost is None else charge(cost, reward) for cost in row] for row in self.levels[depth].cost]
+            rows = [
+                [0.0 if cost is None else charge(cost, reward) for cost in row]
+                for row in self.levels[depth].cost
+            ]
             self._charges[depth, reward] = np.array(rows).reshape(-1, self.num_experts)
         return self._charges[depth, reward]
 
-    def action_values(self, depth: int, reward: RewardConfig, next_values: np.ndarray) -> np.ndarray:
-        """Return-to-go (N, K) of asking each expert in each node, given the values of the next level's nodes; -inf where not expanded."""
+    def action_values(
+        self, depth: int, reward: RewardConfig, next_values: np.ndarray
+    ) -> np.ndarray:
+        """Return-to-go (N, K) of asking each expert in each node, given the values of the next
+        level's nodes; -inf where not expanded.
+        """
         child = self.levels[depth].child
-        next_values = np.append(next_values, 0.0)  # what child -1 takes: the next level may be empty
-        return np.where(child >= 0, next_values[child] - reward.alpha * self.charges(depth, reward), -np.inf)
+        next_values = np.append(
+            next_values, 0.0
+        )  # what child -1 takes: the next level may be empty
+        return np.where(
+            child >= 0, next_values[child] - reward.alpha * self.charges(depth, reward), -np.inf
+        )
 
 
 def max_calls(num_questions: int, num_experts: int, t_max: int) -> int:
@@ -73,26 +86,45 @@ def max_calls(num_questions: int, num_experts: int, t_max: int) -> int:
     return num_questions * sum(num_experts**depth for depth in range(1, t_max + 1))
 
 
-def grow(questions: Sequence[Question], pool: ExpertPool, t_max: int, *, expand_solved: bool, on_level: Callable[[int, int, int], None] | None = None) -> RouteTree:
+def grow(
+    questions: Sequence[Question],
+    pool: ExpertPool,
+    t_max: int,
+    *,
+    expand_solved: bool,
+    on_level: Callable[[int, int, int], None] | None = None,
+) -> RouteTree:
     """Ask every expert in every state, level by level, and score every answer.
 
-    `expand_solved=False` goes no further from an answer of quality 1: stopping there is best whatever a call costs. What is asked
-    goes through the answer store, so that an interrupted growth continues where it stopped. `on_level(depth, calls, new)` is told
-    before each level's first generation how many calls it makes and how many of them the store does not hold. Raises BudgetError as `pool.answer` does.
+    `expand_solved=False` goes no further from an answer of quality 1: stopping there is best
+    whatever a call costs. What is asked goes through the answer store, so that an interrupted
+    growth continues where it stopped. `on_level(depth, calls, new)` is told before each level's
+    first generation how many calls it makes and how many of them the store does not hold. Raises
+    BudgetError as `pool.answer` does.
     """
     num_experts = len(pool)
     levels = [Level(np.arange(len(questions)), [None] * len(questions), np.zeros(len(questions)))]
     for depth in range(t_max):
         level = levels[-1]
-        open_nodes = [n for n in range(len(level.answers)) if expand_solved or level.quality[n] < 1.0]
-        requests = [Request(k, questions[level.question[n]].text, level.answers[n]) for n in open_nodes for k in range(num_experts)]
-        answers = pool.answer(requests, functools.partial(on_level, depth + 1, len(requests)) if on_level else None)
+        open_nodes = [
+            n for n in range(len(level.answers)) if expand_solved or level.quality[n] < 1.0
+        ]
+        requests = [
+            Request(k, questions[level.question[n]].text, level.answers[n])
+            for n in open_nodes
+            for k in range(num_experts)
+        ]
+        answers = pool.answer(
+            requests, functools.partial(on_level, depth + 1, len(requests)) if on_level else None
+        )
         level.child = np.full((len(level.answers), num_experts), -1)
         level.given = [[None] * num_experts for _ in level.answers]
         level.cost = [[None] * num_experts for _ in level.answers]
         nodes: dict[tuple[int, str, int | None], int] = {}
         named: list[str] = []  # who gave a node's answer first
-        for (n, k), answer in zip(itertools.product(open_nodes, range(num_experts)), answers, strict=True):
+        for (n, k), answer in zip(
+            itertools.product(open_nodes, range(num_experts)), answers, strict=True
+        ):
             owner = int(level.question[n])
             node = (owner, answer.text, k if questions[owner].metric == RECORDED else None)
             if node not in nodes:
@@ -101,12 +133,19 @@ def grow(questions: Sequence[Question], pool: ExpertPool, t_max: int, *, expand_
             level.child[n, k] = nodes[node]
             level.given[n][k], level.cost[n][k] = answer, pool.cost(k, answer)
         owners, texts = [node[0] for node in nodes], [node[1] for node in nodes]
-        levels.append(Level(np.array(owners, dtype=int), texts, np.array(score_answers([questions[q] for q in owners], texts, named))))
+        levels.append(
+            Level(
+                np.array(owners, dtype=int),
+                texts,
+                np.array(score_answers([questions[q] for q in owners], texts, named)),
+            )
+        )
     return RouteTree(questions, levels, num_experts)
 
 
 def optimal_values(tree: RouteTree, reward: RewardConfig) -> list[np.ndarray]:
-    """Best return-to-go of every node of every level (N,): stop with the current answer, or ask on (Bellman's equation, horizon T_max).
+    """Best return-to-go of every node of every level (N,): stop with the current answer, or ask on
+    (Bellman's equation, horizon T_max).
 
     Before the first call stopping is not allowed.
     """
@@ -118,14 +157,25 @@ def optimal_values(tree: RouteTree, reward: RewardConfig) -> list[np.ndarray]:
 
 
 def optimal_routes(tree: RouteTree, reward: RewardConfig) -> list[Route]:
-    """The route with the highest return for each question, chosen with hindsight; of equal ones the shorter, then the earlier expert."""
+    """The route with the highest return for each question, chosen with hindsight; of equal ones the
+    shorter, then the earlier expert.
+    """
     values = optimal_values(tree, reward)
     actions = [tree.action_values(depth, reward, values[depth + 1]) for depth in range(tree.t_max)]
-    return [_follow(tree, question_idx, lambda depth, node: _hindsight(tree, values, actions, depth, node)) for question_idx in range(len(tree.questions))]
+    return [
+        _follow(
+            tree, question_idx, lambda depth, node: _hindsight(tree, values, actions, depth, node)
+        )
+        for question_idx in range(len(tree.questions))
+    ]
 
 
-def _hindsight(tree: RouteTree, values: list[np.ndarray], actions: list[np.ndarray], depth: int, node: int) -> int | None:
-    stops = depth == tree.t_max or (depth > 0 and tree.levels[depth].quality[node] >= actions[depth][node].max())
+def _hindsight(
+    tree: RouteTree, values: list[np.ndarray], actions: list[np.ndarray], depth: int, node: int
+) -> int | None:
+    stops = depth == tree.t_max or (
+        depth > 0 and tree.levels[depth].quality[node] >= actions[depth][node].max()
+    )
     return None if stops else int(np.argmax(actions[depth][node]))
 
 
@@ -137,12 +187,18 @@ def _follow(tree: RouteTree, question_idx: int, choose: Callable[[int, int], int
         given, cost = level.given[node][expert_idx], level.cost[node][expert_idx]
         node, depth = int(level.child[node, expert_idx]), depth + 1
         steps.append(Step(expert_idx, given, cost, float(tree.levels[depth].quality[node])))
-    episode = Episode(tree.questions[question_idx].sealed(), tree.t_max, steps, "t_max" if depth == tree.t_max else "satisfied")
+    episode = Episode(
+        tree.questions[question_idx].sealed(),
+        tree.t_max,
+        steps,
+        "t_max" if depth == tree.t_max else "satisfied",
+    )
     return Route(episode, [Decision(step.expert_idx) for step in steps])
 
 
 def best_fixed_route(tree: RouteTree, reward: RewardConfig) -> list[int]:
-    """The sequence of experts (length 1 to T_max) with the highest mean return when every question takes it.
+    """The sequence of experts (length 1 to T_max) with the highest mean return when every question
+    takes it.
 
     Needs a tree grown with `expand_solved=True`: a fixed route goes on whatever the answer.
     """

@@ -19,32 +19,56 @@ TYPESET_MINUS = "\u2212"
 class Metric(Protocol):
     """Scores answers against references."""
 
-    def compute(self, *, predictions: Sequence[str], references: Sequence[Reference]) -> list[float]:
+    def compute(
+        self, *, predictions: Sequence[str], references: Sequence[Reference]
+    ) -> list[float]:
         """One score in [0, 1] per prediction."""
 
 
 def normalise(text: str) -> str:
-    """Lower case, no accents, no punctuation at the ends of words, no articles, single spaces (after SQuAD's evaluation script).
+    """Lower case, no accents, no punctuation at the ends of words, no articles, single spaces
+    (after SQuAD's evaluation script).
 
-    A minus sign or decimal point of a number stays, and a text of nothing but punctuation or articles is kept as it is.
+    A minus sign or decimal point of a number stays, and a text of nothing but punctuation or
+    articles is kept as it is.
     """
-    plain = "".join(char for char in unicodedata.normalize("NFKD", text) if not unicodedata.combining(char)).lower().replace(TYPESET_MINUS, "-").replace("-$", "-")
-    words = (re.sub(rf"^(?:(?!-\.?\d|\.\d)[{PUNCTUATION}])+|[{PUNCTUATION}]+$", "", word) for word in plain.split())
+    plain = (
+        "".join(
+            char for char in unicodedata.normalize("NFKD", text) if not unicodedata.combining(char)
+        )
+        .lower()
+        .replace(TYPESET_MINUS, "-")
+        .replace("-$", "-")
+    )
+    words = (
+        re.sub(rf"^(?:(?!-\.?\d|\.\d)[{PUNCTUATION}])+|[{PUNCTUATION}]+$", "", word)
+        for word in plain.split()
+    )
     return " ".join(word for word in words if word not in ("a", "an", "the", "")) or plain.strip()
 
 
 def accepted(reference: Reference) -> list[str]:
     """The texts that count as right. Raises MetricError where the reference is an object."""
     if isinstance(reference, dict):
-        raise MetricError("this metric compares texts; the reference is an object (reasoning_gym:NAME reads those)")
+        raise MetricError(
+            "this metric compares texts; the reference is an object (reasoning_gym:NAME reads"
+            " those)"
+        )
     return reference if isinstance(reference, list) else [reference]
 
 
 @dataclass(frozen=True)
 class PairMetric:
-    """A metric that scores one answer against one accepted reference at a time; the best accepted reference counts."""
+    """A metric that scores one answer against one accepted reference at a time; the best accepted
+    reference counts.
+    """
 
     score: Callable[[str, str], float]
 
-    def compute(self, *, predictions: Sequence[str], references: Sequence[Reference]) -> list[float]:
-        return [max(self.score(p, r) for r in accepted(reference)) for p, reference in zip(predictions, references, strict=True)]
+    def compute(
+        self, *, predictions: Sequence[str], references: Sequence[Reference]
+    ) -> list[float]:
+        return [
+            max(self.score(p, r) for r in accepted(reference))
+            for p, reference in zip(predictions, references, strict=True)
+        ]

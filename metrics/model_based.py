@@ -1,7 +1,9 @@
-"""Text-similarity metrics that need a model: BERTScore, BARTScore and BLEURT, as in the paper's table 1.
+"""Text-similarity metrics that need a model: BERTScore, BARTScore and BLEURT, as in the paper's
+table 1.
 
-Each has a scale of its own, `raw`, in which papers report it, and a map of that scale into [0, 1], `to_quality`, so that it can be the
-quality of an answer; both rise with the answer's quality. Weights are fetched or loaded at the first use, onto the GPU if there is one.
+Each has a scale of its own, `raw`, in which papers report it, and a map of that scale into [0, 1],
+`to_quality`, so that it can be the quality of an answer; both rise with the answer's quality.
+Weights are fetched or loaded at the first use, onto the GPU if there is one.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ BATCH_SIZE = 16
 
 
 class TextMetric(ABC):
-    """A metric over (answer, reference) pairs, scored in batches; the best accepted reference counts.
+    """A metric over (answer, reference) pairs, scored in batches; the best accepted reference
+    counts.
 
     Raises MetricError when the model's weights cannot be had.
     """
@@ -45,12 +48,21 @@ class TextMetric(ABC):
     def raw(self, *, predictions: Sequence[str], references: Sequence[Reference]) -> list[float]:
         """One score per prediction, in the metric's own scale."""
         texts = [accepted(reference) for reference in references]
-        repeated = [prediction for prediction, wanted in zip(predictions, texts, strict=True) for _ in wanted]
+        repeated = [
+            prediction
+            for prediction, wanted in zip(predictions, texts, strict=True)
+            for _ in wanted
+        ]
         scores = iter(self.score_pairs(repeated, [*itertools.chain(*texts)]))
         return [max(itertools.islice(scores, len(wanted))) for wanted in texts]
 
-    def compute(self, *, predictions: Sequence[str], references: Sequence[Reference]) -> list[float]:
-        return [self.to_quality(score) for score in self.raw(predictions=predictions, references=references)]
+    def compute(
+        self, *, predictions: Sequence[str], references: Sequence[Reference]
+    ) -> list[float]:
+        return [
+            self.to_quality(score)
+            for score in self.raw(predictions=predictions, references=references)
+        ]
 
     def _load(self, read: Callable[[str], Any]) -> Any:
         """What `read` makes of the model's folder or hub id."""
@@ -58,15 +70,18 @@ class TextMetric(ABC):
             return read(resolve_source(self.model))
         except (OSError, ValueError) as error:
             raise MetricError(
-                f"{type(self).__name__}: the weights of {self.model} cannot be had ({str(error).splitlines()[0]}). "
-                "Run once where the hub is reachable, or name a local folder instead, for example bleurt:FOLDER"
+                f"{type(self).__name__}: the weights of {self.model} cannot be had"
+                f" ({str(error).splitlines()[0]}). Run once where the hub is reachable, or name a"
+                " local folder instead, for example bleurt:FOLDER"
             ) from error
 
 
 class BertScore(TextMetric):
-    """BERTScore F1 (Zhang et al. 2020; the paper's P(y)) through package bert-score; `bertscore:MODEL:LAYERS`.
+    """BERTScore F1 (Zhang et al. 2020; the paper's P(y)) through package bert-score;
+    `bertscore:MODEL:LAYERS`.
 
-    Without a model: bert-base-multilingual-cased, layer 9, no rescaling, as in the authors' code. Scores below 0 count as 0.
+    Without a model: bert-base-multilingual-cased, layer 9, no rescaling, as in the authors' code.
+    Scores below 0 count as 0.
     """
 
     def __init__(self, model: str = "bert-base-multilingual-cased", num_layers: int = 9):
@@ -88,11 +103,13 @@ class BertScore(TextMetric):
 
 
 class BartScore(TextMetric):
-    """BARTScore (Yuan et al. 2021): mean log-likelihood, in nats per token, of the reference given the answer; `bartscore:MODEL`.
+    """BARTScore (Yuan et al. 2021): mean log-likelihood, in nats per token, of the reference given
+    the answer; `bartscore:MODEL`.
 
-    Without a model: facebook/bart-large-cnn, which is what LLM-Blender's evaluation, and so MixInstruct, falls back on. The tokens are
-    all of the reference's, `<s>` and `</s>` included, as in neulab/BARTScore's `score(answers, references)`. As a quality: exp of it, the
-    geometric mean probability of a reference token.
+    Without a model: facebook/bart-large-cnn, which is what LLM-Blender's evaluation, and so
+    MixInstruct, falls back on. The tokens are all of the reference's, `<s>` and `</s>` included, as
+    in neulab/BARTScore's `score(answers, references)`. As a quality: exp of it, the geometric mean
+    probability of a reference token.
     """
 
     def __init__(self, model: str = "facebook/bart-large-cnn"):
@@ -100,7 +117,9 @@ class BartScore(TextMetric):
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
-        return _on_device(self._load(AutoModelForSeq2SeqLM.from_pretrained)), self._load(AutoTokenizer.from_pretrained)
+        return _on_device(self._load(AutoModelForSeq2SeqLM.from_pretrained)), self._load(
+            AutoTokenizer.from_pretrained
+        )
 
     @torch.inference_mode()
     def score_pairs(self, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
@@ -108,10 +127,19 @@ class BartScore(TextMetric):
         limit = model.config.max_position_embeddings
         scores = []
         for answers, wanted in _batches(predictions, references):
-            source, target = (tokenizer(texts, max_length=limit, truncation=True, padding=True, return_tensors="pt").to(model.device) for texts in (answers, wanted))
+            source, target = (
+                tokenizer(
+                    texts, max_length=limit, truncation=True, padding=True, return_tensors="pt"
+                ).to(model.device)
+                for texts in (answers, wanted)
+            )
             labels = target.input_ids.masked_fill(target.attention_mask == 0, -100)  # (B, T)
-            logits = model(input_ids=source.input_ids, attention_mask=source.attention_mask, labels=labels).logits  # (B, T, V)
-            losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2).float(), labels, reduction="none")  # (B, T), 0 where padded
+            logits = model(
+                input_ids=source.input_ids, attention_mask=source.attention_mask, labels=labels
+            ).logits  # (B, T, V)
+            losses = torch.nn.functional.cross_entropy(
+                logits.transpose(1, 2).float(), labels, reduction="none"
+            )  # (B, T), 0 where padded
             scores += (-losses.sum(1) / target.attention_mask.sum(1)).tolist()
         return scores
 
@@ -120,31 +148,51 @@ class BartScore(TextMetric):
 
 
 class Bleurt(TextMetric):
-    """BLEURT (Sellam et al. 2020): a BERT with a linear head on its pooled output that was trained on human ratings; `bleurt:MODEL`.
+    """BLEURT (Sellam et al. 2020): a BERT with a linear head on its pooled output that was trained
+    on human ratings; `bleurt:MODEL`.
 
-    Without a model: Elron/bleurt-base-128, Google's BLEURT-base with 128 tokens as an ordinary BertForSequenceClassification. That is
-    the checkpoint behind `evaluate.load("bleurt")`, which LLM-Blender uses; BLEURT-20 is another scale (0 to 1, where this one is
-    mostly below 0) and needs model classes that transformers does not have. As a quality: the logistic function of it.
+    Without a model: Elron/bleurt-base-128, Google's BLEURT-base with 128 tokens as an ordinary
+    BertForSequenceClassification. That is the checkpoint behind `evaluate.load("bleurt")`, which
+    LLM-Blender uses; BLEURT-20 is another scale (0 to 1, where this one is mostly below 0) and
+    needs model classes that transformers does not have. As a quality: the logistic function of it.
     """
 
     def __init__(self, model: str = "Elron/bleurt-base-128"):
         super().__init__(model)
-        length = re.search(r"-(128|512)$", model)  # names of its checkpoints end in their length, though positions go further; BLEURT-20 is a version
+        length = re.search(
+            r"-(128|512)$",
+            model,
+            # Names of its checkpoints end in their length, though positions go further;
+            # BLEURT-20 is a
+            # version
+        )
         self.max_tokens = int(length[1]) if length else None
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
-        return _on_device(self._load(AutoModelForSequenceClassification.from_pretrained)), self._load(AutoTokenizer.from_pretrained)
+        return _on_device(
+            self._load(AutoModelForSequenceClassification.from_pretrained)
+        ), self._load(AutoTokenizer.from_pretrained)
 
     @torch.inference_mode()
     def score_pairs(self, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
         model, tokenizer = self._loaded
         if model.config.num_labels != 1:
-            raise MetricError(f"Bleurt: {self.model} is a classifier of {model.config.num_labels} labels; BLEURT has one output")
+            raise MetricError(
+                f"Bleurt: {self.model} is a classifier of {model.config.num_labels} labels; BLEURT"
+                " has one output"
+            )
         limit = self.max_tokens or model.config.max_position_embeddings
         scores = []
         for answers, wanted in _batches(predictions, references):  # the reference comes first
-            pairs = tokenizer(wanted, answers, max_length=limit, truncation="longest_first", padding=True, return_tensors="pt").to(model.device)
+            pairs = tokenizer(
+                wanted,
+                answers,
+                max_length=limit,
+                truncation="longest_first",
+                padding=True,
+                return_tensors="pt",
+            ).to(model.device)
             scores += model(**pairs).logits[:, 0].tolist()
         return scores
 
@@ -156,6 +204,11 @@ def _on_device(model: torch.nn.Module) -> torch.nn.Module:
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _batches(predictions: Sequence[str], references: Sequence[str]) -> Iterator[tuple[list[str], list[str]]]:
+def _batches(
+    predictions: Sequence[str], references: Sequence[str]
+) -> Iterator[tuple[list[str], list[str]]]:
     for start in range(0, len(predictions), BATCH_SIZE):
-        yield list(predictions[start : start + BATCH_SIZE]), list(references[start : start + BATCH_SIZE])
+        yield (
+            list(predictions[start : start + BATCH_SIZE]),
+            list(references[start : start + BATCH_SIZE]),
+        )

@@ -1,8 +1,10 @@
 """Metrics by name, and the scoring of answers.
 
-Metrics share one interface, `compute(predictions=, references=)`, and return one score in [0, 1] per answer. They are named in the
-data (`metric` of a question) as one of `METRICS`, `bertscore:MODEL:LAYERS`, `bartscore:MODEL`, `bleurt:MODEL` (model_based.py),
-`reasoning_gym:NAME`, `evaluate:NAME[/KEY]`, or the import path `package.module:name`; `recorded` takes the scores that came with the answers.
+Metrics share one interface, `compute(predictions=, references=)`, and return one score in [0, 1]
+per answer. They are named in the data (`metric` of a question) as one of `METRICS`,
+`bertscore:MODEL:LAYERS`, `bartscore:MODEL`, `bleurt:MODEL` (model_based.py), `reasoning_gym:NAME`,
+`evaluate:NAME[/KEY]`, or the import path `package.module:name`; `recorded` takes the scores that
+came with the answers.
 """
 
 from __future__ import annotations
@@ -25,18 +27,28 @@ def rouge(kind: str) -> PairMetric:
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer([kind], use_stemmer=True)
-    return PairMetric(lambda prediction, reference: scorer.score(reference, prediction)[kind].fmeasure)
+    return PairMetric(
+        lambda prediction, reference: scorer.score(reference, prediction)[kind].fmeasure
+    )
 
 
 def text_metric(name: str, *arguments: Any) -> Metric:
-    """bertscore, bartscore or bleurt; model_based.py brings transformers and is imported when one is first named."""
+    """bertscore, bartscore or bleurt; model_based.py brings transformers and is imported when one
+    is first named.
+    """
     from metrics import model_based
 
-    return {"bertscore": model_based.BertScore, "bartscore": model_based.BartScore, "bleurt": model_based.Bleurt}[name](*arguments)
+    return {
+        "bertscore": model_based.BertScore,
+        "bartscore": model_based.BartScore,
+        "bleurt": model_based.Bleurt,
+    }[name](*arguments)
 
 
 class ReasoningGymMetric:
-    """reasoning-gym's own scorer of a data set; the reference is the generated entry, or accepted answers alone where the scorer needs no more."""
+    """reasoning-gym's own scorer of a data set; the reference is the generated entry, or accepted
+    answers alone where the scorer needs no more.
+    """
 
     def __init__(self, name: str):
         import reasoning_gym
@@ -44,7 +56,10 @@ class ReasoningGymMetric:
 
         if name not in DATASETS:
             near = difflib.get_close_matches(name, DATASETS, n=1)
-            raise MetricError(f"reasoning_gym:{name}: no such data set{f'; did you mean {near[0]}?' if near else ''}")
+            raise MetricError(
+                f"reasoning_gym:{name}: no such data"
+                f" set{f'; did you mean {near[0]}?' if near else ''}"
+            )
         self.name, self._scorer = name, reasoning_gym.get_score_answer_fn(name)
 
     def _score(self, prediction: str, entry: dict[str, Any]) -> float:
@@ -52,16 +67,35 @@ class ReasoningGymMetric:
             return float(self._scorer(prediction, entry))
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             if isinstance(error, KeyError) and not entry.get("metadata"):
-                raise MetricError(f"reasoning_gym:{self.name}: the reference has no {error}; its scorer needs the whole generated entry") from error
+                raise MetricError(
+                    f"reasoning_gym:{self.name}: the reference has no {error}; its scorer needs the"
+                    " whole generated entry"
+                ) from error
             return 0.0  # some scorers read well-formed answers only
 
-    def compute(self, *, predictions: Sequence[str], references: Sequence[Reference]) -> list[float]:
-        entries = [[r] if isinstance(r, dict) else [{"answer": text, "metadata": {}} for text in accepted(r)] for r in references]
-        return [max(self._score(p, entry) for entry in any_of) for p, any_of in zip(predictions, entries, strict=True)]
+    def compute(
+        self, *, predictions: Sequence[str], references: Sequence[Reference]
+    ) -> list[float]:
+        entries = [
+            (
+                [r]
+                if isinstance(r, dict)
+                else [{"answer": text, "metadata": {}} for text in accepted(r)]
+            )
+            for r in references
+        ]
+        return [
+            max(self._score(p, entry) for entry in any_of)
+            for p, any_of in zip(predictions, entries, strict=True)
+        ]
 
 
 def evaluate_metric(name: str) -> PairMetric:
-    """MODULE or MODULE/KEY of Hugging Face `evaluate`: that key of what the module returns, by default the one of its name. Needs the hub once, to fetch the module's code."""
+    """MODULE or MODULE/KEY of Hugging Face `evaluate`: that key of what the module returns, by
+    default the one of its name.
+
+    Needs the hub once, to fetch the module's code.
+    """
     import evaluate
 
     name, _, key = name.partition("/")
@@ -69,12 +103,20 @@ def evaluate_metric(name: str) -> PairMetric:
     try:
         module = evaluate.load(name)
     except (FileNotFoundError, ConnectionError, OSError) as error:
-        raise MetricError(f"evaluate:{name}: could not be fetched ({error}). Offline, use one of {', '.join(METRICS)}") from error
+        raise MetricError(
+            f"evaluate:{name}: could not be fetched ({error}). Offline, use one of"
+            f" {', '.join(METRICS)}"
+        ) from error
 
     def score(prediction: str, reference: str) -> float:
-        result = module.compute(predictions=[prediction], references=[reference])  # modules average over what they get: one at a time
+        result = module.compute(
+            predictions=[prediction], references=[reference]
+        )  # modules average over what they get: one at a time
         if key not in result:
-            raise MetricError(f"evaluate:{name}: no {key!r} in what it returns; name one of {', '.join(result)}, as in evaluate:{name}/{next(iter(result))}")
+            raise MetricError(
+                f"evaluate:{name}: no {key!r} in what it returns; name one of {', '.join(result)},"
+                f" as in evaluate:{name}/{next(iter(result))}"
+            )
         value = result[key]
         return float(value[0] if isinstance(value, list) else value)
 
@@ -116,13 +158,27 @@ def get_metric(name: str) -> Metric:
         try:
             return getattr(importlib.import_module(kind), rest)()
         except (ImportError, AttributeError, TypeError) as error:
-            raise MetricError(f"metric {name!r}: {error}. It must be a class, made without arguments, with compute(predictions=, references=)") from error
-    known = [*METRICS, RECORDED, "bertscore:MODEL:LAYERS", "bartscore:MODEL", "bleurt:MODEL", "reasoning_gym:NAME", "evaluate:NAME[/KEY]", "package.module:name"]
+            raise MetricError(
+                f"metric {name!r}: {error}. It must be a class, made without arguments, with"
+                " compute(predictions=, references=)"
+            ) from error
+    known = [
+        *METRICS,
+        RECORDED,
+        "bertscore:MODEL:LAYERS",
+        "bartscore:MODEL",
+        "bleurt:MODEL",
+        "reasoning_gym:NAME",
+        "evaluate:NAME[/KEY]",
+        "package.module:name",
+    ]
     raise MetricError(f"unknown metric {name!r}; known: {', '.join(known)}")
 
 
 def check_metrics(questions: Sequence[Question], experts: Sequence[ExpertConfig]) -> None:
-    """Raise MetricError for a metric that does not exist, cannot read a reference or lacks a score of these experts, before anything is spent on answers."""
+    """Raise MetricError for a metric that does not exist, cannot read a reference or lacks a score
+    of these experts, before anything is spent on answers.
+    """
     for question in questions:
         if question.metric == RECORDED:
             _check_recorded(question, experts)
@@ -133,8 +189,16 @@ def check_metrics(questions: Sequence[Question], experts: Sequence[ExpertConfig]
 def _check_reference(question: Question) -> None:
     metric, kind = get_metric(question.metric), question.metric.partition(":")[0]
     try:
-        if kind in ("numeric_match", "multiple_choice", "reasoning_gym"):  # they must find something in it
-            own = question.reference.get("answer") if isinstance(question.reference, dict) else accepted(question.reference)[0]
+        if kind in (
+            "numeric_match",
+            "multiple_choice",
+            "reasoning_gym",
+        ):  # they must find something in it
+            own = (
+                question.reference.get("answer")
+                if isinstance(question.reference, dict)
+                else accepted(question.reference)[0]
+            )
             metric.compute(predictions=[str(own)], references=[question.reference])
         elif kind in METRICS or kind == "evaluate":
             accepted(question.reference)
@@ -145,27 +209,44 @@ def _check_reference(question: Question) -> None:
 def _check_recorded(question: Question, experts: Sequence[ExpertConfig]) -> None:
     for expert in experts:
         if not isinstance(expert, RecordedExpertConfig):
-            raise MetricError(f"question {question.id}: metric recorded judges experts of kind recorded only; nobody has scored what {expert.name} will answer")
+            raise MetricError(
+                f"question {question.id}: metric recorded judges experts of kind recorded only;"
+                f" nobody has scored what {expert.name} will answer"
+            )
         if expert.name not in question.scores:
-            raise MetricError(f"question {question.id} ({question.text[:60]!r}): metric recorded, but no score of expert {expert.name}")
+            raise MetricError(
+                f"question {question.id} ({question.text[:60]!r}): metric recorded, but no score of"
+                f" expert {expert.name}"
+            )
 
 
-def score_answers(questions: Sequence[Question], answers: Sequence[str], experts: Sequence[str]) -> list[float]:
-    """Quality in [0, 1] of each answer by its question's metric, one `compute` call per metric; `experts` names who gave each.
+def score_answers(
+    questions: Sequence[Question], answers: Sequence[str], experts: Sequence[str]
+) -> list[float]:
+    """Quality in [0, 1] of each answer by its question's metric, one `compute` call per metric;
+    `experts` names who gave each.
 
-    Empty answers score 0, except under metric `recorded`: there a text may be missing where its score is known.
+    Empty answers score 0, except under metric `recorded`: there a text may be missing where its
+    score is known.
     """
     out = [0.0] * len(answers)
     groups: dict[str, list[int]] = {}
-    for index, (question, answer, expert) in enumerate(zip(questions, answers, experts, strict=True)):
+    for index, (question, answer, expert) in enumerate(
+        zip(questions, answers, experts, strict=True)
+    ):
         if question.metric == RECORDED:
             out[index] = question.scores[expert]
         elif answer.strip():
             groups.setdefault(question.metric, []).append(index)
     for name, rows in groups.items():
-        scores = get_metric(name).compute(predictions=[answers[i] for i in rows], references=[questions[i].reference for i in rows])
+        scores = get_metric(name).compute(
+            predictions=[answers[i] for i in rows],
+            references=[questions[i].reference for i in rows],
+        )
         for row, score in zip(rows, scores, strict=True):
             if not 0.0 <= score <= 1.0:
-                raise MetricError(f"{name}: score {score} of question {questions[row].id} is outside [0, 1]")
+                raise MetricError(
+                    f"{name}: score {score} of question {questions[row].id} is outside [0, 1]"
+                )
             out[row] = score
     return out

@@ -1,7 +1,9 @@
 """What report/results.json holds: these models are the documentation of the format.
 
-The file is checked against them whenever it is written (`to_json`) or read (`read_results`); an error names the field. Numbers are never NaN or
-infinite, a field that is not listed here is refused. Everything is computed in results.py beside it, evaluation/runner.py, terminator.py and evaluation/transfer.py.
+The file is checked against them whenever it is written (`to_json`) or read (`read_results`); an
+error names the field. Numbers are never NaN or infinite, a field that is not listed here is
+refused. Everything is computed in results.py beside it, evaluation/runner.py, terminator.py and
+evaluation/transfer.py.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ ERRORS_SHOWN = 5
 
 
 class Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
 
 
 class Span(Entry):
@@ -33,7 +37,9 @@ class Span(Entry):
     mean: float
     lo: float
     hi: float
-    covers: Covers | None = Field(None, description="what the interval allows for, where it is not that of the whole report")
+    covers: Covers | None = Field(
+        None, description="what the interval allows for, where it is not that of the whole report"
+    )
 
     @model_validator(mode="after")
     def _holds_the_mean(self) -> Span:
@@ -43,7 +49,10 @@ class Span(Entry):
 
 
 class Difference(Entry):
-    """A paired mean difference with its 95% interval. The verdict is whether the interval leaves out 0."""
+    """A paired mean difference with its 95% interval.
+
+    The verdict is whether the interval leaves out 0.
+    """
 
     diff: float
     lo: float
@@ -53,7 +62,9 @@ class Difference(Entry):
 
 class PairedTest(Difference):
     p: float = Field(ge=0, le=1, description="two-sided")
-    wins: int = Field(ge=0, description="questions whose difference, averaged over the seeds, is above 0")
+    wins: int = Field(
+        ge=0, description="questions whose difference, averaged over the seeds, is above 0"
+    )
     ties: int = Field(ge=0)
     losses: int = Field(ge=0)
     covers: Covers
@@ -65,7 +76,14 @@ class Comparison(PairedTest):
     a: str
     b: str
     measure: Literal["quality", "return"]
-    p_adjusted: float = Field(ge=0, le=1, description="Holm's correction within the measure, over the agent's comparisons or over those of the other policies")
+    p_adjusted: float = Field(
+        ge=0,
+        le=1,
+        description=(
+            "Holm's correction within the measure, over the agent's comparisons or over those of"
+            " the other policies"
+        ),
+    )
 
 
 class Expert(Entry):
@@ -99,21 +117,35 @@ class TaskFigure(Entry):
 
 class Figures(Entry):
     quality: float
-    return_: float = Field(alias="return", description="quality of the final answer minus alpha times the sum of C: undiscounted, unshaped")
+    return_: float = Field(
+        alias="return",
+        description=(
+            "quality of the final answer minus alpha times the sum of C: undiscounted, unshaped"
+        ),
+    )
 
 
 class Row(Entry):
     """A policy on the split."""
 
     policy: str
-    kind: Kind = Field(description="static: chosen on validation; learned: fitted on training questions; oracle: sees references")
+    kind: Kind = Field(
+        description=(
+            "static: chosen on validation; learned: fitted on training questions; oracle: sees"
+            " references"
+        )
+    )
     quality: Span
     return_: Span = Field(alias="return")
     calls: Span
-    charge: float = Field(description="C per question: in the report's cost_unit, times its cost_scale")
+    charge: float = Field(
+        description="C per question: in the report's cost_unit, times its cost_scale"
+    )
     cost: ExpertsCost
     overhead: DecidingCost
-    vs_best_single: Difference = Field(description="quality minus that of the single expert best on validation")
+    vs_best_single: Difference = Field(
+        description="quality minus that of the single expert best on validation"
+    )
     by_task: dict[str, TaskFigure]
     by_seed: dict[str, Figures]
 
@@ -130,12 +162,32 @@ class Oracle(Entry):
     """Yardsticks: means of rows that know more than the agent. Each is there if it was played."""
 
     oracle_stop: Figures | None = Field(None, description="the agent, ended by the oracle")
-    optimum: Figures | None = Field(None, description="the best route of every question, with hindsight")
-    full_information: Figures | None = Field(None, description="the router taught every outcome, which decides alone when to stop")
-    full_information_oracle_stop: Figures | None = Field(None, description="the same, taught to be ended by the oracle")
-    best_of_all: Figures | None = Field(None, description="every expert asked once, the best answer taken")
-    gap: Gap | None = Field(None, description="information: optimum - full_information_oracle_stop; learning: that - oracle_stop; stopping: oracle_stop - agent")
-    gap_own_stop: Gap | None = Field(None, description="the same with full_information, whose own stop, unlike the oracle's, may be wrong: learning can be below 0")
+    optimum: Figures | None = Field(
+        None, description="the best route of every question, with hindsight"
+    )
+    full_information: Figures | None = Field(
+        None, description="the router taught every outcome, which decides alone when to stop"
+    )
+    full_information_oracle_stop: Figures | None = Field(
+        None, description="the same, taught to be ended by the oracle"
+    )
+    best_of_all: Figures | None = Field(
+        None, description="every expert asked once, the best answer taken"
+    )
+    gap: Gap | None = Field(
+        None,
+        description=(
+            "information: optimum - full_information_oracle_stop; learning: that - oracle_stop;"
+            " stopping: oracle_stop - agent"
+        ),
+    )
+    gap_own_stop: Gap | None = Field(
+        None,
+        description=(
+            "the same with full_information, whose own stop, unlike the oracle's, may be wrong:"
+            " learning can be below 0"
+        ),
+    )
 
 
 class CalibrationBin(Entry):
@@ -162,12 +214,18 @@ class TerminatorOfSeed(Entry):
 
 
 class TerminatorFigures(Entry):
-    """The first seed's Terminator on the answers of the agent's routes, each run on to `terminator.max_threshold`."""
+    """The first seed's Terminator on the answers of the agent's routes, each run on to
+    `terminator.max_threshold`.
+    """
 
-    threshold: float = Field(description="stop probability that ends a route, chosen on validation; 2: never")
+    threshold: float = Field(
+        description="stop probability that ends a route, chosen on validation; 2: never"
+    )
     answers: int
     auroc: float | None = Field(description="none: all answers are good, or all bad")
-    auroc_well_formed: float | None = Field(description="among answers of a form that the task's references have")
+    auroc_well_formed: float | None = Field(
+        description="among answers of a form that the task's references have"
+    )
     well_formed: float = Field(ge=0, le=1, description="their share")
     brier: float
     ece: float = Field(description="expected calibration error over the bins")
@@ -177,7 +235,9 @@ class TerminatorFigures(Entry):
 
 
 class Flow(Entry):
-    """How many routes go from one expert to another; `start` before the first call, `stop` after the last."""
+    """How many routes go from one expert to another; `start` before the first call, `stop` after
+    the last.
+    """
 
     step: int = Field(ge=1)
     from_: str = Field(alias="from")
@@ -199,7 +259,9 @@ class Routes(Entry):
     share: dict[str, float] = Field(description="of all calls")
     by_position: list[dict[str, float]]
     flows: list[Flow]
-    entropy: float = Field(ge=-ROUNDING, description="of the routes a seed takes, in bits; mean over the seeds")
+    entropy: float = Field(
+        ge=-ROUNDING, description="of the routes a seed takes, in bits; mean over the seeds"
+    )
     further_calls: list[FurtherCall]
 
 
@@ -214,12 +276,28 @@ class TradeOffPoint(Entry):
 
 
 class TradeOff(Entry):
-    setting: str | None = Field(description="what the agents differ in, as KEY; none: there is one agent")
+    setting: str | None = Field(
+        description="what the agents differ in, as KEY; none: there is one agent"
+    )
     points: list[TradeOffPoint] = Field(description="every policy without hindsight")
-    hull: list[tuple[float, float]] = Field(description="(cost, quality) of the agents' upper convex hull, from the cheapest to the best")
-    bounds: tuple[float, float] | None = Field(description="cost of the cheapest and of the dearest single expert")
-    area: float | None = Field(description="mean height, between the bounds, of the hull of the agents and (0, 0); none: one agent")
-    area_experts: float | None = Field(description="the same of the single experts: what mixing them without looking at the question gives")
+    hull: list[tuple[float, float]] = Field(
+        description=(
+            "(cost, quality) of the agents' upper convex hull, from the cheapest to the best"
+        )
+    )
+    bounds: tuple[float, float] | None = Field(
+        description="cost of the cheapest and of the dearest single expert"
+    )
+    area: float | None = Field(
+        description=(
+            "mean height, between the bounds, of the hull of the agents and (0, 0); none: one agent"
+        )
+    )
+    area_experts: float | None = Field(
+        description=(
+            "the same of the single experts: what mixing them without looking at the question gives"
+        )
+    )
 
 
 class Variants(Entry):
@@ -227,7 +305,9 @@ class Variants(Entry):
 
     previous: Span | None = Field(description="the first expert's answer")
     none: Span | None = Field(description="nothing")
-    swapped: Span | None = Field(description="the first expert's answer to another question of the task")
+    swapped: Span | None = Field(
+        description="the first expert's answer to another question of the task"
+    )
     own: Span | None = Field(description="its own first answer")
 
 
@@ -237,7 +317,9 @@ class TransferPair(Entry):
     task_group: str = Field(description="composition, other, or in `best` a single task")
     n: int = Field(ge=1, description="questions")
     variants: Variants
-    wrong_to_right: Span | None = Field(description="share of the first's wrong answers that the second rights")
+    wrong_to_right: Span | None = Field(
+        description="share of the first's wrong answers that the second rights"
+    )
     right_to_wrong: Span | None
 
 
@@ -255,15 +337,21 @@ class BestPair(TransferPair):
 
 class Transfer(Entry):
     pairs: list[TransferPair]
-    best: list[BestPair] = Field(description="per task that chains skills by construction, the pair best on validation")
+    best: list[BestPair] = Field(
+        description="per task that chains skills by construction, the pair best on validation"
+    )
 
 
 class EvaluationFacts(Entry):
     runs: list[str] = Field(description="folders of the runs, as given")
     seconds: float
     answers_generated: int
-    answers_failed: int = Field(0, description="requests that an expert on a server left unanswered")
-    config: dict[str, Any] = Field(description="resolved configuration of the first run; config.py has its schema")
+    answers_failed: int = Field(
+        0, description="requests that an expert on a server left unanswered"
+    )
+    config: dict[str, Any] = Field(
+        description="resolved configuration of the first run; config.py has its schema"
+    )
 
 
 class Results(Entry):
@@ -273,7 +361,14 @@ class Results(Entry):
     reward: Literal["final", "paper"]
     alpha: float
     cost_unit: CostUnit
-    cost_scale: float = Field(1.0, gt=0, description="C = cost in cost_unit (billions of parameters, 1e12 FLOPs, 1000 tokens, seconds, USD) x cost_scale")
+    cost_scale: float = Field(
+        1.0,
+        gt=0,
+        description=(
+            "C = cost in cost_unit (billions of parameters, 1e12 FLOPs, 1000 tokens, seconds, USD)"
+            " x cost_scale"
+        ),
+    )
     experts: list[Expert] = Field(min_length=1, description="the pool, in the order of the actions")
     rows: list[Row] = Field(min_length=1, description="the agent's row first")
     comparisons: list[Comparison]
@@ -291,22 +386,32 @@ class Results(Entry):
         names = Counter(row.policy for row in self.rows)
         if twice := [name for name, count in names.items() if count > 1]:
             raise ValueError(f"rows: two rows are called {', '.join(twice)}")
-        if unknown := sorted({name for c in self.comparisons for name in (c.a, c.b)} - names.keys()):
+        if unknown := sorted(
+            {name for c in self.comparisons for name in (c.a, c.b)} - names.keys()
+        ):
             raise ValueError(f"comparisons: no row is called {', '.join(unknown)}")
         return self
 
 
 def to_json(results: dict[str, Any]) -> bytes:
-    """The bytes of results.json. Raises ReportError where the results are not as described above."""
+    """The bytes of results.json.
+
+    Raises ReportError where the results are not as described above.
+    """
     text = json.dumps(results, indent=2)
     _check(text, "results")
     return text.encode()
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """A results.json. Raises ReportError naming the file, and the field that is not as described above."""
+    """A results.json.
+
+    Raises ReportError naming the file, and the field that is not as described above.
+    """
     if not path.is_file():
-        raise ReportError(f"{path}: no results here; evaluate the run first: python test_ppo_multi.py --run RUN")
+        raise ReportError(
+            f"{path}: no results here; evaluate the run first: python test_ppo_multi.py --run RUN"
+        )
     text = path.read_text(encoding="utf-8")
     _check(text, str(path))
     return json.loads(text)
@@ -316,6 +421,20 @@ def _check(text: str, where: str) -> None:
     try:
         Results.model_validate_json(text)
     except ValidationError as error:
-        lines = [f"    {'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors(include_url=False)]
+        lines = [
+            f"    {'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}"
+            for e in error.errors(include_url=False)
+        ]
         more = [f"    and {len(lines) - ERRORS_SHOWN} more"] if len(lines) > ERRORS_SHOWN else []
-        raise ReportError("\n".join([f"{where}: not as report/schema.py describes it (evaluate the run again, or mend the file)", *lines[:ERRORS_SHOWN], *more])) from error
+        raise ReportError(
+            "\n".join(
+                [
+                    (
+                        f"{where}: not as report/schema.py describes it (evaluate the run again, or"
+                        " mend the file)"
+                    ),
+                    *lines[:ERRORS_SHOWN],
+                    *more,
+                ]
+            )
+        ) from error

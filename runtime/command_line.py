@@ -1,4 +1,5 @@
-"""From a YAML file and command-line options to a checked Config, and errors in words a user can act on.
+"""From a YAML file and command-line options to a checked Config, and errors in words a user can act
+on.
 
     config = load_config(Path("configs/quickstart.yaml"), ["--reward.alpha", "0.05"])
 
@@ -28,7 +29,9 @@ class _Loader(yaml.SafeLoader):
         node, seen = super().compose_mapping_node(anchor), set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
-                raise yaml.composer.ComposerError(None, None, f"{key.value!r} is set twice", key.start_mark)
+                raise yaml.composer.ComposerError(
+                    None, None, f"{key.value!r} is set twice", key.start_mark
+                )
             seen.add(key.value)
         return node
 
@@ -48,24 +51,41 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
-def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """A script's own options, and what is left for `overrides_from`. Raises ConfigError for what looks like a misspelt option of its own."""
+def parse(
+    parser: argparse.ArgumentParser, arguments: Sequence[str]
+) -> tuple[argparse.Namespace, list[str]]:
+    """A script's own options, and what is left for `overrides_from`.
+
+    Raises ConfigError for what looks like a misspelt option of its own.
+    """
     options, rest = parser.parse_known_args(arguments)
     for flag in (argument.partition("=")[0] for argument in rest if argument.startswith("--")):
-        near = difflib.get_close_matches(flag.replace("-", "_"), (name.replace("-", "_") for name in parser._option_string_actions), n=1, cutoff=0.8)
+        near = difflib.get_close_matches(
+            flag.replace("-", "_"),
+            (name.replace("-", "_") for name in parser._option_string_actions),
+            n=1,
+            cutoff=0.8,
+        )
         if near and flag.lstrip("-").partition(".")[0] not in Config.model_fields:
             raise ConfigError(f"{flag}: no such option; did you mean --{near[0].lstrip('_')}?")
     return options, rest
 
 
 def overrides_from(arguments: list[str]) -> dict[str, Any]:
-    """`--reward.alpha 0.1 --seed=3` as a nested mapping; values are read as YAML. Raises ConfigError for anything else."""
+    """`--reward.alpha 0.1 --seed=3` as a nested mapping; values are read as YAML.
+
+    Raises ConfigError for anything else.
+    """
     out: dict[str, Any] = {}
     rest = list(arguments)
     while rest:
         flag = rest.pop(0)
         if not flag.startswith("--"):
-            hint = f"a configuration is given as --config {flag}" if flag.endswith((".yaml", ".yml")) else "options look like --reward.alpha 0.1"
+            hint = (
+                f"a configuration is given as --config {flag}"
+                if flag.endswith((".yaml", ".yml"))
+                else "options look like --reward.alpha 0.1"
+            )
             raise ConfigError(f"unexpected argument {flag!r}: {hint}")
         key, has_value, value = flag[2:].partition("=")
         if not has_value:
@@ -76,7 +96,10 @@ def overrides_from(arguments: list[str]) -> dict[str, Any]:
         *parents, leaf = key.split(".")
         if element := next((place for place, part in enumerate(parents) if part.isdigit()), None):
             name = ".".join(parents[:element])
-            raise ConfigError(f"--{key}: one element of a list cannot be set; give the whole list, as in YAML: --{name} '[...]'")
+            raise ConfigError(
+                f"--{key}: one element of a list cannot be set; give the whole list, as in YAML:"
+                f" --{name} '[...]'"
+            )
         for parent in parents:
             target = target.setdefault(parent, {})
             if not isinstance(target, dict):
@@ -92,7 +115,11 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`over` on top of `base`, mappings merged key by key, everything else replaced."""
     out = dict(base)
     for key, value in over.items():
-        out[key] = merge(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
+        out[key] = (
+            merge(out[key], value)
+            if isinstance(value, dict) and isinstance(out.get(key), dict)
+            else value
+        )
     return out
 
 
@@ -107,7 +134,10 @@ def _section(location: Sequence[int | str]) -> type[Section]:
             continue
         annotation = section.model_fields[part].annotation
         arguments = getattr(annotation, "__args__", ())
-        section = next((a for a in (annotation, *arguments) if isinstance(a, type) and issubclass(a, Section)), section)
+        section = next(
+            (a for a in (annotation, *arguments) if isinstance(a, type) and issubclass(a, Section)),
+            section,
+        )
     return section
 
 
@@ -121,17 +151,32 @@ def _settings(section: type[Section] = Config, prefix: str = "") -> Iterator[str
 
 
 def _hint(location: Sequence[int | str]) -> str:
-    """What may have been meant by an unknown key: a near one of its section, else one of that name elsewhere, else the section's keys."""
+    """What may have been meant by an unknown key: a near one of its section, else one of that name
+    elsewhere, else the section's keys.
+    """
     key, known = str(location[-1]), list(_section(location[:-1]).model_fields)
     if near := difflib.get_close_matches(key, known, n=1):
         return f"did you mean {near[0]!r}?"
     elsewhere = [name for name in _settings() if name.rpartition(".")[2] == key]
-    return f"did you mean {' or '.join(map(repr, elsewhere))}?" if 0 < len(elsewhere) <= 3 else f"known here: {', '.join(known)}"
+    return (
+        f"did you mean {' or '.join(map(repr, elsewhere))}?"
+        if 0 < len(elsewhere) <= 3
+        else f"known here: {', '.join(known)}"
+    )
 
 
 def _field(location: Sequence[int | str]) -> str:
-    """`pool.experts.0.source` as a user wrote it, without the expert's kind that pydantic puts after its number."""
-    return ".".join(str(part) for place, part in enumerate(location) if not (place and isinstance(location[place - 1], int))) or "configuration"
+    """`pool.experts.0.source` as a user wrote it, without the expert's kind that pydantic puts
+    after its number.
+    """
+    return (
+        ".".join(
+            str(part)
+            for place, part in enumerate(location)
+            if not (place and isinstance(location[place - 1], int))
+        )
+        or "configuration"
+    )
 
 
 def _is_in(given: Any, location: Sequence[int | str]) -> bool:
@@ -146,7 +191,9 @@ def _is_in(given: Any, location: Sequence[int | str]) -> bool:
 
 
 def _explain(error: ValidationError, origin: str, options: dict[str, Any]) -> str:
-    """Every problem in a line; what `options` brought stands as it was written on the command line."""
+    """Every problem in a line; what `options` brought stands as it was written on the
+    command line.
+    """
     lines = []
     for problem in error.errors():
         dashes = "--" if _is_in(options, problem["loc"]) else ""
@@ -156,17 +203,32 @@ def _explain(error: ValidationError, origin: str, options: dict[str, Any]) -> st
         elif problem["type"] == "missing":
             lines.append(f"{field}: missing")
         elif problem["type"] == "model_type":
-            lines.append(f"{field} = {problem['input']!r}: a section of settings; set {', '.join(f'{field}.{name}' for name in _section(problem['loc']).model_fields)}")
-        elif problem["type"] == "value_error" and isinstance(problem["input"], dict):  # a whole section that does not fit together
+            lines.append(
+                f"{field} = {problem['input']!r}: a section of settings; set"
+                f" {', '.join(f'{field}.{name}' for name in _section(problem['loc']).model_fields)}"
+            )
+        elif problem["type"] == "value_error" and isinstance(
+            problem["input"], dict
+        ):  # a whole section that does not fit together
             name = problem["input"].get("name")
-            lines.append(f"{field}{f' ({name})' if name else ''}: {problem['msg'].removeprefix('Value error, ')}")
+            lines.append(
+                f"{field}{f' ({name})' if name else ''}:"
+                f" {problem['msg'].removeprefix('Value error, ')}"
+            )
         else:
-            lines.append(f"{field} = {problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}")
+            lines.append(
+                f"{field} = {problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}"
+            )
     return "\n".join([f"{origin}: {len(lines)} problem(s)", *(f"  {line}" for line in lines)])
 
 
-def validate(data: dict[str, Any], origin: str = "configuration", options: dict[str, Any] | None = None) -> Config:
-    """A checked Config; `options` are the part of `data` that came from the command line. Raises ConfigError listing every problem."""
+def validate(
+    data: dict[str, Any], origin: str = "configuration", options: dict[str, Any] | None = None
+) -> Config:
+    """A checked Config; `options` are the part of `data` that came from the command line.
+
+    Raises ConfigError listing every problem.
+    """
     try:
         return Config.model_validate(data)
     except ValidationError as error:
@@ -176,11 +238,21 @@ def validate(data: dict[str, Any], origin: str = "configuration", options: dict[
 def load_config(path: Path, overrides: list[str] | None = None) -> Config:
     """Read a YAML file, put command-line overrides on top, check the result. Raises ConfigError."""
     options = overrides_from(overrides or [])
-    given, origin = merge(read_yaml(path), options), f"{path} and the command line" if options else str(path)
+    given, origin = (
+        merge(read_yaml(path), options),
+        (f"{path} and the command line" if options else str(path)),
+    )
     config = validate(merge(Config().model_dump(mode="json"), given), origin, options)
     named = [split for split in DataConfig.model_fields if _is_in(given, ("data", split, "path"))]
-    if missing := [f"data.{split}.path" for split in DataConfig.model_fields if named not in ([], ["test"]) and split not in named]:
-        raise ConfigError(f"{origin}: {', '.join(missing)}: missing; beside data.{named[0]}.path, the embedded test bed's questions would stand in for it")
+    if missing := [
+        f"data.{split}.path"
+        for split in DataConfig.model_fields
+        if named not in ([], ["test"]) and split not in named
+    ]:
+        raise ConfigError(
+            f"{origin}: {', '.join(missing)}: missing; beside data.{named[0]}.path, the embedded"
+            " test bed's questions would stand in for it"
+        )
     return config
 
 
@@ -190,10 +262,15 @@ def dump_config(config: Config) -> str:
 
 
 def run_command(main: Callable[[list[str]], Any]) -> None:
-    """Run a script's main on the command line; an error that a user can mend ends it with its message alone."""
+    """Run a script's main on the command line; an error that a user can mend ends it with its
+    message alone.
+    """
     try:
         main(sys.argv[1:])
     except DERError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("interrupted; what was generated is stored; --resume continues a training from its last checkpoint")
+        sys.exit(
+            "interrupted; what was generated is stored; --resume continues a training from its last"
+            " checkpoint"
+        )

@@ -13,7 +13,11 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def whole_text(text: str) -> str:
-    """The text without half characters (lone surrogates, as in truncated JSON), which neither UTF-8 nor a tokenizer takes. Raises TypeError for what is no text."""
+    """The text without half characters (lone surrogates, as in truncated JSON), which neither UTF-8
+    nor a tokenizer takes.
+
+    Raises TypeError for what is no text.
+    """
     if not isinstance(text, str):
         raise TypeError(f"expected text, found {type(text).__name__}")
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -14,12 +14,25 @@ from runtime.errors import ConfigError
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is cuda, then mps, then cpu. Raises ConfigError for a device this machine does not have."""
+    """`auto` is cuda, then mps, then cpu.
+
+    Raises ConfigError for a device this machine does not have.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device(
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
     device = torch.device(name)
-    if (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()) or (device.type == "mps" and not torch.backends.mps.is_available()):
-        raise ConfigError(f"device {name}: not available here (CUDA devices: {torch.cuda.device_count()})")
+    if (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()) or (
+        device.type == "mps" and not torch.backends.mps.is_available()
+    ):
+        raise ConfigError(
+            f"device {name}: not available here (CUDA devices: {torch.cuda.device_count()})"
+        )
     return device
 
 
@@ -31,7 +44,13 @@ def set_threads(count: int | None) -> None:
 
 def library_versions() -> dict[str, str]:
     """Versions that stand beside each stored answer and in a run's environment.json."""
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers", "tianshou", "numpy")}}
+    return {
+        "python": platform.python_version(),
+        **{
+            name: importlib.metadata.version(name)
+            for name in ("torch", "transformers", "tokenizers", "tianshou", "numpy")
+        },
+    }
 
 
 def seed_everything(seed: int) -> None:
@@ -43,7 +62,12 @@ def seed_everything(seed: int) -> None:
 
 def random_state() -> dict[str, Any]:
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(), "cuda": cuda}
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": cuda,
+    }
 
 
 def restore_random_state(state: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """A run on disk: `runs/NAME/`, its lock, its checkpoints, its metrics.
 
-config.yaml  environment.json  metrics.jsonl  tb/  checkpoints/last.pt, best.pt  agent/  terminator/  routes.jsonl  report/
+config.yaml  environment.json  metrics.jsonl  tb/  checkpoints/last.pt, best.pt  agent/  terminator/
+routes.jsonl  report/
 """
 
 from __future__ import annotations
@@ -26,7 +27,14 @@ from runtime.files import write_atomically
 from runtime.machine import library_versions
 
 LEARNED = ("name", "seed", "agent", "ppo", "train", "terminator")  # what training has settled
-BESIDE = ("name", "seed", "pool.store", "threads", "device", "train.max_expert_calls")  # in which runs of one table may differ
+BESIDE = (
+    "name",
+    "seed",
+    "pool.store",
+    "threads",
+    "device",
+    "train.max_expert_calls",
+)  # in which runs of one table may differ
 
 
 def newest_run(root: Path = Path("runs")) -> Path:
@@ -38,34 +46,61 @@ def newest_run(root: Path = Path("runs")) -> Path:
 
 
 def load_run_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """A run's configuration with settings on top. Raises RunError for a folder that is no run; ConfigError."""
+    """A run's configuration with settings on top.
+
+    Raises RunError for a folder that is no run; ConfigError.
+    """
     if not (path / "config.yaml").is_file():
         there = sorted(config.parent.name for config in path.parent.glob("*/config.yaml"))
-        raise RunError(f"{path}: no run there (config.yaml is missing); {f'runs in {path.parent}/: ' + ', '.join(there) if there else f'no runs in {path.parent}/'}")
+        known = (
+            f"runs in {path.parent}/: {', '.join(there)}" if there else f"no runs in {path.parent}/"
+        )
+        raise RunError(f"{path}: no run there (config.yaml is missing); {known}")
     return load_config(path / "config.yaml", list(overrides))
 
 
 def evaluated_config(path: Path, overrides: Sequence[str]) -> Config:
-    """A run's configuration with overrides. Raises ConfigError for one of something that training has settled."""
+    """A run's configuration with overrides.
+
+    Raises ConfigError for one of something that training has settled.
+    """
     trained, config = load_run_config(path), load_run_config(path, overrides)
-    changed = [name for name in ("name", "seed") if getattr(config, name) != getattr(trained, name)] + differing_settings(trained, config)
+    changed = [
+        name for name in ("name", "seed") if getattr(config, name) != getattr(trained, name)
+    ] + differing_settings(trained, config)
     if settled := [key for key in changed if key.partition(".")[0] in LEARNED]:
-        raise ConfigError(f"{path} was trained with another {', '.join(settled)}, which an evaluation cannot change")
+        raise ConfigError(
+            f"{path} was trained with another {', '.join(settled)}, which an evaluation cannot"
+            " change"
+        )
     if config.env.t_max > trained.env.t_max:
-        raise ConfigError(f"--env.t_max = {config.env.t_max}: {path} was trained for {trained.env.t_max} calls at most and knows no states beyond; train it for more")
+        raise ConfigError(
+            f"--env.t_max = {config.env.t_max}: {path} was trained for {trained.env.t_max} calls at"
+            " most and knows no states beyond; train it for more"
+        )
     return config
 
 
 def differing_settings(one: Config, other: Config) -> list[str]:
-    """Dotted names of the settings that differ, aside from name, seed, machine, the place of the store and what only limits or evaluates."""
+    """Dotted names of the settings that differ, aside from name, seed, machine, the place of the
+    store and what only limits or evaluates.
+    """
 
     def flat(value: Any, prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
-            return {key: leaf for name, part in value.items() for key, leaf in flat(part, f"{prefix}.{name}".lstrip(".")).items()}
+            return {
+                key: leaf
+                for name, part in value.items()
+                for key, leaf in flat(part, f"{prefix}.{name}".lstrip(".")).items()
+            }
         return {prefix: value}
 
     a, b = flat(one.model_dump(mode="json")), flat(other.model_dump(mode="json"))
-    return sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key) and key not in BESIDE and not key.startswith("eval."))
+    return sorted(
+        key
+        for key in a.keys() | b.keys()
+        if a.get(key) != b.get(key) and key not in BESIDE and not key.startswith("eval.")
+    )
 
 
 def num_epochs(path: Path) -> int:
@@ -84,7 +119,10 @@ class RunFolder:
     def __init__(self, path: Path, *, resume: bool):
         self.path = path
         if (path / "config.yaml").exists() and not resume:
-            raise RunError(f"{path} already holds a run: continue it with --resume {path}, or choose another --name")
+            raise RunError(
+                f"{path} already holds a run: continue it with --resume {path}, or choose another"
+                " --name"
+            )
         (path / "checkpoints").mkdir(parents=True, exist_ok=True)
         self._lock = (path / ".lock").open("w")
         try:
@@ -92,7 +130,9 @@ class RunFolder:
         except OSError as error:
             raise RunError(f"{path}: another process is training this run") from error
 
-    def describe(self, config: Config, fingerprint: list[dict[str, Any]], device: torch.device) -> None:
+    def describe(
+        self, config: Config, fingerprint: list[dict[str, Any]], device: torch.device
+    ) -> None:
         """Write config.yaml and environment.json."""
         about = {
             "versions": library_versions(),
@@ -112,7 +152,9 @@ class RunFolder:
             file.write(json.dumps(record) + "\n")
 
     def count_expert_calls(self, generated: int) -> None:
-        """Keep the number of answers this run has generated, so that --resume does not spend the budget again."""
+        """Keep the number of answers this run has generated, so that --resume does not spend the
+        budget again.
+        """
         path = self.path / "expert_calls.json"
         with self.saving(path):
             write_atomically(path, json.dumps({"generated": generated}).encode())
@@ -137,7 +179,9 @@ class RunFolder:
         write_atomically(path, "".join(line + "\n" for line in kept).encode())
 
     def save_checkpoint(self, state: dict[str, Any], *, is_best: bool) -> None:
-        """Write last.pt, and best.pt as a copy; last.pt is replaced at the very end, so that a crash at any moment can be resumed."""
+        """Write last.pt, and best.pt as a copy; last.pt is replaced at the very end, so that a
+        crash at any moment can be resumed.
+        """
         last, best = self.path / "checkpoints" / "last.pt", self.path / "checkpoints" / "best.pt"
         partial, partial_best = last.with_suffix(".partial"), best.with_suffix(".partial")
         with self.saving(last):
@@ -160,7 +204,10 @@ class RunFolder:
         try:
             yield
         except (OSError, RuntimeError, SafetensorError) as error:
-            raise RunError(f"{what}: could not be saved ({error}). The previous checkpoint is whole; free some space and use --resume {self.path}") from error
+            raise RunError(
+                f"{what}: could not be saved ({error}). The previous checkpoint is whole; free some"
+                f" space and use --resume {self.path}"
+            ) from error
 
     def close(self) -> None:
         """Release the lock."""
@@ -169,11 +216,17 @@ class RunFolder:
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The state of last.pt; None before the first."""
         path = self.path / "checkpoints" / "last.pt"
-        # Not weights_only: the random states of numpy and Python are in it. It is the user's own file, never a download.
+        # Not weights_only: the random states of numpy and Python are in it. It is the user's own
+        # file, never a download.
         return torch.load(path, map_location="cpu", weights_only=False) if path.exists() else None
 
 
 def _git_commit() -> str | None:
-    result = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
+    result = subprocess.run(
+        ["git", "rev-parse", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[1],
+    )
     return result.stdout.strip() or None
-

@@ -1,11 +1,13 @@
 """Ask the pool through a trained agent, and see the route.
 
-    python scripts/ask.py "Spell this word backward (example: sun -> nus): planet"     # the newest run
-    python scripts/ask.py --run runs/NAME                                               # interactive
-    python scripts/ask.py --file questions.jsonl --out routed.jsonl                     # many questions; no references needed
+    python scripts/ask.py "Spell this word backward (example: sun -> nus): planet"  # the newest run
+    python scripts/ask.py --run runs/NAME  # interactive
+    # many questions; no references needed
+    python scripts/ask.py --file questions.jsonl --out routed.jsonl
 
-Settings of the run can be overridden, written --key=value.
-Lines of the file: {"text": ..., "id"?: ..., "task"?: ...}. Lines written: {"id", "text", "answer", "expert", "calls", "params_b", "p_stop", "route"}.
+Settings of the run can be overridden, written --key=value. Lines of the file: {"text": ..., "id"?:
+..., "task"?: ...}. Lines written: {"id", "text", "answer", "expert", "calls", "params_b", "p_stop",
+"route"}.
 """
 
 from __future__ import annotations
@@ -54,18 +56,34 @@ class Router:
     def show(self, route: Route) -> str:
         """The route step by step: expert, answer, stop probability, cost."""
         lines = []
-        for number, (step, decision) in enumerate(zip(route.episode.steps, route.decisions, strict=True), start=1):
+        for number, (step, decision) in enumerate(
+            zip(route.episode.steps, route.decisions, strict=True), start=1
+        ):
             lines.append(
-                f"{number}. {self.pool.names[step.expert_idx]} says: {step.answer.text!r}\n"
-                f"   stop probability {step.p_stop:.2f} (threshold {self.judge.threshold:.2f}), cost {charge(step.cost, self.config.reward):.4g} "
-                f"({step.cost.params_b:.6g} B parameters, {step.cost.prompt_tokens}+{step.cost.completion_tokens} tokens), expected return {decision.value:.2f}"
+                f"{number}. {self.pool.names[step.expert_idx]} says: {step.answer.text!r}\n   stop"
+                f" probability {step.p_stop:.2f} (threshold {self.judge.threshold:.2f}), cost"
+                f" {charge(step.cost, self.config.reward):.4g} ({step.cost.params_b:.6g} B"
+                f" parameters, {step.cost.prompt_tokens}+{step.cost.completion_tokens} tokens),"
+                f" expected return {decision.value:.2f}"
             )
-        reason = "the Terminator is satisfied" if route.episode.stop_reason == "satisfied" else f"{self.config.env.t_max} calls are the most"
+        reason = (
+            "the Terminator is satisfied"
+            if route.episode.stop_reason == "satisfied"
+            else f"{self.config.env.t_max} calls are the most"
+        )
         return "\n".join([*lines, f"stopped: {reason}", f"answer: {route.episode.answer}"])
 
     def record(self, route: Route) -> dict[str, object]:
         episode = route.episode
-        steps = [{"expert": self.pool.names[s.expert_idx], "answer": s.answer.text, "p_stop": s.p_stop, "cost": charge(s.cost, self.config.reward)} for s in episode.steps]
+        steps = [
+            {
+                "expert": self.pool.names[s.expert_idx],
+                "answer": s.answer.text,
+                "p_stop": s.p_stop,
+                "cost": charge(s.cost, self.config.reward),
+            }
+            for s in episode.steps
+        ]
         last = steps[-1]
         return {
             "id": episode.question.id,
@@ -83,32 +101,52 @@ def ask_file(router: Router, source: Path, out: Path) -> None:
     """Route every question of a JSONL file, in file order."""
     routes = router.route(read_questions(SourceConfig(path=str(source)), need_reference=False))
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, "".join(json.dumps(router.record(route)) + "\n" for route in routes).encode())
-    print(f"{out}: {len(routes)} questions routed, {sum(len(r.episode.steps) for r in routes) / len(routes):.2f} calls each")
+    write_atomically(
+        out, "".join(json.dumps(router.record(route)) + "\n" for route in routes).encode()
+    )
+    print(
+        f"{out}: {len(routes)} questions routed,"
+        f" {sum(len(r.episode.steps) for r in routes) / len(routes):.2f} calls each"
+    )
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("question", nargs="?", help="none: interactive")
     parser.add_argument("--run", type=Path, help="folder of the run; default: the newest")
     parser.add_argument("--file", type=Path, help="JSONL of questions")
-    parser.add_argument("--out", type=Path, help="with --file: where the routes go; default: routed.jsonl")
+    parser.add_argument(
+        "--out", type=Path, help="with --file: where the routes go; default: routed.jsonl"
+    )
     options, overrides = parse(parser, arguments)
     if options.file and options.question is not None:
-        raise ConfigError(f"a question and --file {options.file} are two things to ask: give one of them")
+        raise ConfigError(
+            f"a question and --file {options.file} are two things to ask: give one of them"
+        )
     if options.out and not options.file:
         raise ConfigError("--out is for the routes of --file; those of a question are shown")
     if options.question is not None and not options.question.strip():
         raise ConfigError("the question is empty")
-    if loose := [argument for argument in overrides if not (argument.startswith("--") and "=" in argument)]:
-        raise ConfigError(f"unexpected {loose[0]!r}: beside a question, settings are written --key=value, for example --threads=1")
+    if loose := [
+        argument for argument in overrides if not (argument.startswith("--") and "=" in argument)
+    ]:
+        raise ConfigError(
+            f"unexpected {loose[0]!r}: beside a question, settings are written --key=value, for"
+            " example --threads=1"
+        )
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     router = Router(options.run or newest_run(), overrides)
     if options.file is not None:
         ask_file(router, options.file, options.out or Path("routed.jsonl"))
     elif options.question is not None:
-        print(router.show(router.route([Question("asked", whole_text(options.question.strip()))])[0]))
+        print(
+            router.show(router.route([Question("asked", whole_text(options.question.strip()))])[0])
+        )
     else:
         with suppress(EOFError):
             while (text := input("question (empty to leave)> ").strip()) != "":

@@ -1,12 +1,14 @@
 """How fast DER is, as ratios measured side by side in one run; docs/speed.md explains each.
 
-python scripts/benchmark.py --out speed.json                      # the embedded pool
-python scripts/benchmark.py --pool small_llms --only rollouts     # real small LLMs; or the path of a configuration
-python scripts/benchmark.py --pool configs/X.yaml --device cuda --pool.max_batch_size 256
-python scripts/benchmark.py --quick                               # counts instead of seconds; a test guards them
+python scripts/benchmark.py --out speed.json                      # the embedded pool python
+scripts/benchmark.py --pool small_llms --only rollouts     # real small LLMs; or the path of a
+configuration python scripts/benchmark.py --pool configs/X.yaml --device cuda --pool.max_batch_size
+256 python scripts/benchmark.py --quick                               # counts instead of seconds; a
+test guards them
 
-Figures are medians of --repeats measurements in which the ways compared take turns. Stores are cold unless said, weights are loaded
-beforehand. Every way of a rollout runs at the torch thread count that suits it best. Other settings are passed on.
+Figures are medians of --repeats measurements in which the ways compared take turns. Stores are cold
+unless said, weights are loaded beforehand. Every way of a rollout runs at the torch thread count
+that suits it best. Other settings are passed on.
 """
 
 from __future__ import annotations
@@ -32,10 +34,25 @@ STORE_SIZES = (10_000, 100_000, 1_000_000)
 
 def main(arguments: list[str]) -> dict[str, float]:
     """Run the command; returns the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--pool", default="tiny", help=f"{', '.join(POOLS)}, or a configuration file")
-    parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS), help="groups of figures")
-    parser.add_argument("--quick", action="store_true", help="counts only: generate calls, forward passes, encoder rows, store reads, model loads per 1,000 transitions")
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--pool", default="tiny", help=f"{', '.join(POOLS)}, or a configuration file"
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=GROUPS, default=list(GROUPS), help="groups of figures"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help=(
+            "counts only: generate calls, forward passes, encoder rows, store reads, model loads"
+            " per 1,000 transitions"
+        ),
+    )
     parser.add_argument("--device", help="device of the configuration")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--questions", type=int, default=256, help="questions of a timed rollout")
@@ -56,7 +73,9 @@ def main(arguments: list[str]) -> dict[str, float]:
             add(bench_updates.counts(path, overrides, Path(folder)))
         else:
             if "rollouts" in options.only:
-                add(bench_rollouts.measure(config, Path(folder), options.repeats, options.questions))
+                add(
+                    bench_rollouts.measure(config, Path(folder), options.repeats, options.questions)
+                )
             if "updates" in options.only:
                 add(bench_updates.measure(path, overrides, Path(folder), options.repeats))
             if "store" in options.only:

@@ -1,17 +1,23 @@
-"""Measures whether the 95% intervals of evaluation/stats.py cover the truth 95% of the time: python scripts/check_intervals.py [--repetitions 10000] [--seed 0]
+"""Measures whether the 95% intervals of evaluation/stats.py cover the truth 95% of the time: python
+scripts/check_intervals.py [--repetitions 10000] [--seed 0]
 
-Each repetition trains a handful of agents, or one, and draws 681 questions anew, or few; qualities are 0 or 1. An agent answers a question if a
-standard normal variable stays under a threshold: the sum of the agent's strength, the question's ease and chance. The mean over all agents and questions
-is then exact, qualities stay within [0, 1], and the spread of the agents' true means has a closed form (Owen 1956). Three claims are checked:
+Each repetition trains a handful of agents, or one, and draws 681 questions anew, or few; qualities
+are 0 or 1. An agent answers a question if a standard normal variable stays under a threshold: the
+sum of the agent's strength, the question's ease and chance. The mean over all agents and questions
+is then exact, qualities stay within [0, 1], and the spread of the agents' true means has a closed
+form (Owen 1956). Three claims are checked:
 
     mean      the interval of one policy's mean covers it
     paired    so does that of its difference to a baseline without training, 0.1 weaker
-    separate  two methods of equal mean, each with its own agents, are called different in at most 5% of repetitions
+    separate  two methods of equal mean, each with its own agents, are called different in at
+            most 5% of repetitions
 
-Exits with 1 if a coverage is outside 0.93 to 0.97, or `separate` is above 0.05 by more than three Monte-Carlo standard errors (its true value may be
-0.05). One seed on few questions may cover more, as the mean of few answers takes few values, and a difference down to 0.90, as it may come from three
-questions. With far fewer repetitions a coverage can be outside by chance. The last columns are the contrast, in 500 repetitions: the percentile
-bootstrap that draws seeds and questions with replacement.
+Exits with 1 if a coverage is outside 0.93 to 0.97, or `separate` is above 0.05 by more than three
+Monte-Carlo standard errors (its true value may be 0.05). One seed on few questions may cover more,
+as the mean of few answers takes few values, and a difference down to 0.90, as it may come from
+three questions. With far fewer repetitions a coverage can be outside by chance. The last columns
+are the contrast, in 500 repetitions: the percentile bootstrap that draws seeds and questions with
+replacement.
 """
 
 from __future__ import annotations
@@ -30,10 +36,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from evaluation.stats import limits
 
 QUESTIONS = 681
-EASE = 0.96  # share of a question's ease in ease and chance: rest / (questions + rest) is 0.18 to 0.21, as between seeds 0, 1 and 2 of the embedded pool
+# Share of a question's ease in ease and chance: rest / (questions + rest) is 0.18 to 0.21, as
+# between seeds 0, 1 and 2 of the embedded pool
+EASE = 0.96
 LEAD = 0.1
 LIKENESS = 0.6  # correlation of the baseline's and the agents' ease
-ONE_SEED = ((20, 0.5), (20, 0.95), (32, 0.95), (60, 0.85), (100, 0.98), (QUESTIONS, 0.95))  # questions, mean
+ONE_SEED = (
+    (20, 0.5),
+    (20, 0.95),
+    (32, 0.95),
+    (60, 0.85),
+    (100, 0.98),
+    (QUESTIONS, 0.95),
+)  # questions, mean
 CHUNK = 250  # repetitions at once
 BOOTSTRAPS = 400
 CONTRAST = 500  # repetitions of the bootstrap
@@ -41,7 +56,9 @@ CONTRAST = 500  # repetitions of the bootstrap
 
 def spread(mean: float, strength: float) -> float:
     """Standard deviation of agents' true means when strength has this share of the variance."""
-    both = mean - 2 * owens_t(ndtri(mean), np.sqrt((1 - strength) / (1 + strength)))  # P(two agents, unlike in all but strength, are right)
+    both = mean - 2 * owens_t(
+        ndtri(mean), np.sqrt((1 - strength) / (1 + strength))
+    )  # P(two agents, unlike in all but strength, are right)
     return float(np.sqrt(max(both - mean**2, 0)))
 
 
@@ -50,20 +67,31 @@ def strength_for(mean: float, wanted: float) -> float:
     return brentq(lambda share: spread(mean, share) - wanted, 0, 0.99) if wanted else 0.0
 
 
-def answers(rng: np.random.Generator, mean: float, strength: float, ease: np.ndarray, seeds: int) -> np.ndarray:
-    """Qualities (R, S, Q) of newly trained agents on questions of this ease (R, Q), standard normal."""
+def answers(
+    rng: np.random.Generator, mean: float, strength: float, ease: np.ndarray, seeds: int
+) -> np.ndarray:
+    """Qualities (R, S, Q) of newly trained agents on questions of this ease (R, Q), standard
+    normal.
+    """
     repetitions, questions = ease.shape
     agent = np.sqrt(strength) * rng.standard_normal((repetitions, seeds, 1), dtype=np.float32)
     question = np.sqrt((1 - strength) * EASE) * ease[:, None, :]
-    chance = np.sqrt((1 - strength) * (1 - EASE)) * rng.standard_normal((repetitions, seeds, questions), dtype=np.float32)
+    chance = np.sqrt((1 - strength) * (1 - EASE)) * rng.standard_normal(
+        (repetitions, seeds, questions), dtype=np.float32
+    )
     return (agent + question + chance < ndtri(mean)).astype(float)
 
 
 def bootstrap(rng: np.random.Generator, values: np.ndarray) -> np.ndarray:
-    """Percentile limits (2, R) from resampled seeds and questions. The same draws serve all repetitions."""
+    """Percentile limits (2, R) from resampled seeds and questions.
+
+    The same draws serve all repetitions.
+    """
     seeds, questions = values.shape[1:]
     of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=BOOTSTRAPS) / seeds
-    of_questions = rng.multinomial(questions, np.full(questions, 1 / questions), size=BOOTSTRAPS) / questions
+    of_questions = (
+        rng.multinomial(questions, np.full(questions, 1 / questions), size=BOOTSTRAPS) / questions
+    )
     means = ((values @ of_questions.T) * of_seeds.T).sum(axis=1)
     return np.quantile(means, [0.025, 0.975], axis=1)
 
@@ -72,21 +100,43 @@ def covered(lo: np.ndarray, hi: np.ndarray, truth: float) -> np.ndarray:
     return (lo <= truth) & (truth <= hi)
 
 
-def check(rng: np.random.Generator, mean: float, seeds: int, wanted: float, repetitions: int, questions: int = QUESTIONS) -> dict[str, float]:
+def check(
+    rng: np.random.Generator,
+    mean: float,
+    seeds: int,
+    wanted: float,
+    repetitions: int,
+    questions: int = QUESTIONS,
+) -> dict[str, float]:
     """One row of the table."""
     strength = strength_for(mean, wanted)
-    found: dict[str, list[np.ndarray]] = {name: [] for name in ("mean", "paired", "separate", "half", "half_paired", "boot_mean", "boot_paired")}
+    found: dict[str, list[np.ndarray]] = {
+        name: []
+        for name in (
+            "mean",
+            "paired",
+            "separate",
+            "half",
+            "half_paired",
+            "boot_mean",
+            "boot_paired",
+        )
+    }
     for start in range(0, repetitions, CHUNK):
         ease = rng.standard_normal((min(CHUNK, repetitions - start), questions), dtype=np.float32)
         ours, others = (answers(rng, mean, strength, ease, seeds) for _ in range(2))
         chance = rng.standard_normal(ease.shape, dtype=np.float32)
-        baseline = (LIKENESS * ease + np.sqrt(1 - LIKENESS**2) * chance < ndtri(mean - LEAD)).astype(float)[:, None, :]
+        baseline = (
+            LIKENESS * ease + np.sqrt(1 - LIKENESS**2) * chance < ndtri(mean - LEAD)
+        ).astype(float)[:, None, :]
         level = baseline.mean(axis=(1, 2))
 
         _, lo, hi = limits(ours, 0, 1)
         found["mean"].append(covered(lo, hi, mean))
         found["half"].append((hi - lo) / 2)
-        _, lo, hi = limits(ours - baseline, *((-level, 1 - level) if seeds > 1 else (-1, 1)))  # as paired_difference has them
+        _, lo, hi = limits(
+            ours - baseline, *((-level, 1 - level) if seeds > 1 else (-1, 1))
+        )  # as paired_difference has them
         found["paired"].append(covered(lo, hi, LEAD))
         found["half_paired"].append((hi - lo) / 2)
         _, lo, hi = limits(ours - others, -1, 1)
@@ -94,7 +144,10 @@ def check(rng: np.random.Generator, mean: float, seeds: int, wanted: float, repe
         if start < CONTRAST:
             found["boot_mean"].append(covered(*bootstrap(rng, ours), mean))
             found["boot_paired"].append(covered(*bootstrap(rng, ours - baseline), LEAD))
-    return {"spread": spread(mean, strength), **{name: float(np.concatenate(parts).mean()) for name, parts in found.items()}}
+    return {
+        "spread": spread(mean, strength),
+        **{name: float(np.concatenate(parts).mean()) for name, parts in found.items()},
+    }
 
 
 def main() -> int:
@@ -104,16 +157,31 @@ def main() -> int:
     args = parser.parse_args()
     bar = 0.05 + 3 * np.sqrt(0.05 * 0.95 / args.repetitions)
     rng, failed = np.random.default_rng(args.seed), 0
-    print(f"{'questions':>9} {'seeds':>5} {'mean':>5} {'spread':>7} | {'mean':>6} {'paired':>6} {'separate':>8} | {'half-width':>10} {'of paired':>9} | bootstrap: mean paired")
-    trained = [(QUESTIONS, seeds, mean, wanted) for mean, seeds, wanted in itertools.product((0.85, 0.5), (3, 5), (0, 0.03, 0.1))]
-    for questions, seeds, mean, wanted in [*trained, *((questions, 1, mean, 0) for questions, mean in ONE_SEED)]:
+    print(
+        f"{'questions':>9} {'seeds':>5} {'mean':>5} {'spread':>7} | {'mean':>6} {'paired':>6}"
+        f" {'separate':>8} | {'half-width':>10} {'of paired':>9} | bootstrap: mean paired"
+    )
+    trained = [
+        (QUESTIONS, seeds, mean, wanted)
+        for mean, seeds, wanted in itertools.product((0.85, 0.5), (3, 5), (0, 0.03, 0.1))
+    ]
+    for questions, seeds, mean, wanted in [
+        *trained,
+        *((questions, 1, mean, 0) for questions, mean in ONE_SEED),
+    ]:
         row = check(rng, mean, seeds, wanted, args.repetitions, questions)
         least, most = (0.93, 0.97) if seeds > 1 else (0.90, 1.0)
-        wrong = not (0.93 <= row["mean"] <= most and least <= row["paired"] <= most and row["separate"] <= bar)
+        wrong = not (
+            0.93 <= row["mean"] <= most
+            and least <= row["paired"] <= most
+            and row["separate"] <= bar
+        )
         failed += wrong
         print(
-            f"{questions:>9} {seeds:>5} {mean:>5} {row['spread']:>7.4f} | {row['mean']:>6.3f} {row['paired']:>6.3f} {row['separate']:>8.3f} | "
-            f"{row['half']:>10.3f} {row['half_paired']:>9.3f} | {row['boot_mean']:>15.3f} {row['boot_paired']:>6.3f}{'  OUTSIDE' if wrong else ''}",
+            f"{questions:>9} {seeds:>5} {mean:>5} {row['spread']:>7.4f} | {row['mean']:>6.3f}"
+            f" {row['paired']:>6.3f} {row['separate']:>8.3f} | {row['half']:>10.3f}"
+            f" {row['half_paired']:>9.3f} | {row['boot_mean']:>15.3f}"
+            f" {row['boot_paired']:>6.3f}{'  OUTSIDE' if wrong else ''}",
             flush=True,
         )
     return int(failed > 0)

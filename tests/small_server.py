@@ -12,17 +12,31 @@ from typing import Any
 Reply = tuple[int, Any] | tuple[int, Any, dict[str, str]]  # status, JSON or raw bytes, headers
 
 
-def completion(text: str | None, *, usage: bool = True, finish_reason: str = "stop", is_chat: bool = False) -> Reply:
+def completion(
+    text: str | None, *, usage: bool = True, finish_reason: str = "stop", is_chat: bool = False
+) -> Reply:
     """A well-formed reply; every text takes 7 and 3 tokens."""
-    choice = {"index": 0, "finish_reason": finish_reason} | ({"message": {"role": "assistant", "content": text}} if is_chat else {"text": text})
-    counts = {"usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}} if usage else {}
-    return 200, {"id": "1", "object": "completion", "created": 0, "model": "m", "choices": [choice], **counts}
+    choice = {"index": 0, "finish_reason": finish_reason} | (
+        {"message": {"role": "assistant", "content": text}} if is_chat else {"text": text}
+    )
+    counts = (
+        {"usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}} if usage else {}
+    )
+    return 200, {
+        "id": "1",
+        "object": "completion",
+        "created": 0,
+        "model": "m",
+        "choices": [choice],
+        **counts,
+    }
 
 
 class SmallServer:
     """Answers a POST with what `behave(body, number of the request from 0)` returns.
 
-    `requests` holds (path, body, headers in lower case, time of arrival), `num_held` is how many it holds, `most_at_once` the most it ever held.
+    `requests` holds (path, body, headers in lower case, time of arrival), `num_held` is how many it
+    holds, `most_at_once` the most it ever held.
     """
 
     def __init__(self, behave: Callable[[dict[str, Any], int], Reply]):
@@ -37,7 +51,14 @@ class SmallServer:
                 body = json.loads(handler.rfile.read(int(handler.headers["content-length"])))
                 with lock:
                     number = len(self.requests)
-                    self.requests.append((handler.path, body, {name.lower(): value for name, value in handler.headers.items()}, time.monotonic()))
+                    self.requests.append(
+                        (
+                            handler.path,
+                            body,
+                            {name.lower(): value for name, value in handler.headers.items()},
+                            time.monotonic(),
+                        )
+                    )
                     self.num_held += 1
                     self.most_at_once = max(self.most_at_once, self.num_held)
                 status, payload, *headers = behave(body, number)
@@ -45,7 +66,10 @@ class SmallServer:
                     self.num_held -= 1
                 data = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
                 handler.send_response(status)
-                for name, value in ({"content-type": "application/json", "content-length": str(len(data))} | dict(*headers)).items():
+                for name, value in (
+                    {"content-type": "application/json", "content-length": str(len(data))}
+                    | dict(*headers)
+                ).items():
                     handler.send_header(name, value)
                 handler.end_headers()
                 handler.wfile.write(data)
@@ -62,7 +86,9 @@ class SmallServer:
 
         self._server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        ).start()
 
     def close(self) -> None:
         self._server.shutdown()

@@ -15,7 +15,9 @@ from scripts import store as store_script
 
 def stored(name, text="yes", expert="e", **more):
     values = {"prompt_tokens": 3, "completion_tokens": 1, "latency_s": 0.25, **more}
-    return StoredAnswer(answer_key({"expert": expert}, name, {}), expert, name, Answer(text, **values))
+    return StoredAnswer(
+        answer_key({"expert": expert}, name, {}), expert, name, Answer(text, **values)
+    )
 
 
 @pytest.fixture
@@ -26,17 +28,29 @@ def store(tmp_path):
 
 
 def test_what_is_put_is_got_back_whole_by_another_reader(store):
-    row = stored("Ünïcode\n\x00{}", "réponse\n'; DROP TABLE answers; --", latency_s=0.1 + 0.2, prompt_cut=True)
+    row = stored(
+        "Ünïcode\n\x00{}",
+        "réponse\n'; DROP TABLE answers; --",
+        latency_s=0.1 + 0.2,
+        prompt_cut=True,
+    )
     empty = stored("silence", "", completion_tokens=0)
     store.put_many([row, empty])
     again = AnswerStore(store.path)
-    assert again.get_many([empty.key, row.key, b"unknown", row.key]) == {row.key: row.answer, empty.key: empty.answer}
+    assert again.get_many([empty.key, row.key, b"unknown", row.key]) == {
+        row.key: row.answer,
+        empty.key: empty.answer,
+    }
     assert len(again) == 2
 
 
 def test_what_an_answer_was_made_of_stands_beside_it(store):
     store.put_many([stored("Why?", expert="llama")])
-    (kept,) = sqlite3.connect(store.path).execute("SELECT expert, prompt, made_with FROM answers").fetchall()
+    (kept,) = (
+        sqlite3.connect(store.path)
+        .execute("SELECT expert, prompt, made_with FROM answers")
+        .fetchall()
+    )
     assert kept[:2] == ("llama", "Why?")
     assert json.loads(kept[2]) == {"torch": "1.2.3"}
 
@@ -51,19 +65,30 @@ def test_the_first_write_wins_and_the_second_writer_reads_back_the_first(store):
     assert first.key == second.key
     store.put_many([first])
     other = AnswerStore(store.path)
-    assert other.put_many([second, stored("new", "mine")]) == {first.key: first.answer, stored("new").key: stored("new", "mine").answer}
+    assert other.put_many([second, stored("new", "mine")]) == {
+        first.key: first.answer,
+        stored("new").key: stored("new", "mine").answer,
+    }
     assert store.get_many([first.key]) == {first.key: first.answer}
 
 
 def test_the_key_depends_on_identity_prompt_and_decoding_and_on_nothing_else():
     base = ({"weights": "abc", "dtype": "float32"}, "Why?", {"seed": 0, "temperature": 0.0})
-    assert answer_key({"dtype": "float32", "weights": "abc"}, "Why?", {"temperature": 0.0, "seed": 0}) == answer_key(*base)  # order of fields
-    others = [({**base[0], "dtype": "bfloat16"}, *base[1:]), (base[0], "Why? ", base[2]), (*base[:2], {**base[2], "seed": 1})]
+    assert answer_key(
+        {"dtype": "float32", "weights": "abc"}, "Why?", {"temperature": 0.0, "seed": 0}
+    ) == answer_key(*base)  # order of fields
+    others = [
+        ({**base[0], "dtype": "bfloat16"}, *base[1:]),
+        (base[0], "Why? ", base[2]),
+        (*base[:2], {**base[2], "seed": 1}),
+    ]
     assert len({answer_key(*base), *(answer_key(*other) for other in others)}) == 4
 
 
 def write_in_turns(path, writer, barrier, results):
-    """300 keys that another process writes too, ten at a time, from the other end: each has written its first ten before either goes on."""
+    """300 keys that another process writes too, ten at a time, from the other end: each has written
+    its first ten before either goes on.
+    """
     store = AnswerStore(path)
     kept = {}
     for start in range(0, 300, 10):
@@ -77,14 +102,20 @@ def write_in_turns(path, writer, barrier, results):
 def test_two_processes_writing_at_once_lose_nothing_and_agree(store):
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(2), context.Queue()
-    writers = [context.Process(target=write_in_turns, args=(store.path, name, barrier, results)) for name in "ab"]
+    writers = [
+        context.Process(target=write_in_turns, args=(store.path, name, barrier, results))
+        for name in "ab"
+    ]
     for writer in writers:
         writer.start()
     kept = dict(results.get(timeout=60) for _ in writers)
     for writer in writers:
         writer.join(timeout=60)
     assert [writer.exitcode for writer in writers] == [0, 0]
-    final = {key.hex(): answer.text for key, answer in store.get_many(stored(f"q{i}").key for i in range(300)).items()}
+    final = {
+        key.hex(): answer.text
+        for key, answer in store.get_many(stored(f"q{i}").key for i in range(300)).items()
+    }
     assert len(final) == 300
     assert kept["a"] == kept["b"] == final  # what a writer went on with is what the store holds
     assert set(final.values()) == {"from a", "from b"}
@@ -108,12 +139,19 @@ def test_a_killed_process_loses_nothing_that_put_many_had_returned(store, projec
         "    print(batch, flush=True)\n"
         "    batch += 1\n"
     )
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(project / "scripts")})
+    child = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(project / "scripts")},
+    )
     last = -1
     while last < 40:
         last = int(child.stdout.readline())
     child.send_signal(signal.SIGKILL)
-    last = max([last, *(int(line) for line in child.stdout.read().split())])  # what it still said before it died
+    last = max(
+        [last, *(int(line) for line in child.stdout.read().split())]
+    )  # what it still said before it died
     assert child.wait(timeout=60) == -signal.SIGKILL
     promised = [stored(f"q{batch}-{i}").key for batch in range(last + 1) for i in range(20)]
     again = AnswerStore(store.path)
@@ -152,7 +190,9 @@ def test_a_damaged_store_names_the_command_that_rescues_it(tmp_path):
 def test_a_file_that_is_no_store_at_all_is_not_overwritten(tmp_path):
     path = tmp_path / "answers.sqlite"
     path.write_bytes(b"my thesis, not a database" * 100)
-    with pytest.raises(StoreError, match=r"not a database, so no answer store\. Let pool\.store name another path"):
+    with pytest.raises(
+        StoreError, match=r"not a database, so no answer store\. Let pool\.store name another path"
+    ):
         AnswerStore(path)
     with pytest.raises(StoreError, match="no SQLite file"):
         rebuild(path)
@@ -168,7 +208,9 @@ def test_rebuild_rescues_all_but_the_damaged_pages_rows(tmp_path, capsys, pages)
     rescued = AnswerStore(path).get_many(row.key for row in rows)
     assert f"{len(rescued)} answers rescued" in capsys.readouterr().out
     assert all(rescued[row.key] == row.answer for row in rows if row.key in rescued)
-    assert len(rescued) >= NUM_ROWS - 25 * len(pages)  # a page of 4 KiB holds about ten rows of 300 to 400 bytes
+    assert len(rescued) >= NUM_ROWS - 25 * len(
+        pages
+    )  # a page of 4 KiB holds about ten rows of 300 to 400 bytes
     assert path.with_name("answers.sqlite.damaged").read_bytes() == broken
     store_script.main(["check", str(path)])
     assert f"e: {len(rescued)} answers" in capsys.readouterr().out
@@ -186,8 +228,12 @@ def test_a_second_rebuild_keeps_the_first_damaged_file(tmp_path):
 def test_a_full_disk_is_said_so_and_costs_nothing_already_stored(store):
     before = [stored(f"q{i}") for i in range(50)]
     store.put_many(before)
-    store._db.execute("PRAGMA max_page_count = 1")  # SQLite then reports SQLITE_FULL, as on a full disk, when the file would grow
-    with pytest.raises(StoreError, match=r"disk is full\. Free some space and run again: what was stored is safe"):
+    store._db.execute(
+        "PRAGMA max_page_count = 1"
+    )  # SQLite then reports SQLITE_FULL, as on a full disk, when the file would grow
+    with pytest.raises(
+        StoreError, match=r"disk is full\. Free some space and run again: what was stored is safe"
+    ):
         store.put_many([stored(f"big {i}", "x" * 5000) for i in range(50)])
     assert len(store) == 50
     store._db.execute("PRAGMA max_page_count = 1000000")  # space has been freed

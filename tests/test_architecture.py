@@ -27,7 +27,10 @@ def source_files() -> list[Path]:
 
 
 def floor_of(module: str) -> int | None:
-    """The floor of a module: that of its longest listed prefix. None for modules of other projects."""
+    """The floor of a module: that of its longest listed prefix.
+
+    None for modules of other projects.
+    """
     while module:
         for number, names in enumerate(FLOORS):
             if module in names:

@@ -1,4 +1,6 @@
-"""The benchmark's counts guard against doing again what was done before; its arithmetic is checked by hand."""
+"""The benchmark's counts guard against doing again what was done before; its arithmetic is checked
+by hand.
+"""
 
 import numpy as np
 import pytest
@@ -10,10 +12,17 @@ from scripts import benchmark
 from scripts.support import bench_rollouts, bench_store
 from scripts.support.bench_rollouts import Bench, Plan, exponent, repeated, stored_prompts
 
-# Per 1,000 transitions of training and validation, as measured; a change that raises one of them has to say why.
+# Per 1,000 transitions of training and validation, as measured; a change that raises one of them
+# has to say why.
 AT_MOST = {
-    "counts/cold/generate_calls": 568,  # of the library's `generate`: one reads new prompts of similar length, or adds a round of tokens for all
-    "counts/cold/forward_passes": 3883,  # of an expert's model, over new prompts or one more token of every row
+    "counts/cold/generate_calls": (
+        568
+        # Of the library's `generate`: one reads new prompts of similar length, or adds a round of
+        # tokens for all
+    ),
+    "counts/cold/forward_passes": (
+        3883
+    ),  # of an expert's model, over new prompts or one more token of every row
     "counts/cold/encoder_rows": 1118,
     "counts/cold/store_reads": 2264,
     "counts/cold/model_loads": 13.4,
@@ -29,7 +38,11 @@ def test_no_count_of_work_has_grown(project, monkeypatch):
     monkeypatch.chdir(project)
     figures = benchmark.main(["--quick"])
     assert figures.keys() == AT_MOST.keys()
-    grown = {name: (count, AT_MOST[name]) for name, count in figures.items() if count > 1.05 * AT_MOST[name]}
+    grown = {
+        name: (count, AT_MOST[name])
+        for name, count in figures.items()
+        if count > 1.05 * AT_MOST[name]
+    }
     assert not grown
     assert figures["counts/cold/generate_calls"] > 0
 
@@ -50,7 +63,10 @@ def test_every_way_of_a_rollout_makes_the_same_calls(project, monkeypatch, tmp_p
     _, narrow = bench.rollout_s(plan, 1)
     assert stored_prompts(wide.store) == stored_prompts(narrow.store)
     _, again = Bench(build_pool(config), tmp_path).rollout_s(plan, 6)
-    assert (again.stats.hits, again.stats.generated) == (0, wide.stats.generated)  # cold, whoever measured in this folder before
+    assert (again.stats.hits, again.stats.generated) == (
+        0,
+        wide.stats.generated,
+    )  # cold, whoever measured in this folder before
     asked, alone = {}, bench_rollouts.generate_one
 
     def remembered(expert, prompt):
@@ -67,7 +83,9 @@ def test_every_way_of_a_rollout_makes_the_same_calls(project, monkeypatch, tmp_p
 def test_repeated_experts_have_answers_of_their_own(project):
     config = load_config(project / "configs/quickstart.yaml")
     experts = repeated(config.pool.experts, 7)
-    pool = build_pool(config.model_copy(update={"pool": config.pool.model_copy(update={"experts": experts})}))
+    pool = build_pool(
+        config.model_copy(update={"pool": config.pool.model_copy(update={"experts": experts})})
+    )
     assert len({pool.key(idx, "the same prompt") for idx in range(7)}) == 7
     assert pool.identities[0] == pool.identities[5]
 

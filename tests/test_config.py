@@ -14,11 +14,17 @@ ONE_EXPERT = {"experts": [{"name": "a", "source": "some/model", "params_b": 1.0}
 
 @pytest.fixture
 def load(tmp_path):
-    """Load a YAML text (a pool of one is added where it names none) with command-line arguments on top."""
+    """Load a YAML text (a pool of one is added where it names none) with command-line arguments on
+    top.
+    """
 
     def load(text: str = "", *arguments: str) -> Config:
         path = tmp_path / "config.yaml"
-        pool = "" if "pool:" in text else f"\npool: {yaml.safe_dump(ONE_EXPERT, default_flow_style=True)}"
+        pool = (
+            ""
+            if "pool:" in text
+            else f"\npool: {yaml.safe_dump(ONE_EXPERT, default_flow_style=True)}"
+        )
         path.write_text(text + pool)
         return load_config(path, list(arguments))
 
@@ -31,9 +37,24 @@ def load(tmp_path):
         ("reward: {alhpa: 0.1}", "reward.alhpa", "alpha"),
         ("sede: 1", "sede", "seed"),
         ("data: {train: {path: x.jsonl, limt: 3}}", "data.train.limt", "limit"),
-        ("pool: {experts: [{name: a, source: x, params_b: 1, dtipe: auto}]}", "pool.experts.0.dtipe", "dtype"),
-        ("pool: {experts: [{name: a, kind: endpoint, model: x, urls: [http://x], params_b: 1, timeout: 3}]}", "pool.experts.0.timeout", "timeout_s"),
-        ("pool: {experts: [{name: a, source: x, params_b: 1, decoding: {max_new_token: 3}}]}", "pool.experts.0.decoding.max_new_token", "max_new_tokens"),
+        (
+            "pool: {experts: [{name: a, source: x, params_b: 1, dtipe: auto}]}",
+            "pool.experts.0.dtipe",
+            "dtype",
+        ),
+        (
+            (
+                "pool: {experts: [{name: a, kind: endpoint, model: x, urls: [http://x], params_b:"
+                " 1, timeout: 3}]}"
+            ),
+            "pool.experts.0.timeout",
+            "timeout_s",
+        ),
+        (
+            "pool: {experts: [{name: a, source: x, params_b: 1, decoding: {max_new_token: 3}}]}",
+            "pool.experts.0.decoding.max_new_token",
+            "max_new_tokens",
+        ),
     ],
 )
 def test_an_unknown_key_names_the_nearest_known_one(load, text, place, nearest):
@@ -43,7 +64,9 @@ def test_an_unknown_key_names_the_nearest_known_one(load, text, place, nearest):
 
 
 def test_an_unknown_key_on_the_command_line_is_an_error_too(load):
-    with pytest.raises(ConfigError, match=r"ppo\.batchsize: unknown key; did you mean 'batch_size'"):
+    with pytest.raises(
+        ConfigError, match=r"ppo\.batchsize: unknown key; did you mean 'batch_size'"
+    ):
         load("", "--ppo.batchsize", "64")
 
 
@@ -65,8 +88,18 @@ def test_a_key_like_no_other_lists_the_known_ones(load):
         ("reward: {alpha: .nan}", "reward.alpha", "nan", "finite"),
         ("reward: {beta: .inf}", "reward.beta", "inf", "finite"),
         ("train: {epochs: yes}", "train.epochs", "True", "true and false"),
-        ("agent: {hidden_sizes: [16, 0]}", "agent.hidden_sizes.1", "0", "greater than or equal to 1"),
-        ("pool: {experts: [{name: a, source: x, params_b: 1, stop: ['']}]}", "pool.experts.0.stop.0", "''", "at least 1 character"),
+        (
+            "agent: {hidden_sizes: [16, 0]}",
+            "agent.hidden_sizes.1",
+            "0",
+            "greater than or equal to 1",
+        ),
+        (
+            "pool: {experts: [{name: a, source: x, params_b: 1, stop: ['']}]}",
+            "pool.experts.0.stop.0",
+            "''",
+            "at least 1 character",
+        ),
     ],
 )
 def test_a_wrong_value_names_field_value_and_what_is_allowed(load, text, field, value, allowed):
@@ -97,31 +130,65 @@ def test_yaml_no_switches_a_flag_off_and_is_refused_where_text_is_wanted(load):
 
 
 def test_what_is_set_twice_is_refused_and_options_of_one_section_add_up(load):
-    with pytest.raises(ConfigError, match=r"(?s)config.yaml: not valid YAML: 'alpha' is set twice.*line 3"):
+    with pytest.raises(
+        ConfigError, match=r"(?s)config.yaml: not valid YAML: 'alpha' is set twice.*line 3"
+    ):
         load("reward:\n  alpha: 0.1\n  alpha: 0.9")
-    anchored = "data: {train: {path: a}, validation: &v {<<: &b {path: b, limit: 3}, limit: 4}, test: {<<: *v, path: c}}"  # keys over merged ones
+    anchored = (  # keys over merged ones
+        "data: {train: {path: a}, validation: &v {<<: &b {path: b, limit: 3}, limit: 4}, test: {<<:"
+        " *v, path: c}}"
+    )
     assert load(anchored).data.test.limit == 4
     reward = load("", "--reward.alpha", "0.2", "--reward", "{beta: 2}").reward
     assert (reward.alpha, reward.beta) == (0.2, 2.0)
 
 
 def test_a_split_of_its_own_does_not_stand_beside_embedded_ones(load):
-    with pytest.raises(ConfigError, match=r"data\.validation\.path, data\.test\.path: missing; beside data\.train\.path, the embedded"):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"data\.validation\.path, data\.test\.path: missing; beside data\.train\.path, the"
+            r" embedded"
+        ),
+    ):
         load("data: {train: {path: x.jsonl}}")
-    assert load("data: {train: {path: x.jsonl}}", "--data.validation.path", "y.jsonl", "--data.test.path", "z.jsonl").data.test.path == "z.jsonl"
-    assert load("", "--data.test.path", "z.jsonl").data.train.path == Config().data.train.path  # another test for the same agent
+    assert (
+        load(
+            "data: {train: {path: x.jsonl}}",
+            "--data.validation.path",
+            "y.jsonl",
+            "--data.test.path",
+            "z.jsonl",
+        ).data.test.path
+        == "z.jsonl"
+    )
+    assert (
+        load("", "--data.test.path", "z.jsonl").data.train.path == Config().data.train.path
+    )  # another test for the same agent
     with pytest.raises(ConfigError, match=r"data\.test\.fields\.refrence.*'reference'"):
         load("data: {test: {fields: {refrence: answer}}}")
 
 
 def test_a_system_prompt_that_no_prompt_would_hold_is_refused(load):
-    with pytest.raises(ConfigError, match=r"\n  pool\.experts\.0 \(a\): system_prompt is for prompt_format chat"):
-        load("pool: {experts: [{name: a, source: x, params_b: 1, prompt_format: plain, system_prompt: Be short.}]}")
+    with pytest.raises(
+        ConfigError, match=r"\n  pool\.experts\.0 \(a\): system_prompt is for prompt_format chat"
+    ):
+        load(
+            "pool: {experts: [{name: a, source: x, params_b: 1, prompt_format: plain,"
+            " system_prompt: Be short.}]}"
+        )
 
 
 def test_command_line_beats_yaml_beats_defaults(load):
-    config = load("reward: {alpha: 0.2, beta: 4}\nseed: 1", "--reward.alpha", "0.3", "--env.t_max=2")
-    assert (config.reward.alpha, config.reward.beta, config.seed, config.env.t_max) == (0.3, 4.0, 1, 2)
+    config = load(
+        "reward: {alpha: 0.2, beta: 4}\nseed: 1", "--reward.alpha", "0.3", "--env.t_max=2"
+    )
+    assert (config.reward.alpha, config.reward.beta, config.seed, config.env.t_max) == (
+        0.3,
+        4.0,
+        1,
+        2,
+    )
     assert config.reward.gamma_bonus == Config().reward.gamma_bonus
 
 
@@ -168,13 +235,19 @@ def test_an_empty_pool_is_refused(load):
 
 def test_two_experts_of_one_name_are_refused(load):
     with pytest.raises(ConfigError, match="two experts share a name: twin"):
-        load("pool: {experts: [{name: twin, source: x, params_b: 1}, {name: b, source: x, params_b: 1}, {name: twin, source: y, params_b: 2}]}")
+        load(
+            "pool: {experts: [{name: twin, source: x, params_b: 1}, {name: b, source: x, params_b:"
+            " 1}, {name: twin, source: y, params_b: 2}]}"
+        )
 
 
 def test_charging_usd_needs_a_price_for_every_expert(load):
     priced = "{name: paid, source: x, params_b: 1, usd_per_million_completion_tokens: 2}"
     with pytest.raises(ConfigError, match=r"these experts have no price: free$"):
-        load(f"reward: {{cost: usd}}\npool: {{experts: [{priced}, {{name: free, source: y, params_b: 1}}]}}")
+        load(
+            f"reward: {{cost: usd}}\npool: {{experts: [{priced}, {{name: free, source: y, params_b:"
+            " 1}]}"
+        )
     assert load(f"reward: {{cost: usd}}\npool: {{experts: [{priced}]}}").reward.cost == "usd"
 
 
@@ -208,14 +281,23 @@ def test_every_shipped_configuration_loads_and_survives_being_dumped(path, tmp_p
 
 
 def test_a_dump_keeps_awkward_values(load, tmp_path):
-    expert = {"name": "ä: no", "source": "x", "params_b": 1.67872e-04, "stop": ["\n", "no"], "system_prompt": "Say: {yes}\n# no"}
+    expert = {
+        "name": "ä: no",
+        "source": "x",
+        "params_b": 1.67872e-04,
+        "stop": ["\n", "no"],
+        "system_prompt": "Say: {yes}\n# no",
+    }
     expert |= {"device_map": "auto", "max_memory": {0: "20GiB", "cpu": "60GiB"}}
     config = load(yaml.safe_dump({"pool": {"experts": [expert]}, "ppo": {"lr": 1e-05}}))
     dumped = tmp_path / "dumped.yaml"
     dumped.write_text(dump_config(config), encoding="utf-8")
     again = load_config(dumped)
     assert again == config
-    assert again.pool.experts[0].stop == ("\n", "no") and again.pool.experts[0].max_memory == {0: "20GiB", "cpu": "60GiB"}
+    assert again.pool.experts[0].stop == ("\n", "no") and again.pool.experts[0].max_memory == {
+        0: "20GiB",
+        "cpu": "60GiB",
+    }
     assert again.ppo.lr == 0.00001
 
 
@@ -229,12 +311,30 @@ def test_a_configuration_cannot_be_changed_once_made(load):
     [
         (["--dry-run"], "--dry-run: no such option; did you mean --dry_run?"),
         (["--configs", "x.yaml"], "--configs: no such option; did you mean --config?"),
-        (["configs/quickstart.yaml"], "unexpected argument 'configs/quickstart.yaml': a configuration is given as --config configs/quickstart.yaml"),
+        (
+            ["configs/quickstart.yaml"],
+            (
+                "unexpected argument 'configs/quickstart.yaml': a configuration is given as"
+                " --config configs/quickstart.yaml"
+            ),
+        ),
         (["x"], "unexpected argument 'x': options look like --reward.alpha 0.1"),
         (["--alpha", "0.2"], "--alpha: unknown key; did you mean 'reward.alpha'?"),
-        (["--train.lr", "0.2"], "--train.lr: unknown key; did you mean 'ppo.lr' or 'terminator.lr'?"),
-        (["--pool.experts.0.name", "x"], "--pool.experts.0.name: one element of a list cannot be set; give the whole list, as in YAML: --pool.experts '[...]'"),
-        (["--reward", "0.2"], "--reward = 0.2: a section of settings; set --reward.kind, --reward.alpha, "),
+        (
+            ["--train.lr", "0.2"],
+            "--train.lr: unknown key; did you mean 'ppo.lr' or 'terminator.lr'?",
+        ),
+        (
+            ["--pool.experts.0.name", "x"],
+            (
+                "--pool.experts.0.name: one element of a list cannot be set; give the whole list,"
+                " as in YAML: --pool.experts '[...]'"
+            ),
+        ),
+        (
+            ["--reward", "0.2"],
+            "--reward = 0.2: a section of settings; set --reward.kind, --reward.alpha, ",
+        ),
         (["--seed", "-3"], "--seed = -3: "),
     ],
 )
@@ -251,5 +351,7 @@ def test_a_mistake_on_the_command_line_is_said_to_be_there(load, tmp_path, argum
 def test_a_mistake_in_the_file_is_not_blamed_on_the_command_line(load):
     with pytest.raises(ConfigError) as error:
         load("reward: {alhpa: 0.1}", "--seed", "-3", "--reward.beta", "0.5")
-    assert "\n  reward.alhpa: unknown key" in str(error.value) and "\n  --seed = -3: " in str(error.value)
+    assert "\n  reward.alhpa: unknown key" in str(error.value) and "\n  --seed = -3: " in str(
+        error.value
+    )
     assert "config.yaml and the command line: 2 problem(s)" in str(error.value)

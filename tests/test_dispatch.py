@@ -18,7 +18,9 @@ def word(question, previous_answer):
 
 
 class Slow(ScriptedExpert):
-    """Takes `rounds` turns for every answer, taking in whatever comes meanwhile; `log` keeps who had a turn."""
+    """Takes `rounds` turns for every answer, taking in whatever comes meanwhile; `log` keeps who
+    had a turn.
+    """
 
     def __init__(self, name, rounds, log=None, **kwargs):
         super().__init__(word, name, **kwargs)
@@ -51,7 +53,11 @@ class Sender(Dispatcher):
         self.kept = []
 
     def step(self):
-        self.advance(lambda idx, rows: self.kept.extend((idx, key, None if answer is None else answer.text) for key, _, answer in rows))
+        self.advance(
+            lambda idx, rows: self.kept.extend(
+                (idx, key, None if answer is None else answer.text) for key, _, answer in rows
+            )
+        )
 
     def drain(self):
         while not self.is_idle:
@@ -60,14 +66,24 @@ class Sender(Dispatcher):
 
 def ask(sender, idx, *questions):
     for question in questions:
-        sender.ask(idx, f"{idx} {question}".encode(), sender.experts[idx].render(question, None, "paper-v1"))
+        sender.ask(
+            idx,
+            f"{idx} {question}".encode(),
+            sender.experts[idx].render(question, None, "paper-v1"),
+        )
 
 
 def test_an_inbox_numbers_its_prompts_as_they_come():
     inbox = Inbox(["a", "b"])
     assert inbox.put("c") == 2
     assert inbox.take(2) == [(0, "a"), (1, "b")]
-    assert (inbox.put("d"), len(inbox), inbox.take(), inbox.take(), len(inbox)) == (3, 2, [(2, "c"), (3, "d")], [], 0)
+    assert (inbox.put("d"), len(inbox), inbox.take(), inbox.take(), len(inbox)) == (
+        3,
+        2,
+        [(2, "c"), (3, "d")],
+        [],
+        0,
+    )
     assert Inbox.of(inbox) is inbox
 
 
@@ -86,7 +102,11 @@ def test_what_is_asked_while_an_expert_is_at_work_joins_that_work():
     assert sender.is_idle
     ask(sender, 0, "later")
     sender.drain()
-    assert (sender.kept[3:], expert.num_answer_calls, sender.num_loads) == ([(0, b"0 later", "later")], 2, 1)
+    assert (sender.kept[3:], expert.num_answer_calls, sender.num_loads) == (
+        [(0, b"0 later", "later")],
+        2,
+        1,
+    )
 
 
 def test_the_expert_with_most_to_do_has_its_turn_first():
@@ -132,12 +152,20 @@ def test_remote_experts_work_at_the_same_time_as_each_other_and_as_the_local_one
     assert sorted(sender.kept) == [(0, b"0 x", "x"), (1, b"1 x", "x"), (2, b"2 x", "x")]
 
 
-@pytest.mark.parametrize("error", [ExpertError("expert b: no power"), RuntimeError("CUDA error: no power")], ids=["ours", "another's"])
-def test_when_one_expert_fails_the_others_finish_and_the_error_is_raised_once(scripted_expert, error):
+@pytest.mark.parametrize(
+    "error",
+    [ExpertError("expert b: no power"), RuntimeError("CUDA error: no power")],
+    ids=["ours", "another's"],
+)
+def test_when_one_expert_fails_the_others_finish_and_the_error_is_raised_once(
+    scripted_expert, error
+):
     def fails(question, previous_answer):
         raise error
 
-    sender = Sender(scripted_expert(fails, "b"), Slow("a", 3), Far(word, "c"))  # b has the first turn
+    sender = Sender(
+        scripted_expert(fails, "b"), Slow("a", 3), Far(word, "c")
+    )  # b has the first turn
     for idx in range(3):
         ask(sender, idx, "x", "y")
     with pytest.raises(type(error), match="no power"):
@@ -177,7 +205,10 @@ def test_an_expert_at_work_is_not_evicted_and_whoever_was_asked_first_is_loaded_
 
 def test_nobody_is_evicted_where_that_makes_no_room_yet_and_remote_experts_never():
     events = []
-    local = [Slow(name, 3, memory_gb=gb, events=events) for name, gb in (("a", 2.0), ("b", 1.0), ("c", 2.0))]
+    local = [
+        Slow(name, 3, memory_gb=gb, events=events)
+        for name, gb in (("a", 2.0), ("b", 1.0), ("c", 2.0))
+    ]
     sender = Sender(*local, Far(word, "far", memory_gb=9.0, events=events), memory_gb=3.0)
     ask(sender, 1, "x")
     sender.drain()
@@ -189,7 +220,14 @@ def test_nobody_is_evicted_where_that_makes_no_room_yet_and_remote_experts_never
     sender.step()
     assert "unload b" not in events
     sender.drain()
-    assert events == ["load b", "load far", "load a", "unload b", "unload a", "load c"]  # b stays until a has finished
+    assert events == [
+        "load b",
+        "load far",
+        "load a",
+        "unload b",
+        "unload a",
+        "load c",
+    ]  # b stays until a has finished
     assert sender.kept[-1] == (2, b"2 x", "x")
 
 
@@ -207,8 +245,12 @@ def test_the_end_of_the_process_does_not_wait_for_a_remote_request(project):
         "sender.step()\n"
         "print(sender.kept)\n"
     )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(project), str(project / "tests")])}
-    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=50)
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(project), str(project / "tests")])
+    }
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=50
+    )
     assert ran.stdout == "[(1, b'1 x', 'x')]\n", ran.stderr
 
 
@@ -219,7 +261,11 @@ def test_experts_of_one_identity_are_asked_once_and_both_answered(make_pool):
 
     pool = make_pool([Twin("a", 2), Twin("b", 2)], max_calls=1)
     assert [answer.text for answer in pool.answer([Request(0, "x"), Request(1, "x")])] == ["x", "x"]
-    assert (pool.experts[0].prompts, pool.experts[1].prompts, pool.stats.generated) == (["x"], [], 1)
+    assert (pool.experts[0].prompts, pool.experts[1].prompts, pool.stats.generated) == (
+        ["x"],
+        [],
+        1,
+    )
     assert pool._dispatcher.is_idle
 
 
@@ -230,10 +276,16 @@ def test_no_question_waits_for_another_ones_answer(make_pool):
 
     order = []
     pool = make_pool([Slow("slow", 9), Slow("fast", 1)])
-    pool.on_generated = lambda _: order.extend(prompt for expert in pool.experts for prompt in expert.prompts if prompt not in order)
+    pool.on_generated = lambda _: order.extend(
+        prompt for expert in pool.experts for prompt in expert.prompts if prompt not in order
+    )
     questions = [Question(id=text, text=text) for text in ("0 long", "1 quick", "1 short")]
     routes = play(questions, ByName(), pool, NeverSatisfied(), t_max=3)
-    assert [route.episode.answer for route in routes] == ["0 long" * 3, "1 quick" * 3, "1 short" * 3]
+    assert [route.episode.answer for route in routes] == [
+        "0 long" * 3,
+        "1 quick" * 3,
+        "1 short" * 3,
+    ]
     assert ["long" in prompt for prompt in order] == [False] * 6 + [True] * 3
 
 
@@ -252,7 +304,12 @@ def test_equal_requests_under_way_are_asked_once_and_answered_all(make_pool):
 def test_over_the_budget_what_is_under_way_is_finished_and_stored_first(make_pool):
     pool = make_pool([Slow("a", 3)], max_calls=2)
     pool.start([Request(0, "x"), Request(0, "y")])
-    with pytest.raises(BudgetError, match=r"max_expert_calls = 2: 2 answers generated, 1 more needed"):
+    with pytest.raises(
+        BudgetError, match=r"max_expert_calls = 2: 2 answers generated, 1 more needed"
+    ):
         pool.start([Request(0, "z")])
     assert len(pool.store) == 2
-    assert [call.answer.text for call in pool.start([Request(0, "x"), Request(0, "y")])] == ["x", "y"]
+    assert [call.answer.text for call in pool.start([Request(0, "x"), Request(0, "y")])] == [
+        "x",
+        "y",
+    ]

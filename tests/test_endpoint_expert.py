@@ -1,4 +1,6 @@
-"""Experts behind OpenAI-compatible servers: `transformers serve` with models of the embedded pool, and small servers that misbehave."""
+"""Experts behind OpenAI-compatible servers: `transformers serve` with models of the embedded pool,
+and small servers that misbehave.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ START_S = 120  # a server imports torch and transformers first
 
 
 class TransformersServer:
-    """`transformers serve` in a process of its own; models are loaded when first asked for, by their folder."""
+    """`transformers serve` in a process of its own; models are loaded when first asked for, by
+    their folder.
+    """
 
     def __init__(self, log_path: Path):
         with socket.socket() as free:
@@ -48,7 +52,18 @@ class TransformersServer:
         self.process: subprocess.Popen | None = None
 
     def start(self) -> None:
-        command = [Path(sys.executable).with_name("transformers"), "serve", "--host", "127.0.0.1", "--port", str(self.port), "--device", "cpu", "--dtype", "float32"]
+        command = [
+            Path(sys.executable).with_name("transformers"),
+            "serve",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--device",
+            "cpu",
+            "--dtype",
+            "float32",
+        ]
         env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
@@ -57,7 +72,9 @@ class TransformersServer:
         deadline = time.monotonic() + START_S
         while True:
             try:
-                return urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5).close()
+                return urllib.request.urlopen(
+                    f"http://127.0.0.1:{self.port}/health", timeout=5
+                ).close()
             except (urllib.error.URLError, OSError):
                 assert self.process.poll() is None, self.log_path.read_text()[-2000:]
                 assert time.monotonic() < deadline, f"no server after {START_S} s"
@@ -101,25 +118,47 @@ def short_waits(monkeypatch):
 @pytest.fixture(scope="module")
 def questions(project):
     """Two dozen short questions: they fit the models' context with an answer in them."""
-    rows = map(json.loads, (project / "data/tiny_questions/validation.jsonl").read_text().splitlines())
+    rows = map(
+        json.loads, (project / "data/tiny_questions/validation.jsonl").read_text().splitlines()
+    )
     return [row["text"] for row in rows if len(row["text"]) < 100][:24]
 
 
 @pytest.fixture(scope="module")
 def chat_model(tiny_pool_dir, tmp_path_factory):
-    """A copy of an embedded model with a chat template that asks as the plain format does, after a system prompt if there is one."""
-    folder = shutil.copytree(tiny_pool_dir / "llama-0.2m", tmp_path_factory.mktemp("chat") / "llama-0.2m")
-    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}Answer:{% endif %}")
+    """A copy of an embedded model with a chat template that asks as the plain format does, after a
+    system prompt if there is one.
+    """
+    folder = shutil.copytree(
+        tiny_pool_dir / "llama-0.2m", tmp_path_factory.mktemp("chat") / "llama-0.2m"
+    )
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.content }}\n{% endfor %}{% if add_generation_prompt"
+        " %}Answer:{% endif %}"
+    )
     return folder
 
 
 def endpoint(*urls, model="m", **more):
-    values = {"params_b": 0.001, "prompt_format": "plain", "decoding": {"max_new_tokens": 40}, "revision": "1", **more}
-    return EndpointExpert(EndpointExpertConfig(name="remote", kind="endpoint", model=str(model), urls=urls, **values))
+    values = {
+        "params_b": 0.001,
+        "prompt_format": "plain",
+        "decoding": {"max_new_tokens": 40},
+        "revision": "1",
+        **more,
+    }
+    return EndpointExpert(
+        EndpointExpertConfig(name="remote", kind="endpoint", model=str(model), urls=urls, **values)
+    )
 
 
 def local(folder, **more):
-    values = {"params_b": 0.001, "prompt_format": "plain", "decoding": {"max_new_tokens": 40}, **more}
+    values = {
+        "params_b": 0.001,
+        "prompt_format": "plain",
+        "decoding": {"max_new_tokens": 40},
+        **more,
+    }
     return HFExpert(HFExpertConfig(name="local", source=str(folder), **values), torch.device("cpu"))
 
 
@@ -139,32 +178,55 @@ def dead_url():
         return f"http://127.0.0.1:{free.getsockname()[1]}/v1"
 
 
-# --- transformers serve ----------------------------------------------------------------------------------------------
+# --- transformers serve
+# ----------------------------------------------------------------------------------------------
 
 
-def test_a_server_gives_the_answers_and_counts_of_the_same_model_in_this_process(server, tiny_pool_dir, questions):
-    here, there = local(tiny_pool_dir / "neox-0.4m"), endpoint(server.url, model=tiny_pool_dir / "neox-0.4m")
-    prompts = [there.render(question, previous, "paper-v1") for question in questions for previous in (None, "tenalp")]
-    assert prompts[:2] == [here.render(questions[0], previous, "paper-v1") for previous in (None, "tenalp")]
+def test_a_server_gives_the_answers_and_counts_of_the_same_model_in_this_process(
+    server, tiny_pool_dir, questions
+):
+    here, there = (
+        local(tiny_pool_dir / "neox-0.4m"),
+        endpoint(server.url, model=tiny_pool_dir / "neox-0.4m"),
+    )
+    prompts = [
+        there.render(question, previous, "paper-v1")
+        for question in questions
+        for previous in (None, "tenalp")
+    ]
+    assert prompts[:2] == [
+        here.render(questions[0], previous, "paper-v1") for previous in (None, "tenalp")
+    ]
     answers = ask(there, prompts)
     assert without_time(answers) == without_time(ask(here, prompts))
     assert len({answer.text for answer in answers}) > 10
     assert all(answer.latency_s > 0 for answer in answers)
 
 
-def test_a_server_asked_to_chat_renders_the_same_prompt_with_the_models_own_template(server, chat_model, questions):
+def test_a_server_asked_to_chat_renders_the_same_prompt_with_the_models_own_template(
+    server, chat_model, questions
+):
     chat = {"prompt_format": "chat", "system_prompt": "Hello."}
     here, there = local(chat_model, **chat), endpoint(server.url, model=chat_model, **chat)
     assert here.render(questions[0], None, "paper-v1") == f"Hello.\n{questions[0]}\nAnswer:"
     rendered = there.render(questions[0], None, "paper-v1")
-    assert json.loads(rendered) == [{"role": "system", "content": "Hello."}, {"role": "user", "content": questions[0]}]
-    answers = {kind: ask(expert, [expert.render(question, None, "paper-v1") for question in questions]) for kind, expert in (("here", here), ("there", there))}
+    assert json.loads(rendered) == [
+        {"role": "system", "content": "Hello."},
+        {"role": "user", "content": questions[0]},
+    ]
+    answers = {
+        kind: ask(expert, [expert.render(question, None, "paper-v1") for question in questions])
+        for kind, expert in (("here", here), ("there", there))
+    }
     assert without_time(answers["there"]) == without_time(answers["here"])
 
 
 def test_an_answer_ends_before_a_stop_string_on_a_server_too(server, tiny_pool_dir, questions):
     stop = {"stop": ["a", "1"]}  # the server includes the string it stops at
-    here, there = local(tiny_pool_dir / "neox-0.4m", **stop), endpoint(server.url, model=tiny_pool_dir / "neox-0.4m", **stop)
+    here, there = (
+        local(tiny_pool_dir / "neox-0.4m", **stop),
+        endpoint(server.url, model=tiny_pool_dir / "neox-0.4m", **stop),
+    )
     prompts = [there.render(question, None, "paper-v1") for question in questions]
     texts = [answer.text for answer in ask(there, prompts)]
     assert texts == [answer.text for answer in ask(here, prompts)]
@@ -174,7 +236,9 @@ def test_an_answer_ends_before_a_stop_string_on_a_server_too(server, tiny_pool_d
 
 def test_requests_of_a_dead_replica_go_to_the_other(server, tiny_pool_dir, questions, caplog):
     dead = dead_url()
-    expert = endpoint(dead, server.url, model=tiny_pool_dir / "neox-0.4m", concurrency=4, max_retries=1)
+    expert = endpoint(
+        dead, server.url, model=tiny_pool_dir / "neox-0.4m", concurrency=4, max_retries=1
+    )
     prompts = [expert.render(question, None, "paper-v1") for question in questions]
     expected = ask(local(tiny_pool_dir / "neox-0.4m"), prompts)
     assert without_time(ask(expert, prompts)) == without_time(expected)
@@ -183,11 +247,16 @@ def test_requests_of_a_dead_replica_go_to_the_other(server, tiny_pool_dir, quest
     assert [replica.num_failures > 0 for replica in expert.replicas] == [True, False]
 
 
-def test_a_server_killed_and_restarted_in_a_rollout_loses_nothing(server, tiny_pool_dir, questions, tmp_path, monkeypatch):
+def test_a_server_killed_and_restarted_in_a_rollout_loses_nothing(
+    server, tiny_pool_dir, questions, tmp_path, monkeypatch
+):
     monkeypatch.setattr("backends.endpoint.FIRST_WAIT_S", 0.5)
     monkeypatch.setattr("backends.endpoint.MAX_DOUBLINGS", 0)
     models = [tiny_pool_dir / name for name in ("llama-0.2m", "neox-0.4m")]
-    there = [endpoint(server.url, model=model, max_retries=2 * START_S, concurrency=2) for model in models]
+    there = [
+        endpoint(server.url, model=model, max_retries=2 * START_S, concurrency=2)
+        for model in models
+    ]
     pool = ExpertPool(there, AnswerStore(tmp_path / "there.sqlite"))
     before = []
 
@@ -202,14 +271,19 @@ def test_a_server_killed_and_restarted_in_a_rollout_loses_nothing(server, tiny_p
     routes = play(asked, FixedRoute([0, 1]), pool, NeverSatisfied(), 2)
     here = ExpertPool([local(model) for model in models], AnswerStore(tmp_path / "here.sqlite"))
     expected = play(asked, FixedRoute([0, 1]), here, NeverSatisfied(), 2)
-    assert [[step.answer.text for step in route.episode.steps] for route in routes] == [[step.answer.text for step in route.episode.steps] for route in expected]
+    assert [[step.answer.text for step in route.episode.steps] for route in routes] == [
+        [step.answer.text for step in route.episode.steps] for route in expected
+    ]
     assert len(before) >= 30
     assert set(before) <= set(pool.store._run("SELECT key, text FROM answers"))
-    assert pool.stats.generated == len(pool.store) == len(here.store)  # nothing twice, nothing missing
+    assert (
+        pool.stats.generated == len(pool.store) == len(here.store)
+    )  # nothing twice, nothing missing
     assert pool.stats.failed == 0
 
 
-# --- what a server may do --------------------------------------------------------------------------------------------
+# --- what a server may do
+# --------------------------------------------------------------------------------------------
 
 
 def test_decoding_and_stop_strings_are_handed_on(small_server):
@@ -217,13 +291,22 @@ def test_decoding_and_stop_strings_are_handed_on(small_server):
     decoding = {"max_new_tokens": 5, "temperature": 0.7, "top_p": 0.9, "seed": 11}
     ask(endpoint(server.url, decoding=decoding, stop=["\n", "Question:"]), ["Why?\nAnswer:"])
     ((path, body, headers, _),) = server.requests
-    sent = {"max_tokens": 5, "temperature": 0.7, "top_p": 0.9, "seed": 11, "stop": ["\n", "Question:"]}
+    sent = {
+        "max_tokens": 5,
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "seed": 11,
+        "stop": ["\n", "Question:"],
+    }
     assert (path, body) == ("/v1/completions", {"model": "m", "prompt": "Why?\nAnswer:", **sent})
     chat = endpoint(server.url, prompt_format="chat")
     server = small_server(lambda body, number: completion("yes", is_chat=True))
     ask(endpoint(server.url, prompt_format="chat"), [chat.render("Why?", None, "paper-v1")])
     ((path, body, headers, _),) = server.requests
-    assert (path, body["messages"]) == ("/v1/chat/completions", [{"role": "user", "content": "Why?"}])
+    assert (path, body["messages"]) == (
+        "/v1/chat/completions",
+        [{"role": "user", "content": "Why?"}],
+    )
     assert "stop" not in body
     assert headers["authorization"] == "Bearer none"
 
@@ -231,22 +314,40 @@ def test_decoding_and_stop_strings_are_handed_on(small_server):
 @pytest.mark.parametrize("prompt_format", ["plain", "chat"])
 def test_no_text_is_an_empty_answer_and_a_cut_one_is_an_answer(small_server, prompt_format):
     texts = [None, "", " long ans"]
-    server = small_server(lambda body, number: completion(texts[number], is_chat=prompt_format == "chat", finish_reason="length"))
+    server = small_server(
+        lambda body, number: completion(
+            texts[number], is_chat=prompt_format == "chat", finish_reason="length"
+        )
+    )
     expert = endpoint(server.url, prompt_format=prompt_format, concurrency=1)
     prompts = [expert.render(question, None, "paper-v1") for question in "abc"]
-    assert [(a.text, a.prompt_tokens, a.completion_tokens) for a in ask(expert, prompts)] == [("", 7, 3), ("", 7, 3), ("long ans", 7, 3)]
+    assert [(a.text, a.prompt_tokens, a.completion_tokens) for a in ask(expert, prompts)] == [
+        ("", 7, 3),
+        ("", 7, 3),
+        ("long ans", 7, 3),
+    ]
 
 
-def test_where_a_server_does_not_count_four_characters_are_a_token_and_it_is_said_once(small_server, caplog):
+def test_where_a_server_does_not_count_four_characters_are_a_token_and_it_is_said_once(
+    small_server, caplog
+):
     server = small_server(lambda body, number: completion("12345", usage=False))
     answers = ask(endpoint(server.url), ["12345678", "123456789"])
     assert [(a.prompt_tokens, a.completion_tokens) for a in answers] == [(2, 2), (3, 2)]
-    assert caplog.text.count("the server does not count tokens; 4 characters are charged as one token") == 1
+    assert (
+        caplog.text.count("the server does not count tokens; 4 characters are charged as one token")
+        == 1
+    )
 
 
 def test_a_replica_never_holds_more_requests_than_its_concurrency(small_server):
-    servers = [small_server(lambda body, number: time.sleep(0.02) or completion(body["prompt"])) for _ in range(2)]
-    answers = ask(endpoint(*(server.url for server in servers), concurrency=3), [str(i) for i in range(30)])
+    servers = [
+        small_server(lambda body, number: time.sleep(0.02) or completion(body["prompt"]))
+        for _ in range(2)
+    ]
+    answers = ask(
+        endpoint(*(server.url for server in servers), concurrency=3), [str(i) for i in range(30)]
+    )
     assert [answer.text for answer in answers] == [str(i) for i in range(30)]
     assert [server.most_at_once for server in servers] == [3, 3]
 
@@ -281,7 +382,9 @@ def test_waits_grow_with_every_failure_in_a_row_and_start_anew_after_an_answer(s
     times = [arrival for *_, arrival in server.requests]
     waits = [later - sooner for sooner, later in itertools.pairwise(times)]
     for wait, least in zip([*waits[:3], waits[4]], [0.05, 0.1, 0.2, 0.05], strict=True):
-        assert least <= wait <= 1.5 * least + 0.1  # half as long again by chance, and what a busy machine takes
+        assert (
+            least <= wait <= 1.5 * least + 0.1
+        )  # half as long again by chance, and what a busy machine takes
 
 
 def test_requests_that_fail_together_count_once_against_their_replica(small_server):
@@ -296,16 +399,23 @@ def test_requests_that_fail_together_count_once_against_their_replica(small_serv
     server = small_server(behave)
     expert = endpoint(server.url, concurrency=8, max_retries=1)
     set_aside, waits = expert.replicas[0].set_aside, []
-    expert.replicas[0].set_aside = lambda at_least_s: waits.append(set_aside(at_least_s)) or waits[-1]
+    expert.replicas[0].set_aside = lambda at_least_s: (
+        waits.append(set_aside(at_least_s)) or waits[-1]
+    )
     assert [answer.text for answer in ask(expert, list("abcdefgh"))] == ["x"] * 8
     assert len(waits) == 1
 
 
 def test_a_failing_replica_gets_one_request_at_a_time_while_another_works(small_server):
     held = []
-    failing = small_server(lambda body, number: held.append(failing.num_held) or time.sleep(0.05) or (500, {}))
+    failing = small_server(
+        lambda body, number: held.append(failing.num_held) or time.sleep(0.05) or (500, {})
+    )
     working = small_server(lambda body, number: time.sleep(0.02) or completion("x"))
-    answers = ask(endpoint(failing.url, working.url, concurrency=3, max_retries=1), [str(i) for i in range(60)])
+    answers = ask(
+        endpoint(failing.url, working.url, concurrency=3, max_retries=1),
+        [str(i) for i in range(60)],
+    )
     assert [answer.text for answer in answers] == ["x"] * 60
     assert max(held[:3]) > 1
     assert len(held) > 4
@@ -316,11 +426,18 @@ def test_a_server_that_stays_away_stops_the_run_after_the_waits_of_one_request()
     expert, start = endpoint(dead_url(), concurrency=8, max_retries=3), time.monotonic()
     with pytest.raises(ExpertError, match=r"connection failed \(.+\) \(tries: 4, replicas: 1\)"):
         ask(expert, [str(i) for i in range(100)])
-    assert 0.35 <= time.monotonic() - start < 4.0  # .05 + .1 + .2, and half as much again, and what a busy machine takes (eight after eight would take 4.5)
+    assert (
+        0.35 <= time.monotonic() - start < 4.0
+        # .05 + .1 + .2, and half as much again, and what a busy machine takes (eight after
+        # eight would
+        # take 4.5)
+    )
 
 
 def test_a_server_that_asks_for_time_gets_it(small_server):
-    server = small_server(lambda body, number: (429, {}, {"retry-after": "1"}) if number == 0 else completion("x"))
+    server = small_server(
+        lambda body, number: (429, {}, {"retry-after": "1"}) if number == 0 else completion("x")
+    )
     ask(endpoint(server.url), ["a"])
     first, second = (arrival for *_, arrival in server.requests)
     assert second - first >= 1.0
@@ -328,7 +445,9 @@ def test_a_server_that_asks_for_time_gets_it(small_server):
 
 def test_a_server_that_asks_for_a_day_does_not_get_it(small_server, monkeypatch):
     monkeypatch.setattr("backends.endpoint.MAX_RETRY_AFTER_S", 0.5)
-    server = small_server(lambda body, number: (429, {"error": {"message": "daily quota"}}, {"retry-after": "86400"}))
+    server = small_server(
+        lambda body, number: (429, {"error": {"message": "daily quota"}}, {"retry-after": "86400"})
+    )
     with pytest.raises(ExpertError, match=r"status 429, .*daily quota.* \(tries: 2, replicas: 1\)"):
         ask(endpoint(server.url, max_retries=1), ["a"])
     first, second = (arrival for *_, arrival in server.requests)
@@ -339,13 +458,16 @@ def test_a_slow_replica_is_reported_and_its_requests_go_to_the_other(small_serve
     slow = small_server(lambda body, number: time.sleep(8) or completion("late"))
     quick = small_server(lambda body, number: completion("quick"))
     start = time.monotonic()
-    answers = ask(endpoint(slow.url, quick.url, timeout_s=1.0, concurrency=2, max_retries=1), list("abcdef"))
+    answers = ask(
+        endpoint(slow.url, quick.url, timeout_s=1.0, concurrency=2, max_retries=1), list("abcdef")
+    )
     assert [answer.text for answer in answers] == ["quick"] * 6
     assert time.monotonic() - start < 6
     assert f"{slow.url} is set aside for 0.1 s: no answer within 1 s" in caplog.text
 
 
-# --- failing for good ------------------------------------------------------------------------------------------------
+# --- failing for good
+# ------------------------------------------------------------------------------------------------
 
 
 def pool_of(tmp_path, *experts):
@@ -353,13 +475,22 @@ def pool_of(tmp_path, *experts):
 
 
 def fails_at(letter, failure=(500, {"error": {"message": "out of memory"}})):
-    return lambda body, number: failure if body["prompt"].startswith(letter) else completion(f"{body['prompt'][0]} answered")
+    return lambda body, number: (
+        failure
+        if body["prompt"].startswith(letter)
+        else completion(f"{body['prompt'][0]} answered")
+    )
 
 
-def test_a_request_that_fails_for_good_stops_the_run_with_everything_answered_stored(small_server, tmp_path):
+def test_a_request_that_fails_for_good_stops_the_run_with_everything_answered_stored(
+    small_server, tmp_path
+):
     server = small_server(fails_at("c"))
     pool = pool_of(tmp_path, endpoint(server.url, max_retries=2, concurrency=2))
-    message = rf"expert remote: {server.url}: status 500, .*out of memory.* \(tries: 3, replicas: 1\)\. What was answered is stored: .* --resume"
+    message = (
+        rf"expert remote: {server.url}: status 500, .*out of memory.* \(tries: 3, replicas: 1\)\."
+        r" What was answered is stored: .* --resume"
+    )
     with pytest.raises(ExpertError, match=message):
         pool.answer([Request(0, letter) for letter in "abcdefgh"])
     assert [body["prompt"][0] for _, body, *_ in server.requests].count("c") == 3
@@ -368,35 +499,67 @@ def test_a_request_that_fails_for_good_stops_the_run_with_everything_answered_st
     assert len(stored) == len(server.requests) - 3  # every answer that was given
     healed = small_server(fails_at("z"))
     again = pool_of(tmp_path, endpoint(healed.url))  # another address, the same answers
-    assert [answer.text for answer in again.answer([Request(0, letter) for letter in "abcdefgh"])] == [f"{letter} answered" for letter in "abcdefgh"]
+    assert [
+        answer.text for answer in again.answer([Request(0, letter) for letter in "abcdefgh"])
+    ] == [f"{letter} answered" for letter in "abcdefgh"]
     assert len(healed.requests) == 8 - len(stored)
 
 
-def test_where_the_run_goes_on_a_failed_request_is_an_empty_answer_that_is_counted_and_not_stored(small_server, tmp_path, caplog):
+def test_where_the_run_goes_on_a_failed_request_is_an_empty_answer_that_is_counted_and_not_stored(
+    small_server, tmp_path, caplog
+):
     server = small_server(fails_at("c"))
     pool = pool_of(tmp_path, endpoint(server.url, max_retries=1, on_failure="empty"))
-    assert [answer.text for answer in pool.answer([Request(0, letter) for letter in "abcd"])] == ["a answered", "b answered", "", "d answered"]
+    assert [answer.text for answer in pool.answer([Request(0, letter) for letter in "abcd"])] == [
+        "a answered",
+        "b answered",
+        "",
+        "d answered",
+    ]
     assert (pool.stats.failed, pool.stats.generated, len(pool.store)) == (1, 3, 3)
-    assert "(tries: 2, replicas: 1); going on with an empty answer that is not stored" in caplog.text
+    assert (
+        "(tries: 2, replicas: 1); going on with an empty answer that is not stored" in caplog.text
+    )
     mended = pool_of(tmp_path, endpoint(small_server(fails_at("z")).url))
     assert mended.answer([Request(0, "c")])[0].text == "c answered"  # asked anew
 
 
 def test_a_request_that_no_server_could_answer_is_not_tried_again(small_server, tmp_path, caplog):
     too_long = fails_at("c", (400, {"error": {"message": "maximum context length is 256 tokens"}}))
-    server = small_server(lambda body, number: too_long(body, number) if body["prompt"][0] == "c" else time.sleep(0.3) or too_long(body, number))
+    server = small_server(
+        lambda body, number: (
+            too_long(body, number)
+            if body["prompt"][0] == "c"
+            else time.sleep(0.3) or too_long(body, number)
+        )
+    )
     pool = pool_of(tmp_path, endpoint(server.url, concurrency=4))
-    with pytest.raises(ExpertError, match=r"status 400, .*maximum context length.*\(tries: 1, replicas: 1\)"):
+    with pytest.raises(
+        ExpertError, match=r"status 400, .*maximum context length.*\(tries: 1, replicas: 1\)"
+    ):
         pool.answer([Request(0, letter) for letter in "abcdefgh"])
-    assert sorted(body["prompt"][0] for _, body, *_ in server.requests) == ["a", "b", "c", "d"]  # nothing was begun after that
-    assert sorted(row[0] for row in pool.store._run("SELECT text FROM answers")) == ["a answered", "b answered", "d answered"]  # but ended
+    assert sorted(body["prompt"][0] for _, body, *_ in server.requests) == [
+        "a",
+        "b",
+        "c",
+        "d",
+    ]  # nothing was begun after that
+    assert sorted(row[0] for row in pool.store._run("SELECT text FROM answers")) == [
+        "a answered",
+        "b answered",
+        "d answered",
+    ]  # but ended
     assert ask(endpoint(server.url, on_failure="empty"), ["c"]) == [None]
     assert "set aside" not in caplog.text
 
 
-def test_a_run_that_stops_does_not_wait_for_requests_that_were_to_be_tried_again(small_server, monkeypatch):
+def test_a_run_that_stops_does_not_wait_for_requests_that_were_to_be_tried_again(
+    small_server, monkeypatch
+):
     monkeypatch.setattr("backends.endpoint.FIRST_WAIT_S", 20.0)
-    server = small_server(lambda body, number: (500, {}) if body["prompt"] == "a" else time.sleep(0.2) or (400, {}))
+    server = small_server(
+        lambda body, number: (500, {}) if body["prompt"] == "a" else time.sleep(0.2) or (400, {})
+    )
     start = time.monotonic()
     with pytest.raises(ExpertError, match="status 400"):
         ask(endpoint(server.url), ["a", "c"])
@@ -411,7 +574,9 @@ def test_a_wrong_key_or_model_stops_the_run_even_where_failures_are_let_pass(sma
     assert len(server.requests) == 1
 
 
-def test_remote_experts_are_asked_at_the_same_time_and_stored_in_the_calling_thread(small_server, tmp_path):
+def test_remote_experts_are_asked_at_the_same_time_and_stored_in_the_calling_thread(
+    small_server, tmp_path
+):
     both = threading.Barrier(2)
 
     def behave(body, number):
@@ -419,7 +584,10 @@ def test_remote_experts_are_asked_at_the_same_time_and_stored_in_the_calling_thr
             both.wait(10)  # passes only while the other server is being asked too
         return completion(f"{body['model']} {body['prompt'][0]}")
 
-    pool = pool_of(tmp_path, *(endpoint(small_server(behave).url, model=model, max_retries=0) for model in "mn"))
+    pool = pool_of(
+        tmp_path,
+        *(endpoint(small_server(behave).url, model=model, max_retries=0) for model in "mn"),
+    )
     answers = pool.answer([Request(i % 2, letter) for i, letter in enumerate("abcdef")])
     assert [answer.text for answer in answers] == ["m a", "n b", "m c", "n d", "m e", "n f"]
 
@@ -427,19 +595,24 @@ def test_remote_experts_are_asked_at_the_same_time_and_stored_in_the_calling_thr
 def test_when_one_remote_expert_fails_the_answers_of_the_other_are_stored(small_server, tmp_path):
     broken = small_server(lambda body, number: (404, {}))
     sound = small_server(lambda body, number: time.sleep(0.05) or completion("fine"))
-    pool = pool_of(tmp_path, endpoint(broken.url, model="m"), endpoint(sound.url, model="n", concurrency=2))
+    pool = pool_of(
+        tmp_path, endpoint(broken.url, model="m"), endpoint(sound.url, model="n", concurrency=2)
+    )
     with pytest.raises(ExpertError, match="status 404"):
         pool.answer([Request(i % 2, str(i)) for i in range(12)])
     assert [row[0] for row in pool.store._run("SELECT text FROM answers")] == ["fine"] * 6
 
 
-# --- keys and identity -----------------------------------------------------------------------------------------------
+# --- keys and identity
+# -----------------------------------------------------------------------------------------------
 
 
 def test_the_key_is_sent_and_shows_up_nowhere_else(small_server, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.DEBUG)
     monkeypatch.setenv("TEST_KEY", KEY)
-    server = small_server(fails_at("c", (401, {"error": {"message": f"no such key: {KEY}"}})))  # some servers repeat it
+    server = small_server(
+        fails_at("c", (401, {"error": {"message": f"no such key: {KEY}"}}))
+    )  # some servers repeat it
     pool = pool_of(tmp_path, endpoint(server.url, api_key_env="TEST_KEY"))
     pool.answer([Request(0, "a")])
     assert server.requests[0][2]["authorization"] == f"Bearer {KEY}"
@@ -448,7 +621,14 @@ def test_the_key_is_sent_and_shows_up_nowhere_else(small_server, tmp_path, monke
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None
     expert = pool.experts[0]
-    shown = [caplog.text, repr(expert), repr(vars(expert)), repr([vars(r) for r in expert.replicas]), expert.config.model_dump_json(), json.dumps(pool.fingerprint())]
+    shown = [
+        caplog.text,
+        repr(expert),
+        repr(vars(expert)),
+        repr([vars(r) for r in expert.replicas]),
+        expert.config.model_dump_json(),
+        json.dumps(pool.fingerprint()),
+    ]
     assert not any(KEY in text for text in shown)
     pool.store.close()
     assert not any(KEY.encode() in path.read_bytes() for path in tmp_path.iterdir())
@@ -456,10 +636,22 @@ def test_the_key_is_sent_and_shows_up_nowhere_else(small_server, tmp_path, monke
 
 def test_a_key_that_is_not_set_or_stands_in_the_address_is_refused(monkeypatch):
     monkeypatch.delenv("TEST_KEY", raising=False)
-    with pytest.raises(ExpertError, match=r"expert remote: the environment variable TEST_KEY \(api_key_env\) is not set"):
+    with pytest.raises(
+        ExpertError,
+        match=r"expert remote: the environment variable TEST_KEY \(api_key_env\) is not set",
+    ):
         endpoint("http://localhost:1/v1", api_key_env="TEST_KEY").load()
-    for url in (f"http://user:{KEY}@localhost/v1", f"http://localhost/v1?key={KEY}", "localhost:8000/v1"):
-        with pytest.raises(ExpertError, match=r"expert remote: urls are http\(s\)://host:port/v1, .* keys belong in api_key_env") as caught:
+    for url in (
+        f"http://user:{KEY}@localhost/v1",
+        f"http://localhost/v1?key={KEY}",
+        "localhost:8000/v1",
+    ):
+        with pytest.raises(
+            ExpertError,
+            match=(
+                r"expert remote: urls are http\(s\)://host:port/v1, .* keys belong in api_key_env"
+            ),
+        ) as caught:
             endpoint(url)
         assert KEY not in str(caught.value)
 
@@ -469,21 +661,51 @@ def test_answers_belong_to_a_model_and_its_revision_wherever_it_is_served():
         expert = endpoint(url, **more)
         return answer_key(expert.identity(), "prompt", expert.decoding())
 
-    same = [key(), key("http://b/v1"), key(concurrency=3, timeout_s=9.0, max_retries=0, on_failure="empty", api_key_env="HOME", params_b=7.0)]
+    same = [
+        key(),
+        key("http://b/v1"),
+        key(
+            concurrency=3,
+            timeout_s=9.0,
+            max_retries=0,
+            on_failure="empty",
+            api_key_env="HOME",
+            params_b=7.0,
+        ),
+    ]
     assert len(set(same)) == 1
-    others = [key(model="n"), key(revision="2"), key(prompt_format="chat"), key(prompt_format="chat", system_prompt="Hi."), key(stop=["\n"]), key(decoding={"seed": 1})]
+    others = [
+        key(model="n"),
+        key(revision="2"),
+        key(prompt_format="chat"),
+        key(prompt_format="chat", system_prompt="Hi."),
+        key(stop=["\n"]),
+        key(decoding={"seed": 1}),
+    ]
     assert len({same[0], *others}) == 7
 
 
 def test_the_example_configuration_makes_a_pool_without_asking_a_server(project):
     config = load_config(project / "configs/endpoints.yaml")
-    experts = [build_expert(expert, config.pool, torch.device("cpu")) for expert in config.pool.experts]
+    experts = [
+        build_expert(expert, config.pool, torch.device("cpu")) for expert in config.pool.experts
+    ]
     assert all(isinstance(expert, EndpointExpert) for expert in experts)
     assert len({answer_key(expert.identity(), "", {}) for expert in experts}) == len(experts) >= 3
 
 
-@pytest.mark.parametrize("usage", [{}, {"total_tokens": 9}, {"prompt_tokens": None, "completion_tokens": None}, {"prompt_tokens": "7", "completion_tokens": "x"}])
-def test_counts_that_a_server_leaves_out_are_estimated_and_no_answer_is_lost(small_server, tmp_path, usage):
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {},
+        {"total_tokens": 9},
+        {"prompt_tokens": None, "completion_tokens": None},
+        {"prompt_tokens": "7", "completion_tokens": "x"},
+    ],
+)
+def test_counts_that_a_server_leaves_out_are_estimated_and_no_answer_is_lost(
+    small_server, tmp_path, usage
+):
     status, reply = completion("12345")
     server = small_server(lambda body, number: (status, reply | {"usage": usage}))
     pool = ExpertPool([endpoint(server.url)], AnswerStore(tmp_path / "answers.sqlite"))
@@ -492,10 +714,14 @@ def test_counts_that_a_server_leaves_out_are_estimated_and_no_answer_is_lost(sma
     assert len(pool.store) == 1
 
 
-def test_half_a_character_is_replaced_and_text_that_is_none_is_no_completion(small_server, tmp_path):
+def test_half_a_character_is_replaced_and_text_that_is_none_is_no_completion(
+    small_server, tmp_path
+):
     texts = iter(["half \ud83d", [{"type": "text", "text": "hi"}], 5])
     server = small_server(lambda body, number: completion(next(texts)))
-    pool = ExpertPool([endpoint(server.url, max_retries=0)], AnswerStore(tmp_path / "answers.sqlite"))
+    pool = ExpertPool(
+        [endpoint(server.url, max_retries=0)], AnswerStore(tmp_path / "answers.sqlite")
+    )
     assert pool.answer([Request(0, "q")])[0].text == "half \ufffd"
     for question in ("list", "number"):
         with pytest.raises(ExpertError, match="the reply is not a completion"):

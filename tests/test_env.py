@@ -1,4 +1,6 @@
-"""The decision process: Gymnasium's contract, rewards by hand, one pool call per vector step, every question once per pass."""
+"""The decision process: Gymnasium's contract, rewards by hand, one pool call per vector step, every
+question once per pass.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,10 @@ from prompts import StateTokenizer
 from questions import Question
 from runtime.errors import ReferenceSealedError
 
-QUESTIONS = [Question(f"q{i}", f"question {letter}", _reference=letter) for i, letter in enumerate("abcdefgh")]
+QUESTIONS = [
+    Question(f"q{i}", f"question {letter}", _reference=letter)
+    for i, letter in enumerate("abcdefgh")
+]
 NEVER_RIGHT = EnvConfig(t_max=3, continue_past_p0=0.0)
 FREE = RewardConfig(alpha=0.0)
 
@@ -61,16 +66,32 @@ def state_tokenizer(bert_encoder: Path) -> StateTokenizer:
 def make_env(make_pool: Callable, state_tokenizer: StateTokenizer) -> Callable[..., DEREnv]:
     """`make_env(experts, env=, reward=, questions=)`; the oracle judges."""
 
-    def make(experts: Sequence, env: EnvConfig = NEVER_RIGHT, reward: RewardConfig = FREE, questions: Sequence[Question] = QUESTIONS, **options: object) -> DEREnv:
+    def make(
+        experts: Sequence,
+        env: EnvConfig = NEVER_RIGHT,
+        reward: RewardConfig = FREE,
+        questions: Sequence[Question] = QUESTIONS,
+        **options: object,
+    ) -> DEREnv:
         pool = make_pool(experts)
-        return DEREnv(questions, pool, OracleJudge(questions, env.p0, pool.names), state_tokenizer, env, reward, **options)
+        return DEREnv(
+            questions,
+            pool,
+            OracleJudge(questions, env.p0, pool.names),
+            state_tokenizer,
+            env,
+            reward,
+            **options,
+        )
 
     return make
 
 
 @pytest.fixture
 def make_vector_env(make_env: Callable) -> Callable[..., tuple[DERVectorEnv, CountedPool]]:
-    def make(num_envs: int, *arguments: object, **options: object) -> tuple[DERVectorEnv, CountedPool]:
+    def make(
+        num_envs: int, *arguments: object, **options: object
+    ) -> tuple[DERVectorEnv, CountedPool]:
         envs = [make_env(*arguments, **options) for _ in range(num_envs)]
         pool = CountedPool(envs[0].pool)
         for env in envs:
@@ -82,22 +103,44 @@ def make_vector_env(make_env: Callable) -> Callable[..., tuple[DERVectorEnv, Cou
 
 @pytest.mark.parametrize("t_max", [1, 3])
 @pytest.mark.parametrize("num_experts", [1, 2])
-def test_gymnasium_finds_nothing_to_warn_of(make_env: Callable, t_max: int, num_experts: int) -> None:
+def test_gymnasium_finds_nothing_to_warn_of(
+    make_env: Callable, t_max: int, num_experts: int
+) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_env(make_env([echo, wrong][:num_experts], EnvConfig(t_max=t_max, continue_past_p0=0.5)), skip_render_check=True)
+        check_env(
+            make_env([echo, wrong][:num_experts], EnvConfig(t_max=t_max, continue_past_p0=0.5)),
+            skip_render_check=True,
+        )
 
 
-def test_gym_make_builds_a_checked_environment(make_pool: Callable, state_tokenizer: StateTokenizer) -> None:
+def test_gym_make_builds_a_checked_environment(
+    make_pool: Callable, state_tokenizer: StateTokenizer
+) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pool = make_pool([echo, wrong])
         judge = OracleJudge(QUESTIONS, 1.0, pool.names)
-        env = gym.make("DER-v0", questions=QUESTIONS, pool=pool, judge=judge, state_tokenizer=state_tokenizer, env=NEVER_RIGHT, reward=FREE)
+        env = gym.make(
+            "DER-v0",
+            questions=QUESTIONS,
+            pool=pool,
+            judge=judge,
+            state_tokenizer=state_tokenizer,
+            env=NEVER_RIGHT,
+            reward=FREE,
+        )
         check_env(env.unwrapped, skip_render_check=True)
         env.reset(seed=0)
-        _, reward, terminated, truncated, info = env.step(0)  # through Gymnasium's own passive checker
-    assert (reward, terminated, truncated, STOP_REASONS[info["stop_reason"]]) == (1.0, True, False, "satisfied")
+        _, reward, terminated, truncated, info = env.step(
+            0
+        )  # through Gymnasium's own passive checker
+    assert (reward, terminated, truncated, STOP_REASONS[info["stop_reason"]]) == (
+        1.0,
+        True,
+        False,
+        "satisfied",
+    )
 
 
 def test_two_environments_on_one_seed_agree(make_env: Callable) -> None:
@@ -112,11 +155,15 @@ def test_two_environments_on_one_seed_agree(make_env: Callable) -> None:
                 seen.append(env.reset()[0].tolist())
         runs.append(seen)
     assert runs[0] == runs[1]
-    assert len({info["question_idx"] for info in runs[0] if isinstance(info, dict)}) > 3  # different questions were drawn
+    assert (
+        len({info["question_idx"] for info in runs[0] if isinstance(info, dict)}) > 3
+    )  # different questions were drawn
 
 
 @pytest.mark.parametrize("expert, reason", [(echo, "satisfied"), (wrong, "t_max")])
-def test_one_call_from_a_pool_of_one_ends_as_terminated(make_env: Callable, expert: Callable, reason: str) -> None:
+def test_one_call_from_a_pool_of_one_ends_as_terminated(
+    make_env: Callable, expert: Callable, reason: str
+) -> None:
     env = make_env([expert], EnvConfig(t_max=1))
     env.reset(seed=0)
     _, _, terminated, truncated, info = env.step(0)
@@ -127,7 +174,9 @@ def test_one_call_from_a_pool_of_one_ends_as_terminated(make_env: Callable, expe
 
 
 @pytest.mark.parametrize("share, calls, reason", [(0.0, 1, "satisfied"), (1.0, 3, "t_max")])
-def test_a_share_of_the_episodes_runs_on_past_a_good_answer(make_env: Callable, make_vector_env: Callable, share: float, calls: int, reason: str) -> None:
+def test_a_share_of_the_episodes_runs_on_past_a_good_answer(
+    make_env: Callable, make_vector_env: Callable, share: float, calls: int, reason: str
+) -> None:
     config = EnvConfig(t_max=3, continue_past_p0=share)
     env = make_env([echo], config)
     env.reset(seed=0)
@@ -150,29 +199,41 @@ def rewards_of(env: DEREnv, actions: Sequence[int]) -> list[float]:
 
 
 def test_the_papers_reward_of_an_episode_by_hand(make_env: Callable) -> None:
-    # Experts cost 1 and 2 billion parameters; alpha .1, beta 5, bonus 2. The second call turns quality 0 into 1.
+    # Experts cost 1 and 2 billion parameters; alpha .1, beta 5, bonus 2. The second call turns
+    # quality 0 into 1.
     reward = RewardConfig(kind="paper", alpha=0.1, beta=5.0, gamma_bonus=2.0, discount=0.95)
     # t=0: P - alpha C = 0 - .1;  t=1: P + beta (1 - 0) - alpha C + bonus = 1 + 5 - .2 + 2
     assert rewards_of(make_env([wrong, echo], reward=reward), [0, 1]) == pytest.approx([-0.1, 7.8])
     # Never right: -.1, then 0 + 0 - .1, then 0 + 0 - .1 - 2 for reaching T_max
-    assert rewards_of(make_env([wrong, echo], reward=reward), [0, 0, 0]) == pytest.approx([-0.1, -0.1, -2.1])
+    assert rewards_of(make_env([wrong, echo], reward=reward), [0, 0, 0]) == pytest.approx(
+        [-0.1, -0.1, -2.1]
+    )
     # Right at once: 1 - .2 + 2
     assert rewards_of(make_env([wrong, echo], reward=reward), [1]) == pytest.approx([2.8])
 
 
 def test_the_final_reward_of_an_episode_by_hand(make_env: Callable) -> None:
     always_on = EnvConfig(t_max=3, continue_past_p0=1.0)
-    # Discount .5, alpha .1: right, wrong, right again, at costs 2, 1, 2. Phi is P of the current answer, 0 before and at the end.
-    # t=0: -.2 + .5 x 1 - 0 = .3;  t=1: -.1 + .5 x 0 - 1 = -1.1;  t=2: 1 - .2 + 0 - 0 = .8
+    # Discount .5, alpha .1: right, wrong, right again, at costs 2, 1, 2. Phi is P of the current
+    # answer, 0 before and at the end. t=0: -.2 + .5 x 1 - 0 = .3;  t=1: -.1 + .5 x 0 - 1 = -1.1;
+    # t=2: 1 - .2 + 0 - 0 = .8
     reward = RewardConfig(kind="final", alpha=0.1, discount=0.5)
-    assert rewards_of(make_env([wrong, echo], always_on, reward), [1, 0, 1]) == pytest.approx([0.3, -1.1, 0.8])
+    assert rewards_of(make_env([wrong, echo], always_on, reward), [1, 0, 1]) == pytest.approx(
+        [0.3, -1.1, 0.8]
+    )
     # At discount 1 the shaping cancels: the sum is 1 - .1 x (2 + 1 + 2)
-    assert sum(rewards_of(make_env([wrong, echo], always_on, RewardConfig(alpha=0.1)), [1, 0, 1])) == pytest.approx(0.5)
+    assert sum(
+        rewards_of(make_env([wrong, echo], always_on, RewardConfig(alpha=0.1)), [1, 0, 1])
+    ) == pytest.approx(0.5)
 
 
-def test_an_environment_holds_no_references_and_a_judge_cannot_get_at_them(make_env: Callable) -> None:
+def test_an_environment_holds_no_references_and_a_judge_cannot_get_at_them(
+    make_env: Callable,
+) -> None:
     class CheatingJudge:
-        def judge(self, episodes: Sequence, expert_idxs: Sequence[int], answers: Sequence[str]) -> list:
+        def judge(
+            self, episodes: Sequence, expert_idxs: Sequence[int], answers: Sequence[str]
+        ) -> list:
             return [episode.question.reference for episode in episodes]
 
     env = make_env([echo])
@@ -183,21 +244,37 @@ def test_an_environment_holds_no_references_and_a_judge_cannot_get_at_them(make_
     assert [vars(question)["_reference"] for question in env.questions] == [None] * len(QUESTIONS)
 
 
-def test_a_vector_step_is_one_pool_call_for_any_subset_in_any_order(make_vector_env: Callable, make_env: Callable) -> None:
+def test_a_vector_step_is_one_pool_call_for_any_subset_in_any_order(
+    make_vector_env: Callable, make_env: Callable
+) -> None:
     venv, pool = make_vector_env(4, [wrong, echo])
     obs, infos = venv.reset()
     texts = [env.episode.question.text for env in venv.envs]
-    assert obs.dtype == np.int32 and infos.dtype == object and [info["env_id"] for info in infos] == [0, 1, 2, 3]
+    assert (
+        obs.dtype == np.int32
+        and infos.dtype == object
+        and [info["env_id"] for info in infos] == [0, 1, 2, 3]
+    )
     keys = infos[0].keys()
 
     obs, rewards, terminated, truncated, infos = venv.step([0, 1, 0], id=[3, 1, 0])
-    assert [[request.question for request in call] for call in pool.calls] == [[texts[3], texts[1], texts[0]]]
+    assert [[request.question for request in call] for call in pool.calls] == [
+        [texts[3], texts[1], texts[0]]
+    ]
     assert [request.expert_idx for request in pool.calls[0]] == [0, 1, 0]
-    assert rewards.tolist() == [0.0, 1.0, 0.0] and terminated.tolist() == [False, True, False] and not truncated.any()
+    assert (
+        rewards.tolist() == [0.0, 1.0, 0.0]
+        and terminated.tolist() == [False, True, False]
+        and not truncated.any()
+    )
     assert infos.dtype == object and [info["env_id"] for info in infos] == [3, 1, 0]
-    assert all(info.keys() == keys and {type(info[k]) for k in keys} <= {int, float} for info in infos)
+    assert all(
+        info.keys() == keys and {type(info[k]) for k in keys} <= {int, float} for info in infos
+    )
     calls_left = obs[:, 0].tolist()
-    assert calls_left == [2, 2, 2] and venv.envs[2].episode.calls_left == 3  # environment 2 was not touched
+    assert (
+        calls_left == [2, 2, 2] and venv.envs[2].episode.calls_left == 3
+    )  # environment 2 was not touched
 
     _, infos = venv.reset([1])
     assert [info["env_id"] for info in infos] == [1] and infos[0].keys() == keys
@@ -206,7 +283,9 @@ def test_a_vector_step_is_one_pool_call_for_any_subset_in_any_order(make_vector_
     assert [request.previous_answer for request in pool.calls[1]] == ["no", None, None, "no"]
 
 
-def test_a_vector_environment_pays_and_shows_what_single_ones_do(make_vector_env: Callable, make_env: Callable) -> None:
+def test_a_vector_environment_pays_and_shows_what_single_ones_do(
+    make_vector_env: Callable, make_env: Callable
+) -> None:
     reward = RewardConfig(kind="paper", alpha=0.1)
     venv, _ = make_vector_env(3, [wrong, echo], reward=reward)
     venv.reset()
@@ -225,11 +304,15 @@ def test_a_reset_before_a_step_gives_the_question_back(make_vector_env: Callable
         venv.reset([1])
         venv.reset()
         venv.step([0, 0])
-    assert sorted(request.question for call in pool.calls for request in call) == [question.text for question in QUESTIONS]
+    assert sorted(request.question for call in pool.calls for request in call) == [
+        question.text for question in QUESTIONS
+    ]
 
 
 @pytest.mark.parametrize("num_envs, per_collect", [(1, 4), (3, 4), (4, 8), (5, 5), (8, 8)])
-def test_tianshou_plays_every_question_once_per_pass(make_vector_env: Callable, bert_encoder: Path, num_envs: int, per_collect: int) -> None:
+def test_tianshou_plays_every_question_once_per_pass(
+    make_vector_env: Callable, bert_encoder: Path, num_envs: int, per_collect: int
+) -> None:
     played: list[str] = []
     slow = {question.text for question in QUESTIONS[::3]}  # episodes of different lengths
 
@@ -244,7 +327,8 @@ def test_tianshou_plays_every_question_once_per_pass(make_vector_env: Callable, 
     while len(played) < passes * len(QUESTIONS):
         collector.reset(reset_stats=False)  # one more reset than Tianshou's own, as in training
         collector.collect(n_episode=per_collect)
-    # Where a pass ends, a question of the next may be played before the last ones of this; the counts never drift apart by more.
+    # Where a pass ends, a question of the next may be played before the last ones of this; the
+    # counts never drift apart by more.
     times = [played.count(question.id) for question in QUESTIONS]
     assert passes - 1 <= min(times) and max(times) <= passes + 1, times
 

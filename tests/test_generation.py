@@ -6,7 +6,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, MambaConfig, MambaForCausalLM
 from transformers.cache_utils import DynamicLayer
 
-from backends.generation import ROUND, EnoughHaveEnded, RoomyLayer, Row, RunningBatch, SeededSampling
+from backends.generation import (
+    ROUND,
+    EnoughHaveEnded,
+    RoomyLayer,
+    Row,
+    RunningBatch,
+    SeededSampling,
+)
 from backends.hf import HFExpert
 from config import DecodingConfig, HFExpertConfig
 
@@ -15,7 +22,13 @@ TINY_EXPERTS = (*DECODERS, "t5gemma-0.7m")
 
 
 def tiny(folder, name, **decoding):
-    config = HFExpertConfig(name=name, source=str(folder / name), params_b=0.001, prompt_format="plain", decoding={"max_new_tokens": 40, **decoding})
+    config = HFExpertConfig(
+        name=name,
+        source=str(folder / name),
+        params_b=0.001,
+        prompt_format="plain",
+        decoding={"max_new_tokens": 40, **decoding},
+    )
     expert = HFExpert(config, torch.device("cpu"))
     expert.load()
     return expert
@@ -28,11 +41,20 @@ def prompts(project):
 
 
 def running(expert, *, in_rounds=True):
-    return RunningBatch(expert.model, expert.config.decoding, end_ids=expert._end_ids, pad_id=expert.tokenizer.pad_token_id, in_rounds=in_rounds)
+    return RunningBatch(
+        expert.model,
+        expert.config.decoding,
+        end_ids=expert._end_ids,
+        pad_id=expert.tokenizer.pad_token_id,
+        in_rounds=in_rounds,
+    )
 
 
 def rows_of(expert, prompts):
-    return [Row(number, ids, seed=SeededSampling.seed(expert.config.decoding, prompt)) for number, (ids, prompt) in enumerate(zip(expert.encode(prompts)[0], prompts, strict=True))]
+    return [
+        Row(number, ids, seed=SeededSampling.seed(expert.config.decoding, prompt))
+        for number, (ids, prompt) in enumerate(zip(expert.encode(prompts)[0], prompts, strict=True))
+    ]
 
 
 def join(batch, expert, rows):
@@ -57,7 +79,9 @@ def test_seeded_sampling_draws_from_the_softmax_at_its_temperature():
     def shares(temperature, top_p):
         decoding = DecodingConfig(temperature=temperature, top_p=top_p)
         sampling = SeededSampling(decoding)
-        sampling.rows = [Row(draw, [], seed=sampling.seed(decoding, str(draw))) for draw in range(num_draws)]
+        sampling.rows = [
+            Row(draw, [], seed=sampling.seed(decoding, str(draw))) for draw in range(num_draws)
+        ]
         picked = sampling(torch.empty(num_draws, 0), logits).argmax(1)
         return (torch.bincount(picked, minlength=3) / num_draws).tolist()
 
@@ -74,14 +98,18 @@ def test_the_noise_of_a_token_depends_on_its_place_alone():
     sampling.rows, sampling.width = [Row(0, [], seed=7)], 4
     first, second = (sampling(torch.empty(1, 4 + place), logits) for place in (0, 1))
     assert not torch.equal(first, second)
-    assert torch.equal(sampling(torch.empty(1, 5), logits), second)  # a step that `generate` computed and dropped
+    assert torch.equal(
+        sampling(torch.empty(1, 5), logits), second
+    )  # a step that `generate` computed and dropped
     sampling.rows, sampling.width = [Row(0, [], seed=7, completion=[9])], 20
     assert torch.equal(sampling(torch.empty(1, 20), logits), second)  # the next round goes on there
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 @pytest.mark.parametrize("name", TINY_EXPERTS)
-def test_generation_in_rounds_gives_what_one_long_call_gives_and_finished_rows_leave(tiny_pool_dir, prompts, monkeypatch, name, temperature):
+def test_generation_in_rounds_gives_what_one_long_call_gives_and_finished_rows_leave(
+    tiny_pool_dir, prompts, monkeypatch, name, temperature
+):
     expert = tiny(tiny_pool_dir, name, temperature=temperature)
     rows_run, forward = [], expert.model.forward
 
@@ -96,18 +124,38 @@ def test_generation_in_rounds_gives_what_one_long_call_gives_and_finished_rows_l
     assert set(rows_run) == {24}
     rows_run.clear()
     assert completions(expert, prompts) == whole
-    assert min(map(len, whole)) < ROUND < max(map(len, whole))  # some end in the first round, some go on
+    assert (
+        min(map(len, whole)) < ROUND < max(map(len, whole))
+    )  # some end in the first round, some go on
     is_over = lambda completion, num_new: len(completion) <= num_new  # noqa: E731
-    expected, done = [24], 1  # the first token; then a round is over when half of its rows have ended, or after ROUND tokens; the ended leave
+    expected, done = (
+        [24],
+        1,
+        # The first token; then a round is over when half of its rows have ended, or after
+        # ROUND tokens;
+        # the ended leave
+    )
     while going := [row for row in whole if not is_over(row, done)]:
         most = min(ROUND, 40 - done)
-        steps = next((n for n in range(1, most) if sum(is_over(row, done + n) for row in going) >= len(going) / 2), most)
+        steps = next(
+            (
+                n
+                for n in range(1, most)
+                if sum(is_over(row, done + n) for row in going) >= len(going) / 2
+            ),
+            most,
+        )
         expected += [len(going)] * steps
         done += steps
     assert rows_run == expected
     if not temperature and name in DECODERS:  # the library alone, one prompt at a time
         ids = expert.encode(prompts[:1])[0]
-        (alone,) = expert.model.generate(torch.tensor(ids), max_new_tokens=40, do_sample=False, eos_token_id=sorted(expert._end_ids)).tolist()
+        (alone,) = expert.model.generate(
+            torch.tensor(ids),
+            max_new_tokens=40,
+            do_sample=False,
+            eos_token_id=sorted(expert._end_ids),
+        ).tolist()
         assert alone[len(ids[0]) :] == whole[0]
 
 
@@ -122,20 +170,31 @@ def joined_now_and_then(expert, prompts, group_sizes):
         if group:
             join(batch, expert, group)
         batch.advance()
-        widths.append((batch.width, max((len(row.ids) + len(row.completion) for row in batch.rows), default=0)))
+        widths.append(
+            (
+                batch.width,
+                max((len(row.ids) + len(row.completion) for row in batch.rows), default=0),
+            )
+        )
     return [row.completion for row in rows], widths
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 @pytest.mark.parametrize("name", DECODERS)
-def test_rows_that_join_a_running_batch_get_the_completions_they_would_get_alone(tiny_pool_dir, prompts, name, temperature):
+def test_rows_that_join_a_running_batch_get_the_completions_they_would_get_alone(
+    tiny_pool_dir, prompts, name, temperature
+):
     expert = tiny(tiny_pool_dir, name, temperature=temperature)
     by_length = sorted(prompts, key=len)
-    uneven = [by_length[i // 2 if i % 2 else -1 - i // 2] for i in range(len(prompts))]  # the shortest and the longest in turns
+    uneven = [
+        by_length[i // 2 if i % 2 else -1 - i // 2] for i in range(len(prompts))
+    ]  # the shortest and the longest in turns
     alone = [completions(expert, [prompt])[0] for prompt in uneven]
     together, widths = joined_now_and_then(expert, uneven, [3, 1, 0, 4, 2, 0, 5])
     assert together == alone
-    assert all(width == longest for width, longest in widths)  # no padding that all rows share is carried along
+    assert all(
+        width == longest for width, longest in widths
+    )  # no padding that all rows share is carried along
 
 
 @pytest.mark.parametrize("window", [8, 30])  # shorter and longer than most prompts
@@ -143,39 +202,65 @@ def test_rows_join_under_a_sliding_window_too(tiny_pool_dir, prompts, tmp_path, 
     model = AutoModelForCausalLM.from_pretrained(tiny_pool_dir / "mistral-0.8m")
     model.config.sliding_window = window
     model.save_pretrained(tmp_path / "windowed")
-    AutoTokenizer.from_pretrained(tiny_pool_dir / "mistral-0.8m").save_pretrained(tmp_path / "windowed")
+    AutoTokenizer.from_pretrained(tiny_pool_dir / "mistral-0.8m").save_pretrained(
+        tmp_path / "windowed"
+    )
     expert = tiny(tmp_path, "windowed")
     alone = []
     for prompt in prompts:
         ids = expert.encode([prompt])[0]
-        output = expert.model.generate(torch.tensor(ids), max_new_tokens=40, do_sample=False, eos_token_id=sorted(expert._end_ids))[0].tolist()
+        output = expert.model.generate(
+            torch.tensor(ids),
+            max_new_tokens=40,
+            do_sample=False,
+            eos_token_id=sorted(expert._end_ids),
+        )[0].tolist()
         alone.append(output[len(ids[0]) :])
-    assert alone != [completions(tiny(tiny_pool_dir, "mistral-0.8m"), [prompt])[0] for prompt in prompts]  # the window matters
+    assert alone != [
+        completions(tiny(tiny_pool_dir, "mistral-0.8m"), [prompt])[0] for prompt in prompts
+    ]  # the window matters
     together, widths = joined_now_and_then(expert, prompts, [3, 1, 0, 4, 2, 0, 5])
     assert together == alone
     assert all(width == longest for width, longest in widths)
 
 
-def test_an_encoder_decoder_and_a_recurrent_model_take_rows_only_when_they_have_none(tiny_pool_dir, prompts):
+def test_an_encoder_decoder_and_a_recurrent_model_take_rows_only_when_they_have_none(
+    tiny_pool_dir, prompts
+):
     expert = tiny(tiny_pool_dir, "t5gemma-0.7m")
     batch = running(expert)
     assert batch.takes_rows
     with torch.inference_mode():
         join(batch, expert, rows_of(expert, prompts))
     assert batch.rows and not batch.takes_rows
-    mamba = MambaForCausalLM(MambaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, pad_token_id=0, eos_token_id=1))
+    mamba = MambaForCausalLM(
+        MambaConfig(
+            vocab_size=50, hidden_size=16, num_hidden_layers=1, pad_token_id=0, eos_token_id=1
+        )
+    )
     batch = RunningBatch(mamba, DecodingConfig(max_new_tokens=2 * ROUND), end_ids={1}, pad_id=0)
     row = Row(0, [5, 6, 7])
-    batch.join([row], torch.tensor([row.ids]), {"attention_mask": torch.ones(1, 3, dtype=torch.long)})
+    batch.join(
+        [row], torch.tensor([row.ids]), {"attention_mask": torch.ones(1, 3, dtype=torch.long)}
+    )
     assert batch.takes_rows and batch.advance() == [row]  # it ran to its end in one call
-    assert batch.work == {"generate_calls": 1, "forward_passes": len(row.completion)} and (row.completion[-1] == 1 or len(row.completion) == 2 * ROUND)
+    assert batch.work == {"generate_calls": 1, "forward_passes": len(row.completion)} and (
+        row.completion[-1] == 1 or len(row.completion) == 2 * ROUND
+    )
 
 
 def test_a_round_is_over_when_half_of_its_rows_have_ended():
     enough = EnoughHaveEnded(torch.tensor([2, 7]), num_rows=4)
-    steps = [([2, 5, 5, 5], False), ([0, 5, 5, 5], False), ([0, 5, 7, 5], True)]  # an ended row goes on with padding
+    steps = [
+        ([2, 5, 5, 5], False),
+        ([0, 5, 5, 5], False),
+        ([0, 5, 7, 5], True),
+    ]  # an ended row goes on with padding
     for last_tokens, is_over in steps:
-        assert enough(torch.tensor([[9, token] for token in last_tokens]), None).tolist() == [is_over] * 4
+        assert (
+            enough(torch.tensor([[9, token] for token in last_tokens]), None).tolist()
+            == [is_over] * 4
+        )
 
 
 def test_keys_and_values_are_written_behind_the_others_and_copied_only_when_there_is_no_room():
@@ -186,8 +271,13 @@ def test_keys_and_values_are_written_behind_the_others_and_copied_only_when_ther
     for step in steps[:-1]:
         keys, values = roomy.update(step, -step)
         places.append(keys.data_ptr())
-        assert all(torch.equal(mine, theirs) for mine, theirs in zip((keys, values), plain.update(step, -step), strict=True))
+        assert all(
+            torch.equal(mine, theirs)
+            for mine, theirs in zip((keys, values), plain.update(step, -step), strict=True)
+        )
     assert len(set(places)) == 2  # room for the first and a round more, then anew
     roomy.batch_select_indices(torch.tensor([2, 0]))
-    keys, _ = roomy.update(steps[-1][[2, 0]], steps[-1][[2, 0]])  # the room of three rows is not written to
+    keys, _ = roomy.update(
+        steps[-1][[2, 0]], steps[-1][[2, 0]]
+    )  # the room of three rows is not written to
     assert torch.equal(keys, plain.update(steps[-1], steps[-1])[0][[2, 0]])

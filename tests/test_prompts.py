@@ -4,19 +4,33 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from prompts import FewShot, PromptFormat, StateTokenizer, cut_middle, knowledge_transfer_prompt, read_few_shot
+from prompts import (
+    FewShot,
+    PromptFormat,
+    StateTokenizer,
+    cut_middle,
+    knowledge_transfer_prompt,
+    read_few_shot,
+)
 from runtime.errors import PromptError
 
 
 def test_the_ktp_says_what_the_paper_says_about_one_other_student():
-    assert knowledge_transfer_prompt("What is 2 + 2?", "5") == (
-        "What is 2 + 2?\n\nThere is an answer from another student: 5\n\nUsing it as additional advice, give a more satisfactory answer directly. Do not mention other students."
+    assert (
+        knowledge_transfer_prompt("What is 2 + 2?", "5")
+        == "What is 2 + 2?\n\nThere is an answer from another student: 5\n\nUsing it as additional"
+        " advice, give a more satisfactory answer directly. Do not mention other students."
     )
 
 
 def test_braces_and_slot_names_in_question_and_answer_are_plain_text():
-    prompt = knowledge_transfer_prompt("Is {answer} or {question} {0} valid?", "{question} {answer} {} }{")
-    assert prompt.startswith("Is {answer} or {question} {0} valid?\n\nThere is an answer from another student: {question} {answer} {} }{\n\nUsing it")
+    prompt = knowledge_transfer_prompt(
+        "Is {answer} or {question} {0} valid?", "{question} {answer} {} }{"
+    )
+    assert prompt.startswith(
+        "Is {answer} or {question} {0} valid?\n\nThere is an answer from another student:"
+        " {question} {answer} {} }{\n\nUsing it"
+    )
 
 
 @pytest.mark.parametrize("answer", ["", " \n"])
@@ -39,27 +53,53 @@ def test_a_plain_prompt_ends_with_the_answer_cue():
 
 def test_few_shot_examples_take_the_form_of_the_call():
     render = PromptFormat("few_shot", examples=(FewShot("1 + 1?", "3", "2"),)).render
-    assert render("2 + 2?", None, "paper-v1") == "Question: 1 + 1?\nAnswer: 2\n\nQuestion: 2 + 2?\nAnswer:"
+    assert (
+        render("2 + 2?", None, "paper-v1")
+        == "Question: 1 + 1?\nAnswer: 2\n\nQuestion: 2 + 2?\nAnswer:"
+    )
     student = "\n\nThere is an answer from another student: "
-    advice = "\n\nUsing it as additional advice, give a more satisfactory answer directly. Do not mention other students."
-    assert render("2 + 2?", "5", "paper-v1") == f"Question: 1 + 1?{student}3{advice}\nAnswer: 2\n\nQuestion: 2 + 2?{student}5{advice}\nAnswer:"
+    advice = (
+        "\n\nUsing it as additional advice, give a more satisfactory answer directly. Do not"
+        " mention other students."
+    )
+    assert (
+        render("2 + 2?", "5", "paper-v1")
+        == f"Question: 1 + 1?{student}3{advice}\nAnswer: 2\n\nQuestion: 2 +"
+        f" 2?{student}5{advice}\nAnswer:"
+    )
 
 
 def test_a_template_frames_the_call_and_braces_stay_text():
     render = PromptFormat("template", template="USER: {prompt} ASSISTANT:").render
     assert render("Is {prompt} a set?", None, "paper-v1") == "USER: Is {prompt} a set? ASSISTANT:"
-    assert render("Why?", "{prompt}", "code-v1").startswith("USER: Why?\n\nThere are answers from other students: {prompt}\n\nUsing them")
+    assert render("Why?", "{prompt}", "code-v1").startswith(
+        "USER: Why?\n\nThere are answers from other students: {prompt}\n\nUsing them"
+    )
 
 
 def test_only_a_template_is_part_of_the_identity_of_answers_so_that_older_ones_are_found():
-    assert PromptFormat("plain").identity() == {"kind": "plain", "system_prompt": None, "examples": []}
-    assert PromptFormat("template", template="{prompt}!").identity() != PromptFormat("template", template="{prompt}").identity()
+    assert PromptFormat("plain").identity() == {
+        "kind": "plain",
+        "system_prompt": None,
+        "examples": [],
+    }
+    assert (
+        PromptFormat("template", template="{prompt}!").identity()
+        != PromptFormat("template", template="{prompt}").identity()
+    )
 
 
 def test_a_few_shot_line_of_another_shape_is_named(tmp_path):
     path = tmp_path / "shots.jsonl"
-    path.write_text(json.dumps({"question": "a", "previous_answer": "b", "answer": "c"}) + "\n" + json.dumps({"question": "a"}) + "\n")
-    with pytest.raises(PromptError, match=r"shots\.jsonl:2: expected \{question, previous_answer, answer\}"):
+    path.write_text(
+        json.dumps({"question": "a", "previous_answer": "b", "answer": "c"})
+        + "\n"
+        + json.dumps({"question": "a"})
+        + "\n"
+    )
+    with pytest.raises(
+        PromptError, match=r"shots\.jsonl:2: expected \{question, previous_answer, answer\}"
+    ):
         read_few_shot(path)
     with pytest.raises(PromptError, match=r"none\.jsonl: no such few-shot file"):
         read_few_shot(tmp_path / "none.jsonl")
@@ -68,11 +108,15 @@ def test_a_few_shot_line_of_another_shape_is_named(tmp_path):
 def test_few_shot_texts_may_hold_line_separators_and_must_be_texts(tmp_path):
     path = tmp_path / "shots.jsonl"
     good = {"question": "one\u2028two\u0085three", "previous_answer": "b", "answer": "c"}
-    path.write_text(json.dumps(good, ensure_ascii=False) + "\r\n", encoding="utf-8")  # str.splitlines would cut here
+    path.write_text(
+        json.dumps(good, ensure_ascii=False) + "\r\n", encoding="utf-8"
+    )  # str.splitlines would cut here
     assert read_few_shot(path) == (FewShot(**good),)
     for line in (good | {"question": 1}, good | {"previous_answer": None}, [1, 2, 3]):
         path.write_text(json.dumps(line) + "\n")
-        with pytest.raises(PromptError, match=r"shots\.jsonl:1: expected \{question, previous_answer, answer\}"):
+        with pytest.raises(
+            PromptError, match=r"shots\.jsonl:1: expected \{question, previous_answer, answer\}"
+        ):
             read_few_shot(path)
     path.write_bytes('{"question": "Où?"}\n'.encode("latin-1"))
     with pytest.raises(PromptError, match=r"shots\.jsonl: not UTF-8 text"):
@@ -81,11 +125,19 @@ def test_few_shot_texts_may_hold_line_separators_and_must_be_texts(tmp_path):
 
 def test_chat_uses_the_tokenizers_template_and_is_refused_without_one(bert_encoder):
     tokenizer = AutoTokenizer.from_pretrained(bert_encoder)
-    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if"
+        " add_generation_prompt %}<assistant>{% endif %}"
+    )
     tokenizer.chat_template = template
     chat = PromptFormat("chat", system_prompt="Be brief.")
-    assert chat.render("Why?", None, "paper-v1", tokenizer.apply_chat_template) == "<system>Be brief.<user>Why?<assistant>"
-    with pytest.raises(PromptError, match="no chat template: a base model wants prompt_format plain or few_shot"):
+    assert (
+        chat.render("Why?", None, "paper-v1", tokenizer.apply_chat_template)
+        == "<system>Be brief.<user>Why?<assistant>"
+    )
+    with pytest.raises(
+        PromptError, match="no chat template: a base model wants prompt_format plain or few_shot"
+    ):
         chat.render("Why?", None, "paper-v1", None)
 
 
@@ -110,7 +162,12 @@ def test_a_bert_state_is_calls_left_segment_start_and_the_sentence_pair(bert_enc
     assert pair["token_type_ids"].index(1) == 6  # [CLS] what is the sum [SEP] | yes [SEP]
     assert rows.dtype == np.int32
     assert rows[0].tolist() == [3, 6, *pair["input_ids"], *[0] * 4]
-    assert rows[1].tolist() == [4, 3, *tokenizer.convert_tokens_to_ids(["[CLS]", "paris", "[SEP]", "[SEP]"]), *[0] * 8]  # an empty second segment
+    assert rows[1].tolist() == [
+        4,
+        3,
+        *tokenizer.convert_tokens_to_ids(["[CLS]", "paris", "[SEP]", "[SEP]"]),
+        *[0] * 8,
+    ]  # an empty second segment
 
 
 def test_a_roberta_state_has_its_two_separators_and_pads_with_one(roberta_encoder):
@@ -122,9 +179,13 @@ def test_a_roberta_state_has_its_two_separators_and_pads_with_one(roberta_encode
     assert row[2:11].tolist() == tokenizer("abc", "de")["input_ids"]
 
 
-def test_a_decoders_tokenizer_without_separators_gets_a_line_break_between_question_and_answer(tiny_pool_dir):
+def test_a_decoders_tokenizer_without_separators_gets_a_line_break_between_question_and_answer(
+    tiny_pool_dir,
+):
     tokenizer = AutoTokenizer.from_pretrained(tiny_pool_dir / "llama-0.2m")
-    assert tokenizer("a", "b")["input_ids"] == tokenizer("ab", add_special_tokens=False)["input_ids"]
+    assert (
+        tokenizer("a", "b")["input_ids"] == tokenizer("ab", add_special_tokens=False)["input_ids"]
+    )
     (row,) = StateTokenizer(tokenizer, 32).encode(["1 + 1"], ["2"], [3])
     assert tokenizer.decode(row[2 : 2 + 7]) == "1 + 1\n2" and row[1] == 6
 
@@ -135,13 +196,23 @@ def test_special_token_text_stays_plain_text(encoder_tokenizer):
     (row,) = StateTokenizer(tokenizer, 200).encode([text], [text], [1])
     ids = row[2:].tolist()
     pair = tokenizer("a", "b")["input_ids"]
-    used = {special: ids.count(special) for special in tokenizer.all_special_ids if special not in (tokenizer.pad_token_id, tokenizer.unk_token_id)}
-    assert used == {special: pair.count(special) for special in used}  # exactly the pair's own, none from the text
-    assert set(ids[ids.index(tokenizer.pad_token_id) :]) == {tokenizer.pad_token_id}  # nothing after the first padding
+    used = {
+        special: ids.count(special)
+        for special in tokenizer.all_special_ids
+        if special not in (tokenizer.pad_token_id, tokenizer.unk_token_id)
+    }
+    assert used == {
+        special: pair.count(special) for special in used
+    }  # exactly the pair's own, none from the text
+    assert set(ids[ids.index(tokenizer.pad_token_id) :]) == {
+        tokenizer.pad_token_id
+    }  # nothing after the first padding
 
 
 def parts(tokenizer, row):
-    """Question and answer ids of a row, taken apart by the segment start and the pair's own separators."""
+    """Question and answer ids of a row, taken apart by the segment start and the pair's own
+    separators.
+    """
     pair = tokenizer("a", "b")["input_ids"]
     num_between = len(pair) - 4 if tokenizer.pad_token_id == 1 else 1  # </s></s> or [SEP]
     ids, start = row[2:].tolist(), int(row[1])
@@ -150,7 +221,9 @@ def parts(tokenizer, row):
 
 
 @pytest.mark.parametrize("answer_length", [0, 1, 7, 13, 14, 15, 16, 28, 29, 30, 400])
-def test_an_answer_up_to_half_the_budget_is_never_cut_and_a_longer_one_never_below_it(encoder_tokenizer, answer_length):
+def test_an_answer_up_to_half_the_budget_is_never_cut_and_a_longer_one_never_below_it(
+    encoder_tokenizer, answer_length
+):
     for question_length in (1, 7, 13, 14, 15, 16, 28, 29, 30, 400):
         check_cut(encoder_tokenizer, question_length, answer_length)
 
@@ -159,19 +232,33 @@ def check_cut(tokenizer, question_length, answer_length):
     question, answer = ["1"] * question_length, ["23456789"[i % 8] for i in range(answer_length)]
     text_of = "".join if tokenizer.pad_token_id == 1 else " ".join  # one token a character
     (row,) = StateTokenizer(tokenizer, 32).encode([text_of(question)], [text_of(answer)], [1])
-    kept_question, kept_answer = (tokenizer.convert_ids_to_tokens(part) for part in parts(tokenizer, row))
-    budget = 32 - (4 if tokenizer.pad_token_id == 1 else 3)  # <s> </s></s> </s>, or [CLS] [SEP] [SEP]
-    assert len(kept_question) + len(kept_answer) == min(budget, question_length + answer_length)  # no room wasted
+    kept_question, kept_answer = (
+        tokenizer.convert_ids_to_tokens(part) for part in parts(tokenizer, row)
+    )
+    budget = 32 - (
+        4 if tokenizer.pad_token_id == 1 else 3
+    )  # <s> </s></s> </s>, or [CLS] [SEP] [SEP]
+    assert len(kept_question) + len(kept_answer) == min(
+        budget, question_length + answer_length
+    )  # no room wasted
     assert len(kept_answer) >= min(answer_length, budget // 2)
     assert len(kept_question) >= min(question_length, budget - budget // 2)
     if answer_length <= budget // 2 or question_length + answer_length <= budget:
         assert kept_answer == answer
     half = len(kept_answer) // 2
-    assert half == 0 or (kept_answer[:half] == answer[:half] and kept_answer[-half:] == answer[-half:])  # both ends survive
+    assert half == 0 or (
+        kept_answer[:half] == answer[:half] and kept_answer[-half:] == answer[-half:]
+    )  # both ends survive
 
 
 def test_rows_encoded_together_equal_rows_encoded_alone(encoder_tokenizer):
     state = StateTokenizer(encoder_tokenizer, 24)
-    questions, answers, left = ["what is the sum", "spell paris backward " * 9, "yes"], [None, "no", "answer " * 30], [3, 2, 1]
-    alone = [state.encode([q], [a], [n])[0] for q, a, n in zip(questions, answers, left, strict=True)]
+    questions, answers, left = (
+        ["what is the sum", "spell paris backward " * 9, "yes"],
+        [None, "no", "answer " * 30],
+        [3, 2, 1],
+    )
+    alone = [
+        state.encode([q], [a], [n])[0] for q, a, n in zip(questions, answers, left, strict=True)
+    ]
     np.testing.assert_array_equal(state.encode(questions, answers, left), np.stack(alone))

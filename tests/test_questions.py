@@ -9,7 +9,10 @@ from runtime.errors import DataError, ReferenceSealedError
 
 
 def write_jsonl(path, rows):
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows),
+        encoding="utf-8",
+    )
     return SourceConfig(path=str(path))
 
 
@@ -46,13 +49,21 @@ def test_numbers_in_a_list_of_references_become_texts_and_what_is_no_text_is_nam
     source = write_jsonl(tmp_path / "q.jsonl", [row("a", [12, "twelve", 1.5])])
     assert read_questions(source)[0].reference == ["12", "twelve", "1.5"]
     for reference in ([None], ["x", ["y"]]):
-        with pytest.raises(DataError, match=r"q\.jsonl:2: the reference .* holds .*; expected text, a number, or a list of them"):
+        with pytest.raises(
+            DataError,
+            match=(
+                r"q\.jsonl:2: the reference .* holds .*; expected text, a number, or a list of them"
+            ),
+        ):
             read_questions(write_jsonl(tmp_path / "q.jsonl", [row("a"), row("b", reference)]))
 
 
 def test_a_row_without_text_names_the_fields_there_are(tmp_path):
     source = write_jsonl(tmp_path / "q.jsonl", [{"question": "a", "gold": "b"}])
-    with pytest.raises(DataError, match=r"q\.jsonl:1: no text in field 'text'; its fields are question, gold\. Map yours"):
+    with pytest.raises(
+        DataError,
+        match=r"q\.jsonl:1: no text in field 'text'; its fields are question, gold\. Map yours",
+    ):
         read_questions(source)
 
 
@@ -72,31 +83,52 @@ def test_a_file_that_is_not_utf_8_is_named(tmp_path):
 
 def test_a_line_separator_inside_a_text_does_not_break_its_line(tmp_path):
     path = tmp_path / "q.jsonl"
-    path.write_text(json.dumps(row("one\u2028two\u0085three"), ensure_ascii=False) + "\n", encoding="utf-8")  # str.splitlines would cut here
-    assert [q.text for q in read_questions(SourceConfig(path=str(path)))] == ["one\u2028two\u0085three"]
+    path.write_text(
+        json.dumps(row("one\u2028two\u0085three"), ensure_ascii=False) + "\n", encoding="utf-8"
+    )  # str.splitlines would cut here
+    assert [q.text for q in read_questions(SourceConfig(path=str(path)))] == [
+        "one\u2028two\u0085three"
+    ]
 
 
 def test_half_characters_are_replaced_wherever_a_row_has_them(tmp_path):
-    source = write_jsonl(tmp_path / "q.jsonl", [row("a \ud83d", "b \ud83d", id="i \ud83d", task="t \ud83d"), row("c", ["d \ud83d"])])
+    source = write_jsonl(
+        tmp_path / "q.jsonl",
+        [row("a \ud83d", "b \ud83d", id="i \ud83d", task="t \ud83d"), row("c", ["d \ud83d"])],
+    )
     first, second = read_questions(source)
-    assert (first.text, first.reference, first.id, first.task) == ("a \ufffd", "b \ufffd", "i \ufffd", "t \ufffd")
+    assert (first.text, first.reference, first.id, first.task) == (
+        "a \ufffd",
+        "b \ufffd",
+        "i \ufffd",
+        "t \ufffd",
+    )
     assert second.reference == ["d \ufffd"]
 
 
 def test_fields_are_mapped_into_nested_objects_and_defaults_fill_the_rest(tmp_path):
     rows = [
         {"qid": 7, "input": {"body": {"text": " Why? "}}, "output": {"gold": 42}},
-        {"qid": 8, "input": {"body": {"text": "Who?"}}, "output": {"gold": ["x", "y"]}, "metric": "rouge_l"},
+        {
+            "qid": 8,
+            "input": {"body": {"text": "Who?"}},
+            "output": {"gold": ["x", "y"]},
+            "metric": "rouge_l",
+        },
     ]
     fields = {"id": "qid", "text": "input.body.text", "reference": "output.gold"}
-    source = write_jsonl(tmp_path / "q.jsonl", rows).model_copy(update={"fields": fields, "task": "trivia", "metric": "numeric_match"})
+    source = write_jsonl(tmp_path / "q.jsonl", rows).model_copy(
+        update={"fields": fields, "task": "trivia", "metric": "numeric_match"}
+    )
     first, second = read_questions(source)
     assert first == Question("7", "Why?", "trivia", "numeric_match", "42")
     assert second == Question("8", "Who?", "trivia", "rouge_l", ["x", "y"])
 
 
 def test_limit_reads_no_further_than_asked(tmp_path):
-    source = write_jsonl(tmp_path / "q.jsonl", [row("a"), row("b"), row("c")]).model_copy(update={"limit": 2})
+    source = write_jsonl(tmp_path / "q.jsonl", [row("a"), row("b"), row("c")]).model_copy(
+        update={"limit": 2}
+    )
     assert [q.id for q in read_questions(source)] == ["q-000000", "q-000001"]
 
 
@@ -104,7 +136,9 @@ def test_splits_are_disjoint_by_text_and_repeats_are_counted(tmp_path):
     data = DataConfig(
         test=write_jsonl(tmp_path / "test.jsonl", [row("a"), row("b"), row("a", "later")]),
         validation=write_jsonl(tmp_path / "validation.jsonl", [row("b"), row("c  d")]),
-        train=write_jsonl(tmp_path / "train.jsonl", [row("c d"), row("a"), row("e"), row("e"), row("f")]),
+        train=write_jsonl(
+            tmp_path / "train.jsonl", [row("c d"), row("a"), row("e"), row("e"), row("f")]
+        ),
     )
     splits = load_splits(data)
     assert [q.text for q in splits.test] == ["a", "b"]
@@ -122,7 +156,11 @@ def test_a_split_that_other_splits_use_up_is_an_error(tmp_path):
 
 def test_an_id_that_occurs_twice_is_an_error(tmp_path):
     sources = {
-        name: write_jsonl(tmp_path / f"{name}.jsonl", [row(f"{name} 1", id="x"), row(f"{name} 2", id="x" if name == "train" else "y")]) for name in ("train", "validation", "test")
+        name: write_jsonl(
+            tmp_path / f"{name}.jsonl",
+            [row(f"{name} 1", id="x"), row(f"{name} 2", id="x" if name == "train" else "y")],
+        )
+        for name in ("train", "validation", "test")
     }
     with pytest.raises(DataError, match=r"data\.train: id 'x' occurs twice"):
         load_splits(DataConfig(**sources))
@@ -131,7 +169,12 @@ def test_an_id_that_occurs_twice_is_an_error(tmp_path):
 def test_a_sealed_question_keeps_everything_but_its_reference():
     question = Question("q1", "2 + 2?", "sums", "numeric_match", "4")
     sealed = question.sealed()
-    assert (sealed.id, sealed.text, sealed.task, sealed.metric) == ("q1", "2 + 2?", "sums", "numeric_match")
+    assert (sealed.id, sealed.text, sealed.task, sealed.metric) == (
+        "q1",
+        "2 + 2?",
+        "sums",
+        "numeric_match",
+    )
     with pytest.raises(ReferenceSealedError, match="q1"):
         _ = sealed.reference
     assert question.reference == "4"
@@ -144,21 +187,44 @@ def test_any_source_that_datasets_reads_can_be_used(tmp_path, monkeypatch, form)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "mine"
     folder.mkdir()
-    rows = datasets.Dataset.from_list([{"q": {"text": "Why?"}, "a": ["x", "y"], "n": 1}, {"q": {"text": "Who?"}, "a": ["z"], "n": 2}])
-    rows.to_parquet(folder / "data.parquet") if form == "parquet" else rows.to_json(folder / "data.json")
-    questions = read_questions(SourceConfig(path=str(folder), fields={"id": "n", "text": "q.text", "reference": "a"}, metric="rouge_l"))
-    assert questions == [Question("1", "Why?", "default", "rouge_l", ["x", "y"]), Question("2", "Who?", "default", "rouge_l", ["z"])]
+    rows = datasets.Dataset.from_list(
+        [
+            {"q": {"text": "Why?"}, "a": ["x", "y"], "n": 1},
+            {"q": {"text": "Who?"}, "a": ["z"], "n": 2},
+        ]
+    )
+    (
+        rows.to_parquet(folder / "data.parquet")
+        if form == "parquet"
+        else rows.to_json(folder / "data.json")
+    )
+    questions = read_questions(
+        SourceConfig(
+            path=str(folder),
+            fields={"id": "n", "text": "q.text", "reference": "a"},
+            metric="rouge_l",
+        )
+    )
+    assert questions == [
+        Question("1", "Why?", "default", "rouge_l", ["x", "y"]),
+        Question("2", "Who?", "default", "rouge_l", ["z"]),
+    ]
 
 
 def test_a_folder_whose_rows_have_changed_is_read_afresh(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: train-*\n---\n")
+    (tmp_path / "mine" / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path:"
+        " train-*\n---\n"
+    )
     texts = []
     for text in ("before", "after"):
         write_jsonl(tmp_path / "mine" / "train-0.jsonl", [row(text)])
-        texts += [question.text for question in read_questions(SourceConfig(path=str(tmp_path / "mine")))]
+        texts += [
+            question.text for question in read_questions(SourceConfig(path=str(tmp_path / "mine")))
+        ]
     assert texts == ["before", "after"]
 
 

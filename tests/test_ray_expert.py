@@ -19,7 +19,9 @@ from pathlib import Path
 import pytest
 import torch
 
-ray = pytest.importorskip("ray", reason="experts of kind ray need pip install -r requirements-optional.txt")
+ray = pytest.importorskip(
+    "ray", reason="experts of kind ray need pip install -r requirements-optional.txt"
+)
 from ray.cluster_utils import Cluster
 
 from backends.answer_store import AnswerStore
@@ -38,8 +40,20 @@ def cluster():
     """A head node, which stays, and `cluster.second`, which a test kills."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        quick = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_failure_threshold": 2}  # a dead node is seen in two seconds
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "_system_config": quick, **MEMORY})
+        quick = {
+            "health_check_initial_delay_ms": 1000,
+            "health_check_period_ms": 1000,
+            "health_check_failure_threshold": 2,
+        }  # a dead node is seen in two seconds
+        cluster = Cluster(
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 1,
+                "include_dashboard": False,
+                "_system_config": quick,
+                **MEMORY,
+            },
+        )
         cluster.second = cluster.add_node(num_cpus=1, **MEMORY)
         yield cluster
         ray.shutdown()
@@ -48,7 +62,9 @@ def cluster():
 
 def make_expert(cluster, folder, *, wait_s=60.0, **fields):
     config = RayExpertConfig(name=folder.name, kind="ray", source=str(folder), **FIELDS, **fields)
-    return RayExpert(config, PoolConfig(ray_address=cluster.address, ray_wait_s=wait_s, max_batch_size=2))
+    return RayExpert(
+        config, PoolConfig(ray_address=cluster.address, ray_wait_s=wait_s, max_batch_size=2)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +89,9 @@ def prompts(project):
 
 
 def hf_expert(folder):
-    return HFExpert(HFExpertConfig(name=folder.name, source=str(folder), **FIELDS), torch.device("cpu"))
+    return HFExpert(
+        HFExpertConfig(name=folder.name, source=str(folder), **FIELDS), torch.device("cpu")
+    )
 
 
 def hf_answers(folder, prompts):
@@ -90,10 +108,14 @@ def ordered(batches, num):
 
 def ask_replicas(expert, function):
     """`function(replica)`, run inside every replica."""
-    return ray.get([slot.replica.__ray_call__.remote(function) for slot in expert._slots if slot.replica])
+    return ray.get(
+        [slot.replica.__ray_call__.remote(function) for slot in expert._slots if slot.replica]
+    )
 
 
-def test_replicas_on_two_nodes_share_the_work_and_answer_as_the_hf_kind_does(twins, tiny_pool_dir, prompts):
+def test_replicas_on_two_nodes_share_the_work_and_answer_as_the_hf_kind_does(
+    twins, tiny_pool_dir, prompts
+):
     folder = tiny_pool_dir / "neox-0.4m"
     assert twins.identity() == hf_expert(folder).identity()
     assert ordered(twins.answer(prompts), len(prompts)) == hf_answers(folder, prompts)
@@ -105,15 +127,29 @@ def test_replicas_on_two_nodes_share_the_work_and_answer_as_the_hf_kind_does(twi
 
 def test_the_projects_modules_travel_to_the_nodes(twins):
     def finds_them_in_rays_own_folders(_):
-        return importlib.machinery.PathFinder.find_spec("expert_kinds", [path for path in sys.path if "runtime_resources" in path]) is not None
+        return (
+            importlib.machinery.PathFinder.find_spec(
+                "expert_kinds", [path for path in sys.path if "runtime_resources" in path]
+            )
+            is not None
+        )
 
     assert ask_replicas(twins, finds_them_in_rays_own_folders) == [True, True]
 
 
 def test_the_ray_and_the_hf_kind_share_a_store(cluster, tiny_pool_dir, tmp_path):
     def pool_of(kind):
-        expert = {"name": "qwen2-0.4m", "kind": kind, "source": str(tiny_pool_dir / "qwen2-0.4m"), **FIELDS}
-        pool = {"experts": [expert], "store": str(tmp_path / "answers.sqlite"), "ray_address": cluster.address}
+        expert = {
+            "name": "qwen2-0.4m",
+            "kind": kind,
+            "source": str(tiny_pool_dir / "qwen2-0.4m"),
+            **FIELDS,
+        }
+        pool = {
+            "experts": [expert],
+            "store": str(tmp_path / "answers.sqlite"),
+            "ray_address": cluster.address,
+        }
         return build_pool(Config.model_validate({"pool": pool, "device": "cpu"}))
 
     requests = [Request(0, "Reverse abc"), Request(0, "Reverse abc", "cb")]
@@ -123,26 +159,47 @@ def test_the_ray_and_the_hf_kind_share_a_store(cluster, tiny_pool_dir, tmp_path)
     assert (remote.stats.hits, remote.stats.loads) == (2, 0)
 
 
-def test_a_node_killed_in_the_middle_loses_nothing_and_only_its_chunk_is_generated_again(twins, cluster, tiny_pool_dir, prompts):
-    where = ask_replicas(twins, lambda replica: (ray.get_runtime_context().get_node_id(), os.getpid(), replica.expert.work["answers"]))
+def test_a_node_killed_in_the_middle_loses_nothing_and_only_its_chunk_is_generated_again(
+    twins, cluster, tiny_pool_dir, prompts
+):
+    where = ask_replicas(
+        twins,
+        lambda replica: (
+            ray.get_runtime_context().get_node_id(),
+            os.getpid(),
+            replica.expert.work["answers"],
+        ),
+    )
     (doomed,) = [pid for node_id, pid, _ in where if node_id == cluster.second.node_id]
-    (before,) = [num_answers for node_id, _, num_answers in where if node_id != cluster.second.node_id]
+    (before,) = [
+        num_answers for node_id, _, num_answers in where if node_id != cluster.second.node_id
+    ]
     os.kill(doomed, signal.SIGSTOP)  # so that it surely holds a chunk when its node dies
     batches = twins.answer(prompts)
     first = next(batches)
     cluster.remove_node(cluster.second, allow_graceful=False)
     os.kill(doomed, signal.SIGKILL)
-    assert ordered([first, *batches], len(prompts)) == hf_answers(tiny_pool_dir / "neox-0.4m", prompts)
-    assert ask_replicas(twins, lambda replica: replica.expert.work["answers"]) == [before + len(prompts)]
+    assert ordered([first, *batches], len(prompts)) == hf_answers(
+        tiny_pool_dir / "neox-0.4m", prompts
+    )
+    assert ask_replicas(twins, lambda replica: replica.expert.work["answers"]) == [
+        before + len(prompts)
+    ]
 
 
 def test_a_replica_whose_process_dies_is_started_again(twins, tiny_pool_dir, prompts):
     batches = twins.answer(prompts)
     first = next(batches)
-    (pid,) = ask_replicas(twins, lambda _: os.getpid())  # one of two: the other waits for a second node
+    (pid,) = ask_replicas(
+        twins, lambda _: os.getpid()
+    )  # one of two: the other waits for a second node
     os.kill(pid, signal.SIGKILL)
-    assert ordered([first, *batches], len(prompts)) == hf_answers(tiny_pool_dir / "neox-0.4m", prompts)
-    assert ask_replicas(twins, lambda replica: replica.expert.work["answers"]) == [len(prompts) - len(first)]
+    assert ordered([first, *batches], len(prompts)) == hf_answers(
+        tiny_pool_dir / "neox-0.4m", prompts
+    )
+    assert ask_replicas(twins, lambda replica: replica.expert.work["answers"]) == [
+        len(prompts) - len(first)
+    ]
 
 
 def free_cpus_become(wanted):
@@ -152,7 +209,9 @@ def free_cpus_become(wanted):
     return ray.available_resources().get("CPU", 0) == wanted
 
 
-def test_an_expert_waits_for_a_busy_one_and_then_takes_its_place_and_an_error_of_its_model_surfaces(twins, newcomer, tiny_pool_dir, prompts, monkeypatch):
+def test_an_expert_waits_for_a_busy_one_and_then_takes_its_place_and_an_error_of_its_model_surfaces(
+    twins, newcomer, tiny_pool_dir, prompts, monkeypatch
+):
     monkeypatch.setattr("backends.ray_actors.EVICT_AFTER_S", 0.5)
     folder = Path(newcomer.config.source)
     newcomer.identity()
@@ -164,29 +223,53 @@ def test_an_expert_waits_for_a_busy_one_and_then_takes_its_place_and_an_error_of
         asked = thread.submit(list, newcomer.answer(prompts))  # there is one CPU
         time.sleep(2)
         assert not asked.done()
-        assert ordered([first, *busy], len(prompts)) == hf_answers(tiny_pool_dir / "neox-0.4m", prompts)
-        with pytest.raises(ExpertError, match=r"expert llama-0.2m, node [\d.]+: .*llama-0.2m does not exist there. Every node needs the model"):
+        assert ordered([first, *busy], len(prompts)) == hf_answers(
+            tiny_pool_dir / "neox-0.4m", prompts
+        )
+        with pytest.raises(
+            ExpertError,
+            match=(
+                r"expert llama-0.2m, node [\d.]+: .*llama-0.2m does not exist there. Every node"
+                r" needs the model"
+            ),
+        ):
             asked.result()
     assert twins._slots == []
     folder.with_name("gone").rename(folder)
-    assert ordered(newcomer.answer(prompts), len(prompts)) == hf_answers(folder, prompts)  # the same actor
+    assert ordered(newcomer.answer(prompts), len(prompts)) == hf_answers(
+        folder, prompts
+    )  # the same actor
     assert free_cpus_become(0)
 
 
-def test_two_experts_that_do_not_fit_together_answer_one_after_the_other(cluster, newcomer, tiny_pool_dir, prompts, tmp_path, monkeypatch):
+def test_two_experts_that_do_not_fit_together_answer_one_after_the_other(
+    cluster, newcomer, tiny_pool_dir, prompts, tmp_path, monkeypatch
+):
     monkeypatch.setattr("backends.ray_actors.EVICT_AFTER_S", 0.5)
     experts = [newcomer, make_expert(cluster, tiny_pool_dir / "qwen2-0.4m")]
     pool = ExpertPool(experts, AnswerStore(tmp_path / "answers.sqlite"))  # one CPU is left
-    answers = pool.answer([Request(idx, prompt.removesuffix("\nAnswer:")) for prompt in prompts[:4] for idx in (0, 1)])
-    assert [answer.text for answer in answers[1::2]] == [answer.text for answer in hf_answers(tiny_pool_dir / "qwen2-0.4m", prompts[:4])]
+    answers = pool.answer(
+        [Request(idx, prompt.removesuffix("\nAnswer:")) for prompt in prompts[:4] for idx in (0, 1)]
+    )
+    assert [answer.text for answer in answers[1::2]] == [
+        answer.text for answer in hf_answers(tiny_pool_dir / "qwen2-0.4m", prompts[:4])
+    ]
     experts[1].unload()
     assert list(newcomer.answer(prompts[:1]))  # has its place again, for the tests below
 
 
-def test_a_replica_that_nothing_can_hold_is_refused_and_evicts_nobody(cluster, newcomer, tiny_pool_dir, prompts):
+def test_a_replica_that_nothing_can_hold_is_refused_and_evicts_nobody(
+    cluster, newcomer, tiny_pool_dir, prompts
+):
     start = time.monotonic()
     greedy = make_expert(cluster, tiny_pool_dir / "qwen2-0.4m", wait_s=1.0, num_gpus=1)
-    with pytest.raises(ExpertError, match=r"no room for a replica of 1 CPU and 1 GPU within 1 s. Its nodes have 1 CPU and 0 GPU; free: 0 CPU and 0 GPU"):
+    with pytest.raises(
+        ExpertError,
+        match=(
+            r"no room for a replica of 1 CPU and 1 GPU within 1 s. Its nodes have 1 CPU and 0 GPU;"
+            r" free: 0 CPU and 0 GPU"
+        ),
+    ):
         greedy.find_room()
     assert time.monotonic() - start < 10
     assert len(ask_replicas(newcomer, lambda _: None)) == 1
@@ -198,7 +281,9 @@ def test_replicas_lost_over_and_over_are_an_error(newcomer, prompts, monkeypatch
     next(batches)
     (pid,) = ask_replicas(newcomer, lambda _: os.getpid())
     os.kill(pid, signal.SIGKILL)
-    with pytest.raises(ExpertError, match=r"llama-0.2m: 1 replicas were lost in a row without an answer"):
+    with pytest.raises(
+        ExpertError, match=r"llama-0.2m: 1 replicas were lost in a row without an answer"
+    ):
         list(batches)
 
 
@@ -208,12 +293,17 @@ def test_unloading_gives_the_resources_back(newcomer):
 
 
 def test_weights_that_differ_from_the_drivers_are_refused(tiny_pool_dir):
-    replica = Replica(hf_expert(tiny_pool_dir.absolute() / "llama-0.2m"), hf_expert(tiny_pool_dir / "neox-0.4m").identity())
+    replica = Replica(
+        hf_expert(tiny_pool_dir.absolute() / "llama-0.2m"),
+        hf_expert(tiny_pool_dir / "neox-0.4m").identity(),
+    )
     with pytest.raises(ExpertError, match=r"llama-0.2m differs from the one on this machine"):
         replica.answer(["abc"])
 
 
 def test_a_cluster_that_cannot_be_reached_is_an_error(cluster, tiny_pool_dir):
     ray.shutdown()
-    with pytest.raises(ExpertError, match=r"pool.ray_address 127.0.0.1:1: no Ray cluster can be joined there"):
+    with pytest.raises(
+        ExpertError, match=r"pool.ray_address 127.0.0.1:1: no Ray cluster can be joined there"
+    ):
         connect("127.0.0.1:1")

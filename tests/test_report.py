@@ -1,4 +1,6 @@
-"""From routes to results: rows, comparisons, words, prices and the trade-off by hand; baselines by hand."""
+"""From routes to results: rows, comparisons, words, prices and the trade-off by hand; baselines by
+hand.
+"""
 
 from __future__ import annotations
 
@@ -40,116 +42,247 @@ from rollout import Decision, NeverSatisfied, Route, play, score_routes
 from runtime.errors import ReportError
 
 CONFIG = Config(seed=3, reward=RewardConfig(alpha=0.1))
-EXPERTS = [{"name": "e0", "params_b": 1.0}, {"name": "e1", "params_b": 2.0}, {"name": "e2", "params_b": 3.0}]
+EXPERTS = [
+    {"name": "e0", "params_b": 1.0},
+    {"name": "e1", "params_b": 2.0},
+    {"name": "e2", "params_b": 3.0},
+]
 
 
 def made_step(expert_idx: int, quality: float, **cost: float) -> Step:
-    return Step(expert_idx, Answer(f"answer of {expert_idx}", 3, 2, 0.5), Cost(**{"params_b": expert_idx + 1.0, **cost}), quality)
+    return Step(
+        expert_idx,
+        Answer(f"answer of {expert_idx}", 3, 2, 0.5),
+        Cost(**{"params_b": expert_idx + 1.0, **cost}),
+        quality,
+    )
 
 
 def made_route(question: Question, *steps: Step) -> Route:
-    return Route(Episode(question, 3, list(steps), "t_max"), [Decision(step.expert_idx, 0.25, 0.5) for step in steps])
+    return Route(
+        Episode(question, 3, list(steps), "t_max"),
+        [Decision(step.expert_idx, 0.25, 0.5) for step in steps],
+    )
 
 
-def one_call_routes(qualities: Sequence[Sequence[float]], tasks: Sequence[str]) -> list[list[Route]]:
+def one_call_routes(
+    qualities: Sequence[Sequence[float]], tasks: Sequence[str]
+) -> list[list[Route]]:
     """[expert][question] routes of one call; expert e costs e + 1 billion parameters."""
     questions = [Question(f"q{i}", f"question {i}", task=task) for i, task in enumerate(tasks)]
-    return [[made_route(q, made_step(e, quality)) for q, quality in zip(questions, row, strict=True)] for e, row in enumerate(qualities)]
+    return [
+        [made_route(q, made_step(e, quality)) for q, quality in zip(questions, row, strict=True)]
+        for e, row in enumerate(qualities)
+    ]
 
 
 @pytest.fixture
 def logged(make_pool: Callable) -> Callable[..., list[dict[str, Any]]]:
-    """`logged(policy, kind, routes, ...)`: the lines of a route log, over a pool of three experts."""
+    """`logged(policy, kind, routes, ...)`: the lines of a route log, over a pool of three
+    experts.
+    """
     pool = make_pool([lambda q, a: "x"] * 3)
 
-    def log(policy: str, kind: str, routes: list[Route], overheads: list[Overhead] | None = None, seed: int = 3) -> list[dict[str, Any]]:
+    def log(
+        policy: str,
+        kind: str,
+        routes: list[Route],
+        overheads: list[Overhead] | None = None,
+        seed: int = 3,
+    ) -> list[dict[str, Any]]:
         references = {route.episode.question.id: "yes" for route in routes}
-        return list(route_records(Played(policy, kind, routes, overheads, seed), pool, CONFIG, references))
+        return list(
+            route_records(Played(policy, kind, routes, overheads, seed), pool, CONFIG, references)
+        )
 
     return log
 
 
 def constant(qualities: Sequence[Sequence[int]], experts: Sequence[int]) -> list[Route]:
     """Routes of 1, 2, ... calls with these qualities, each call to the same expert."""
-    questions = [Question(f"q{i}", f"question {i}", task="even" if i % 2 == 0 else "odd") for i in range(len(qualities))]
-    return [made_route(question, *(made_step(k, q) for q in row)) for question, row, k in zip(questions, qualities, experts, strict=True)]
+    questions = [
+        Question(f"q{i}", f"question {i}", task="even" if i % 2 == 0 else "odd")
+        for i in range(len(qualities))
+    ]
+    return [
+        made_route(question, *(made_step(k, q) for q in row))
+        for question, row, k in zip(questions, qualities, experts, strict=True)
+    ]
 
 
 def test_a_result_row_by_hand(logged: Callable) -> None:
     first, second = Question("a", "one", task="t"), Question("b", "two", task="u")
     routes = [
-        made_route(first, made_step(0, 0.0, flops=10.0, prompt_tokens=3, completion_tokens=2, latency_s=0.5, usd=0.1)),
+        made_route(
+            first,
+            made_step(
+                0, 0.0, flops=10.0, prompt_tokens=3, completion_tokens=2, latency_s=0.5, usd=0.1
+            ),
+        ),
         made_route(
             second,
-            made_step(0, 1.0, flops=20.0, prompt_tokens=5, completion_tokens=1, latency_s=0.25, usd=0.2),
-            made_step(1, 0.5, flops=40.0, prompt_tokens=9, completion_tokens=4, latency_s=1.25, usd=0.3),
+            made_step(
+                0, 1.0, flops=20.0, prompt_tokens=5, completion_tokens=1, latency_s=0.25, usd=0.2
+            ),
+            made_step(
+                1, 0.5, flops=40.0, prompt_tokens=9, completion_tokens=4, latency_s=1.25, usd=0.3
+            ),
         ),
     ]
     best = [made_route(first, made_step(1, 1.0)), made_route(second, made_step(1, 1.0))]
-    der, single = sheets_of([*logged("DER", "der", routes, [Overhead(0.5, 3.0, 0.01), Overhead(0.25, 1.0, 0.03)]), *logged("best fixed: e1", "static", best)])
+    der, single = sheets_of(
+        [
+            *logged("DER", "der", routes, [Overhead(0.5, 3.0, 0.01), Overhead(0.25, 1.0, 0.03)]),
+            *logged("best fixed: e1", "static", best),
+        ]
+    )
     row = der.row(single)
     assert (row["policy"], row["kind"], row["charge"]) == ("DER", "der", 2.0)
     assert row["overhead"] == pytest.approx({"params_b": 0.375, "flops": 2.0, "latency_s": 0.02})
     assert row["quality"]["mean"] == 0.25  # the final answers' 0 and .5
     assert row["calls"]["mean"] == 1.5
     assert row["return"]["mean"] == pytest.approx(0.05)  # (0 - .1 x 1 + .5 - .1 x (1 + 2)) / 2
-    expected = {"params_b": 2.0, "flops": 35.0, "prompt_tokens": 8.5, "completion_tokens": 3.5, "latency_s": 1.0, "usd": 0.3}
-    assert row["cost"] == pytest.approx(expected)  # sums of a route, means over routes: (1 + 1 + 2) / 2 parameters, ...
+    expected = {
+        "params_b": 2.0,
+        "flops": 35.0,
+        "prompt_tokens": 8.5,
+        "completion_tokens": 3.5,
+        "latency_s": 1.0,
+        "usd": 0.3,
+    }
+    assert row["cost"] == pytest.approx(
+        expected
+    )  # sums of a route, means over routes: (1 + 1 + 2) / 2 parameters, ...
     assert row["vs_best_single"]["diff"] == pytest.approx(-0.75)  # -1 and -.5
     assert row["by_task"] == {"t": {"quality": 0.0, "n": 1}, "u": {"quality": 0.5, "n": 1}}
     unpriced = made_route(first, made_step(0, 0.0, usd=None))
-    assert sheets_of(logged("x", "single", [unpriced, routes[1]]))[0].row(single)["cost"]["usd"] is None
+    assert (
+        sheets_of(logged("x", "single", [unpriced, routes[1]]))[0].row(single)["cost"]["usd"]
+        is None
+    )
 
 
 def test_seeds_are_rows_and_an_untrained_policy_is_one(logged: Callable) -> None:
     rng = np.random.default_rng(0)
     outcomes = (rng.random((3, 60)) < [[0.8], [0.9], [0.85]]).astype(float)
-    records = [record for seed, row in enumerate(outcomes) for record in logged("DER", "der", constant([[q] for q in row], [0] * 60), seed=seed)]
+    records = [
+        record
+        for seed, row in enumerate(outcomes)
+        for record in logged("DER", "der", constant([[q] for q in row], [0] * 60), seed=seed)
+    ]
     fixed = (rng.random(60) < 0.5).astype(float)
     records += logged("best fixed: e1", "static", constant([[q] for q in fixed], [1] * 60), seed=0)
     der, best = sheets_of(records)
-    assert der.seeds == [0, 1, 2] and der.quality == pytest.approx(outcomes) and best.quality.shape == (1, 60)
+    assert (
+        der.seeds == [0, 1, 2]
+        and der.quality == pytest.approx(outcomes)
+        and best.quality.shape == (1, 60)
+    )
     row = der.row(best)
-    assert row["quality"]["mean"] == pytest.approx(outcomes.mean()) and row["by_seed"]["1"]["quality"] == pytest.approx(outcomes[1].mean())
+    assert row["quality"]["mean"] == pytest.approx(outcomes.mean()) and row["by_seed"]["1"][
+        "quality"
+    ] == pytest.approx(outcomes[1].mean())
     assert row["vs_best_single"]["diff"] == pytest.approx(outcomes.mean() - fixed.mean())
-    assert row["quality"]["hi"] - row["quality"]["lo"] > 0 and best.row(best)["vs_best_single"]["verdict"] == "not separable"
-    alone = sheets_of(logged("DER", "der", constant([[q] for q in outcomes[0]], [0] * 60)))[0].row(best)["quality"]
-    assert [alone[name] for name in ("lo", "hi")] == [interval(outcomes[0])[name] for name in ("lo", "hi")]
+    assert (
+        row["quality"]["hi"] - row["quality"]["lo"] > 0
+        and best.row(best)["vs_best_single"]["verdict"] == "not separable"
+    )
+    alone = sheets_of(logged("DER", "der", constant([[q] for q in outcomes[0]], [0] * 60)))[0].row(
+        best
+    )["quality"]
+    assert [alone[name] for name in ("lo", "hi")] == [
+        interval(outcomes[0])[name] for name in ("lo", "hi")
+    ]
     compared = compare([der, best])
-    assert [(c["a"], c["b"], c["measure"]) for c in compared] == [("DER", "best fixed: e1", "quality"), ("DER", "best fixed: e1", "return")]
+    assert [(c["a"], c["b"], c["measure"]) for c in compared] == [
+        ("DER", "best fixed: e1", "quality"),
+        ("DER", "best fixed: e1", "return"),
+    ]
     assert compared[0]["wins"] + compared[0]["ties"] + compared[0]["losses"] == 60
-    assert all(c["p_adjusted"] == c["p"] for c in compared)  # one comparison a measure: nothing to adjust for
+    assert all(
+        c["p_adjusted"] == c["p"] for c in compared
+    )  # one comparison a measure: nothing to adjust for
 
 
 def test_p_is_adjusted_among_the_agents_comparisons_and_among_the_others(logged: Callable) -> None:
-    hits = {"DER": 30, "best fixed: e0": 22, "per-task lookup": 26, "random with KTP": 12}  # the first so many of 40 questions are right
+    hits = {
+        "DER": 30,
+        "best fixed: e0": 22,
+        "per-task lookup": 26,
+        "random with KTP": 12,
+    }  # the first so many of 40 questions are right
     kinds = {"DER": "der", "random with KTP": "random"}
-    played = {name: logged(name, kinds.get(name, "static"), constant([[float(i < n)] for i in range(40)], [0] * 40)) for name, n in hits.items()}
-    compared = [c for c in compare(sheets_of([line for lines in played.values() for line in lines])) if c["measure"] == "quality"]
+    played = {
+        name: logged(
+            name, kinds.get(name, "static"), constant([[float(i < n)] for i in range(40)], [0] * 40)
+        )
+        for name, n in hits.items()
+    }
+    compared = [
+        c
+        for c in compare(sheets_of([line for lines in played.values() for line in lines]))
+        if c["measure"] == "quality"
+    ]
     own = {c["b"]: c for c in compared if c["a"] == "DER"}
-    p = {name: paired_difference(*([float(i < n) for i in range(40)] for n in (hits["DER"], hits[name])))["p"] for name in own}
+    p = {
+        name: paired_difference(
+            *([float(i < n) for i in range(40)] for n in (hits["DER"], hits[name]))
+        )["p"]
+        for name in own
+    }
     first, second, third = sorted(p, key=p.get)
-    assert [own[name]["p_adjusted"] for name in (first, second, third)] == pytest.approx([3 * p[first], 2 * p[second], p[third]])  # Holm's factors
+    assert [own[name]["p_adjusted"] for name in (first, second, third)] == pytest.approx(
+        [3 * p[first], 2 * p[second], p[third]]
+    )  # Holm's factors
     others = [c for c in compared if c["a"] != "DER"]
-    assert [(c["a"], c["b"]) for c in others] == [("per-task lookup", "best fixed: e0"), ("per-task lookup", "random with KTP"), ("random with KTP", "best fixed: e0")]
+    assert [(c["a"], c["b"]) for c in others] == [
+        ("per-task lookup", "best fixed: e0"),
+        ("per-task lookup", "random with KTP"),
+        ("random with KTP", "best fixed: e0"),
+    ]
     assert min(c["p_adjusted"] for c in others) == pytest.approx(3 * min(c["p"] for c in others))
 
 
 def test_runs_that_saw_other_questions_are_not_mixed(logged: Callable) -> None:
-    records = [*logged("DER", "der", constant([[1], [0]], [0, 0]), seed=0), *logged("DER", "der", constant([[1]], [0]), seed=1)]
+    records = [
+        *logged("DER", "der", constant([[1], [0]], [0, 0]), seed=0),
+        *logged("DER", "der", constant([[1]], [0]), seed=1),
+    ]
     with pytest.raises(ReportError, match=r"policy DER, seed 1: 1 routes for 2 questions"):
         sheets_of(records)
 
 
-def test_the_route_log_holds_what_was_sent_and_answered_and_can_be_read_back(make_pool: Callable, tmp_path: Path) -> None:
+def test_the_route_log_holds_what_was_sent_and_answered_and_can_be_read_back(
+    make_pool: Callable, tmp_path: Path
+) -> None:
     pool = make_pool([lambda q, a: "no", lambda q, a: "yes"])
     question = Question("a", "question one", task="t", _reference="yes")
     routes = play([question], FixedRoute([0, 1]), pool, NeverSatisfied(), 2)
     score_routes(routes, [question], pool.names)
-    lines = [json.dumps(record) for record in route_records(Played("DER", "der", routes, seed=3), pool, CONFIG, {"a": "yes"})]
+    lines = [
+        json.dumps(record)
+        for record in route_records(
+            Played("DER", "der", routes, seed=3), pool, CONFIG, {"a": "yes"}
+        )
+    ]
     (tmp_path / "routes.jsonl").write_text("\n".join(lines) + "\n")
     (record,) = read_records(tmp_path / "routes.jsonl")
-    assert {key: record[key] for key in ("policy", "kind", "seed", "split", "question", "text", "reference", "task", "stop_reason", "quality", "return")} == {
+    assert {
+        key: record[key]
+        for key in (
+            "policy",
+            "kind",
+            "seed",
+            "split",
+            "question",
+            "text",
+            "reference",
+            "task",
+            "stop_reason",
+            "quality",
+            "return",
+        )
+    } == {
         "policy": "DER",
         "kind": "der",
         "seed": 3,
@@ -162,9 +295,17 @@ def test_the_route_log_holds_what_was_sent_and_answered_and_can_be_read_back(mak
         "quality": 1.0,
         "return": pytest.approx(0.7),  # 1 - .1 x (1 + 2)
     }
-    assert [(step["expert"], step["answer"], step["quality"], step["charge"]) for step in record["steps"]] == [("e0", "no", 0.0, 1.0), ("e1", "yes", 1.0, 2.0)]
-    assert [step["prompt_hash"] for step in record["steps"]] == [short_hash(prompt) for expert in pool.experts for prompt in expert.prompts]  # really sent
-    assert record["steps"][0]["prompt"] == "question one" and "another student: no" in record["steps"][1]["prompt"]
+    assert [
+        (step["expert"], step["answer"], step["quality"], step["charge"])
+        for step in record["steps"]
+    ] == [("e0", "no", 0.0, 1.0), ("e1", "yes", 1.0, 2.0)]
+    assert [step["prompt_hash"] for step in record["steps"]] == [
+        short_hash(prompt) for expert in pool.experts for prompt in expert.prompts
+    ]  # really sent
+    assert (
+        record["steps"][0]["prompt"] == "question one"
+        and "another student: no" in record["steps"][1]["prompt"]
+    )
     (tmp_path / "routes.jsonl").write_text(lines[0] + "\n{broken\n")
     with pytest.raises(ReportError, match=r"routes\.jsonl:2: not a JSON line"):
         read_records(tmp_path / "routes.jsonl")
@@ -177,18 +318,30 @@ def short_hash(prompt: str) -> str:
 
 
 def test_routes_are_priced_again_from_the_log_alone(logged: Callable) -> None:
-    routes = [made_route(Question("a", "one"), made_step(0, 0.0, flops=2e12, usd=None), made_step(1, 1.0, flops=3e12, usd=0.5))]
+    routes = [
+        made_route(
+            Question("a", "one"),
+            made_step(0, 0.0, flops=2e12, usd=None),
+            made_step(1, 1.0, flops=3e12, usd=0.5),
+        )
+    ]
     records = logged("DER", "der", routes)
     assert records[0]["return"] == pytest.approx(0.7)
     (again,) = reprice(records, RewardConfig(alpha=0.1, cost="flops"))
-    assert [step["charge"] for step in again["steps"]] == [2.0, 3.0] and again["return"] == pytest.approx(0.5)  # 1 - .1 x 5 of 1e12
+    assert [step["charge"] for step in again["steps"]] == [2.0, 3.0] and again[
+        "return"
+    ] == pytest.approx(0.5)  # 1 - .1 x 5 of 1e12
     assert reprice(records, CONFIG.reward) == records
     with pytest.raises(ReportError, match="e0 has no price"):
         reprice(records, RewardConfig(cost="usd"))
 
 
 def der_and_rivals(logged: Callable, der: list[Route], fixed: list[Route]) -> dict[str, Any]:
-    records = [*logged("DER", "der", der), *logged("best fixed: e2", "static", fixed), *logged("per-task lookup", "static", fixed)]
+    records = [
+        *logged("DER", "der", der),
+        *logged("best fixed: e2", "static", fixed),
+        *logged("per-task lookup", "static", fixed),
+    ]
     return build_results(records, CONFIG, EXPERTS, {})
 
 
@@ -196,9 +349,16 @@ def test_a_collapsed_agent_is_called_that(logged: Callable) -> None:
     qualities = [[i % 2] for i in range(40)]
     same = constant(qualities, [2] * 40)
     words = "\n".join(der_and_rivals(logged, same, same)["words"])
-    assert "COLLAPSED, seed 3: 100% of the questions go to e2 first" in words and "0.00 bits" in words and "-0.00" not in words
+    assert (
+        "COLLAPSED, seed 3: 100% of the questions go to e2 first" in words
+        and "0.00 bits" in words
+        and "-0.00" not in words
+    )
     assert "NO BETTER than a constant choice" in words and "NO BETTER than a table" in words
-    assert "minus alpha = 0.1 times the experts' cost C = billions of parameters; intervals 95%" in der_and_rivals(logged, same, same)["notes"][0]
+    assert (
+        "minus alpha = 0.1 times the experts' cost C = billions of parameters; intervals 95%"
+        in der_and_rivals(logged, same, same)["notes"][0]
+    )
     routed = constant([[1]] * 40, [i % 3 for i in range(40)])
     words = "\n".join(der_and_rivals(logged, routed, same)["words"])
     assert "COLLAPSED" not in words and "NO BETTER" not in words and "DER beats" in words
@@ -206,28 +366,67 @@ def test_a_collapsed_agent_is_called_that(logged: Callable) -> None:
 
 
 def test_answers_that_no_server_gave_are_noted(logged: Callable) -> None:
-    records = [line for policy, kind in (("DER", "der"), ("best fixed: e2", "static")) for line in logged(policy, kind, constant([[1]] * 4, [2] * 4))]
-    notes = lambda failed: "\n".join(build_results(records, CONFIG, EXPERTS, {"evaluation": {"answers_failed": failed}})["notes"])  # noqa: E731
-    assert "7 requests to experts failed for good and count as empty answers" in notes(7) and "failed" not in notes(0)
+    records = [
+        line
+        for policy, kind in (("DER", "der"), ("best fixed: e2", "static"))
+        for line in logged(policy, kind, constant([[1]] * 4, [2] * 4))
+    ]
+
+    def notes(failed):
+        return "\n".join(
+            build_results(records, CONFIG, EXPERTS, {"evaluation": {"answers_failed": failed}})[
+                "notes"
+            ]
+        )
+
+    assert "7 requests to experts failed for good and count as empty answers" in notes(
+        7
+    ) and "failed" not in notes(0)
 
 
 def test_a_collapse_is_looked_for_seed_by_seed(logged: Callable) -> None:
-    experts = {0: [0] * 40, 1: [1] * 40, 2: [2, 0] * 20}  # of two agents each asks one expert, and not the same
-    records = [line for seed, asked in experts.items() for line in logged("DER", "der", constant([[1]] * 40, asked), seed=seed)]
-    found = build_results([*records, *logged("best fixed: e2", "static", constant([[1]] * 40, [2] * 40))], CONFIG, EXPERTS, {})
+    experts = {
+        0: [0] * 40,
+        1: [1] * 40,
+        2: [2, 0] * 20,
+    }  # of two agents each asks one expert, and not the same
+    records = [
+        line
+        for seed, asked in experts.items()
+        for line in logged("DER", "der", constant([[1]] * 40, asked), seed=seed)
+    ]
+    found = build_results(
+        [*records, *logged("best fixed: e2", "static", constant([[1]] * 40, [2] * 40))],
+        CONFIG,
+        EXPERTS,
+        {},
+    )
     words = "\n".join(found["words"])
-    assert "seed 0: 100% of the questions go to e0" in words and "seed 1: 100% of the questions go to e1" in words and words.count("COLLAPSED") == 2
+    assert (
+        "seed 0: 100% of the questions go to e0" in words
+        and "seed 1: 100% of the questions go to e1" in words
+        and words.count("COLLAPSED") == 2
+    )
     assert found["routes"]["entropy"] == pytest.approx(1 / 3)  # 0, 0 and 1 bit
 
 
 def test_whom_the_agent_asks_by_hand(logged: Callable) -> None:
     question = lambda i: Question(f"q{i}", f"question {i}")  # noqa: E731
-    routes = [made_route(question(0), made_step(0, 1)), made_route(question(1), made_step(0, 1)), made_route(question(2), made_step(0, 0), made_step(1, 1))]
+    routes = [
+        made_route(question(0), made_step(0, 1)),
+        made_route(question(1), made_step(0, 1)),
+        made_route(question(2), made_step(0, 0), made_step(1, 1)),
+    ]
     routes.append(made_route(question(3), made_step(2, 1), made_step(1, 0.5)))
     found = route_figures(sheets_of(logged("DER", "der", routes))[0], ["e0", "e1", "e2"])
     assert found["share"] == pytest.approx({"e0": 3 / 6, "e1": 2 / 6, "e2": 1 / 6})
-    assert found["by_position"] == [{"e0": 0.75, "e1": 0.0, "e2": 0.25}, {"e0": 0.0, "e1": 1.0, "e2": 0.0}]
-    assert found["entropy"] == pytest.approx(1.5)  # routes 0, 0, 01, 21: 1/2 x 1 + 1/4 x 2 + 1/4 x 2 bits
+    assert found["by_position"] == [
+        {"e0": 0.75, "e1": 0.0, "e2": 0.25},
+        {"e0": 0.0, "e1": 1.0, "e2": 0.0},
+    ]
+    assert found["entropy"] == pytest.approx(
+        1.5
+    )  # routes 0, 0, 01, 21: 1/2 x 1 + 1/4 x 2 + 1/4 x 2 bits
     assert {(f["step"], f["from"], f["to"]): f["count"] for f in found["flows"]} == {
         (1, "start", "e0"): 3,
         (1, "start", "e2"): 1,
@@ -236,32 +435,57 @@ def test_whom_the_agent_asks_by_hand(logged: Callable) -> None:
         (2, "e2", "e1"): 1,
         (3, "e1", "stop"): 2,
     }
-    assert found["further_calls"] == [{"call": 2, "routes": 2, "gain": 0.25, "charge": 2.0}]  # (+1 - .5) / 2
+    assert found["further_calls"] == [
+        {"call": 2, "routes": 2, "gain": 0.25, "charge": 2.0}
+    ]  # (+1 - .5) / 2
 
 
 def test_results_hold_the_gap_to_the_optimum_in_three_parts(logged: Callable) -> None:
     def of(policy: str, kind: str, hits: int) -> list[dict[str, Any]]:
         return logged(policy, kind, constant([[float(i < hits)] for i in range(10)], [0] * 10))
 
-    records = [*of("DER", "der", 4), *of("best fixed: e0", "static", 3), *of("full-information", "learned", 5), *of("all once, oracle's pick", "oracle", 9)]
-    records += [*of("DER, oracle stop", "oracle", 6), *of("full-information, oracle stop", "oracle", 7), *of("optimum (hindsight)", "oracle", 9)]
+    records = [
+        *of("DER", "der", 4),
+        *of("best fixed: e0", "static", 3),
+        *of("full-information", "learned", 5),
+        *of("all once, oracle's pick", "oracle", 9),
+    ]
+    records += [
+        *of("DER, oracle stop", "oracle", 6),
+        *of("full-information, oracle stop", "oracle", 7),
+        *of("optimum (hindsight)", "oracle", 9),
+    ]
     results = build_results(records, CONFIG, EXPERTS, {"terminator": {"threshold": 0.5}})
-    assert results["oracle"]["gap"] == pytest.approx({"information": 0.2, "learning": 0.1, "stopping": 0.2})  # .9 - .7, .7 - .6, .6 - .4
-    assert results["oracle"]["gap_own_stop"] == pytest.approx({"information": 0.4, "learning": -0.1, "stopping": 0.2})  # .9 - .5, .5 - .6
+    assert results["oracle"]["gap"] == pytest.approx(
+        {"information": 0.2, "learning": 0.1, "stopping": 0.2}
+    )  # .9 - .7, .7 - .6, .6 - .4
+    assert results["oracle"]["gap_own_stop"] == pytest.approx(
+        {"information": 0.4, "learning": -0.1, "stopping": 0.2}
+    )  # .9 - .5, .5 - .6
     assert "gap" not in yardsticks(sheets_of(records[:-10]))  # without the optimum
-    assert not [c for c in results["comparisons"] if c["b"] == "full-information, oracle stop"]  # an oracle is no rival
+    assert not [
+        c for c in results["comparisons"] if c["b"] == "full-information, oracle stop"
+    ]  # an oracle is no rival
     assert results["oracle"]["optimum"] == pytest.approx({"quality": 0.9, "return": 0.8})
-    assert results["terminator"] == {"threshold": 0.5} and json.loads(json.dumps(results)) == results
+    assert (
+        results["terminator"] == {"threshold": 0.5} and json.loads(json.dumps(results)) == results
+    )
     lines = table(results).splitlines()
-    assert len(lines) == 8 and "0.400" in lines[1] and "17%" in lines[1]  # 1 of 6 billion parameters
+    assert (
+        len(lines) == 8 and "0.400" in lines[1] and "17%" in lines[1]
+    )  # 1 of 6 billion parameters
 
 
 def test_the_best_single_expert_is_best_in_quality_and_the_lookup_in_return() -> None:
     tasks = ["sums", "sums", "spell", "spell"]
-    singles = one_call_routes([[1, 0, 0, 0], [1, 1, 1, 0], [0, 0, 1, 1]], tasks)  # means .25, .75, .5
+    singles = one_call_routes(
+        [[1, 0, 0, 0], [1, 1, 1, 0], [0, 0, 1, 1]], tasks
+    )  # means .25, .75, .5
     assert best_single_expert(singles) == 1
     close = one_call_routes([[0.5], [0.5625]], ["t"])
-    assert best_single_expert(close) == 1 and best_single_expert(close, RewardConfig(alpha=0.1)) == 0  # .4, .3625
+    assert (
+        best_single_expert(close) == 1 and best_single_expert(close, RewardConfig(alpha=0.1)) == 0
+    )  # .4, .3625
     dear_first = [singles[2], singles[0], singles[1]]
     assert cheapest_first(dear_first, RewardConfig()) == [1, 2, 0]
     # Costs 1, 2, 3. sums: .5 - .1, 1 - .2, 0 - .3; spell: 0 - .1, .5 - .2, 1 - .3
@@ -275,47 +499,91 @@ def test_asking_all_takes_the_best_answer_at_everyones_cost(make_pool: Callable)
     routes = ask_all_pick_best(singles)
     assert [route.quality for route in routes] == [1.0, 0.75]
     assert [route.episode.steps[-1].expert_idx for route in routes] == [0, 2]
-    assert [route.value_under(RewardConfig(alpha=0.1)) for route in routes] == pytest.approx([0.4, 0.15])  # minus .1 x (1 + 2 + 3)
-    assert [sorted(step.expert_idx for step in route.episode.steps) for route in routes] == [[0, 1, 2]] * 2
+    assert [route.value_under(RewardConfig(alpha=0.1)) for route in routes] == pytest.approx(
+        [0.4, 0.15]
+    )  # minus .1 x (1 + 2 + 3)
+    assert [sorted(step.expert_idx for step in route.episode.steps) for route in routes] == [
+        [0, 1, 2]
+    ] * 2
     # The route log shows the prompts really sent: everyone was asked the bare question.
     pool = make_pool([lambda q, a: "x"] * 3)
-    record = next(iter(route_records(Played("all", "oracle", routes, hands_on=False), pool, CONFIG, {"q0": "", "q1": ""})))
+    record = next(
+        iter(
+            route_records(
+                Played("all", "oracle", routes, hands_on=False), pool, CONFIG, {"q0": "", "q1": ""}
+            )
+        )
+    )
     assert {step["prompt_hash"] for step in record["steps"]} == {short_hash("question 0")}
 
 
 def test_the_vote_counts_answers_that_differ_in_case_only_and_ties_go_to_the_best_expert() -> None:
     def said(*texts: str) -> list[list[Route]]:
         question = Question("q", "question")
-        return [[Route(Episode(question, 1, [Step(k, Answer(text, 1, 1, 0.1), Cost(params_b=1.0), 0.0)], "t_max"), [Decision(k)])] for k, text in enumerate(texts)]
+        return [
+            [
+                Route(
+                    Episode(
+                        question,
+                        1,
+                        [Step(k, Answer(text, 1, 1, 0.1), Cost(params_b=1.0), 0.0)],
+                        "t_max",
+                    ),
+                    [Decision(k)],
+                )
+            ]
+            for k, text in enumerate(texts)
+        ]
 
     picked = lambda singles, best: ask_all_and_vote(singles, best)[0].episode.steps[-1].expert_idx  # noqa: E731
     assert picked(said("Paris", "rome", " paris "), 1) == 0
     assert picked(said("a", "b", "c"), 2) == 2
-    assert picked(said("b", "a", "a", "b", "c"), 4) == 0  # a tie without the best expert: the earliest
-    assert picked(said("", "", "c"), 0) == 2 and picked(said("", "", ""), 1) == 1  # silence is no vote
+    assert (
+        picked(said("b", "a", "a", "b", "c"), 4) == 0
+    )  # a tie without the best expert: the earliest
+    assert (
+        picked(said("", "", "c"), 0) == 2 and picked(said("", "", ""), 1) == 1
+    )  # silence is no vote
     assert len(ask_all_and_vote(said("a", "b", "c"), 0)[0].episode.steps) == 3  # all are paid for
 
 
 def test_round_robin_takes_turns_over_questions_and_calls() -> None:
     questions = [Question(f"q{i}", "x") for i in range(4)]
     policy = RoundRobin(3, [q.id for q in questions])
-    assert [d.expert_idx for d in policy.act([Episode(q, 3) for q in questions[::-1]])] == [0, 2, 1, 0]
-    assert [d.expert_idx for d in policy.act([Episode(q, 3, [made_step(0, 0.0)]) for q in questions])] == [1, 2, 0, 1]
+    assert [d.expert_idx for d in policy.act([Episode(q, 3) for q in questions[::-1]])] == [
+        0,
+        2,
+        1,
+        0,
+    ]
+    assert [
+        d.expert_idx for d in policy.act([Episode(q, 3, [made_step(0, 0.0)]) for q in questions])
+    ] == [1, 2, 0, 1]
 
 
 def test_fitted_routers_find_who_knows_what() -> None:
     rng = np.random.default_rng(0)
     kind = rng.integers(2, size=200)
     features = rng.normal(size=(200, 8)) + 4 * (2 * kind[:, None] - 1) * np.eye(8)[0]
-    singles = one_call_routes([(kind == 0).astype(float), (kind == 1).astype(float), np.ones(200)], ["t"] * 200)  # experts cost 1, 2, 3
+    singles = one_call_routes(
+        [(kind == 0).astype(float), (kind == 1).astype(float), np.ones(200)], ["t"] * 200
+    )  # experts cost 1, 2, 3
     cheap, dear = RewardConfig(alpha=0.1), RewardConfig(alpha=2.0)
     known = features[:150], [row[:150] for row in singles]
-    for fit in (lambda reward: fit_nearest_neighbours(*known, reward, 10), lambda reward: fit_logistic(*known, reward, 1.0, 1.0)):
-        # Expert 2 knows everything, but at .1 a billion the specialist that knows is better: 1 - .1 and 1 - .2 against 1 - .3.
+    for fit in (
+        lambda reward: fit_nearest_neighbours(*known, reward, 10),
+        lambda reward: fit_logistic(*known, reward, 1.0, 1.0),
+    ):
+        # Expert 2 knows everything, but at .1 a billion the specialist that knows is better: 1 - .1
+        # and 1 - .2 against 1 - .3.
         assert np.mean(fit(cheap)(features[150:]).argmax(axis=1) == kind[150:]) > 0.95
-        # At 2 nothing is worth its cost, and the cheapest loses least: 1 - 4 against 0 - 2 where expert 1 alone knows.
+        # At 2 nothing is worth its cost, and the cheapest loses least: 1 - 4 against 0 - 2 where
+        # expert 1 alone knows.
         assert (fit(dear)(features[150:]).argmax(axis=1) == 0).all()
-    router = OneCallRouter(lambda episodes: features[[int(e.question.id[1:]) for e in episodes]], fit_nearest_neighbours(features, singles, cheap, 5))
+    router = OneCallRouter(
+        lambda episodes: features[[int(e.question.id[1:]) for e in episodes]],
+        fit_nearest_neighbours(features, singles, cheap, 5),
+    )
     fresh = [Episode(Question(f"q{i}", "x"), 3) for i in (0, 1, 2)]
     asked = Episode(Question("q5", "x"), 3, [made_step(0, 1.0)])
     decisions = router.act([fresh[0], asked, *fresh[1:]])
@@ -332,20 +600,31 @@ def test_a_task_that_validation_never_saw_goes_to_the_fallback() -> None:
 
 def test_random_routing_is_uniform_and_does_not_depend_on_the_order_of_play() -> None:
     questions = [Question(f"family-{i % 7}-{i:04d}", f"question {i}") for i in range(600)]
-    episodes = [Episode(question, 3, [made_step(0, 0.0)] * calls) for question in questions for calls in (0, 1)]
+    episodes = [
+        Episode(question, 3, [made_step(0, 0.0)] * calls)
+        for question in questions
+        for calls in (0, 1)
+    ]
     policy = RandomRouting(4, seed=0)
     drawn = [decision.expert_idx for decision in policy.act(episodes)]
-    assert [decision.expert_idx for decision in RandomRouting(4, seed=0).act(episodes[::-1])][::-1] == drawn
+    assert [decision.expert_idx for decision in RandomRouting(4, seed=0).act(episodes[::-1])][
+        ::-1
+    ] == drawn
     assert [policy.act([episode])[0].expert_idx for episode in episodes] == drawn
     assert stats.chisquare(np.bincount(drawn)).pvalue > 0.001  # 1200 draws over four experts
     pairs = np.array(drawn[0::2]) * 4 + np.array(drawn[1::2])
-    assert stats.chisquare(np.bincount(pairs, minlength=16)).pvalue > 0.001  # the second call is independent of the first
+    assert (
+        stats.chisquare(np.bincount(pairs, minlength=16)).pvalue > 0.001
+    )  # the second call is independent of the first
     assert drawn != [decision.expert_idx for decision in RandomRouting(4, seed=1).act(episodes)]
 
 
 def test_random_routing_tells_questions_apart_by_their_whole_id() -> None:
     policy = RandomRouting(1000, seed=0)
-    first, second = (policy.act([Episode(Question(f"{family}/question-000001", "x"), 3)])[0].expert_idx for family in ("sums", "spell"))
+    first, second = (
+        policy.act([Episode(Question(f"{family}/question-000001", "x"), 3)])[0].expert_idx
+        for family in ("sums", "spell")
+    )
     assert first != second
 
 
@@ -355,11 +634,17 @@ def test_overhead_counts_one_encoder_pass_per_state_read(bert_encoder: Path) -> 
     step = Step(0, Answer("yes", 1, 1, 0.1), Cost(), 1.0)  # one token more: 8
     routes = [made_route(question, step), made_route(question, step, step)]
     params = sum(p.numel() for p in agent.encoder.model.parameters())
-    # DER reads the bare question and the state after each call: 2 and 3 passes, 7 + 8 and 7 + 8 + 8 tokens.
+    # DER reads the bare question and the state after each call: 2 and 3 passes, 7 + 8 and 7 + 8 + 8
+    # tokens.
     der = overheads(agent, routes, 0.5)
     assert [o.params_b for o in der] == pytest.approx([2 * params / 1e9, 3 * params / 1e9])
     assert [o.flops for o in der] == pytest.approx([2 * params * 15, 2 * params * 23])
     assert [o.latency_s for o in der] == [1.0, 1.5]
-    # The Terminator alone does not read the bare question; a router that asks once reads nothing else.
-    assert [o.flops for o in overheads(agent, routes, 0.5, reads_question=False)] == pytest.approx([2 * params * 8, 2 * params * 16])
-    assert [o.flops for o in overheads(agent, routes, 0.5, reads_answers=False)] == pytest.approx([2 * params * 7, 2 * params * 7])
+    # The Terminator alone does not read the bare question; a router that asks once reads nothing
+    # else.
+    assert [o.flops for o in overheads(agent, routes, 0.5, reads_question=False)] == pytest.approx(
+        [2 * params * 8, 2 * params * 16]
+    )
+    assert [o.flops for o in overheads(agent, routes, 0.5, reads_answers=False)] == pytest.approx(
+        [2 * params * 7, 2 * params * 7]
+    )

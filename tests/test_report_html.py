@@ -1,6 +1,8 @@
-"""The report's figures and page: what they show is what the results hold, and no text of a question becomes markup.
+"""The report's figures and page: what they show is what the results hold, and no text of a question
+becomes markup.
 
-The page is opened in a headless Chromium (Debian: apt-get install chromium); without one those tests are skipped.
+The page is opened in a headless Chromium (Debian: apt-get install chromium); without one those
+tests are skipped.
 """
 
 from __future__ import annotations
@@ -22,9 +24,21 @@ from report.page import html, markdown, route_data, write_report_files
 from report.plots import plots
 from report.tables import policy_table, scaled
 
-EVIL = "</script><script>document.documentElement.dataset.hacked=1</script><img src=x onerror=document.documentElement.dataset.hacked=1><b>x"
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to open report.html with: apt-get install chromium")
+EVIL = (
+    "</script><script>document.documentElement.dataset.hacked=1</script><img src=x"
+    " onerror=document.documentElement.dataset.hacked=1><b>x"
+)
+CHROMIUM = next(
+    (
+        path
+        for name in ("chromium", "chromium-browser", "google-chrome")
+        if (path := shutil.which(name))
+    ),
+    None,
+)
+needs_chromium = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium to open report.html with: apt-get install chromium"
+)
 
 
 @pytest.fixture
@@ -35,19 +49,46 @@ def results() -> dict[str, Any]:
 @pytest.fixture
 def bare(results: dict[str, Any]) -> dict[str, Any]:
     """Results without any section that may be missing."""
-    rows = [{key: value for key, value in row.items() if key not in ("by_task", "by_seed")} for row in results["rows"]]
-    return {key: results[key] for key in ("split", "num_questions", "seeds", "reward", "alpha", "cost_unit", "experts")} | {"rows": rows}
+    rows = [
+        {key: value for key, value in row.items() if key not in ("by_task", "by_seed")}
+        for row in results["rows"]
+    ]
+    return {
+        key: results[key]
+        for key in ("split", "num_questions", "seeds", "reward", "alpha", "cost_unit", "experts")
+    } | {"rows": rows}
 
 
-def made_step(expert: str, answer: str, quality: float, p_stop: float | None, **prompt: str) -> dict[str, Any]:
-    cost = {"params_b": 0.000167872, "prompt_tokens": 10, "completion_tokens": 8, "flops": 6043392.0, "latency_s": 0.0007, "usd": None}
+def made_step(
+    expert: str, answer: str, quality: float, p_stop: float | None, **prompt: str
+) -> dict[str, Any]:
+    cost = {
+        "params_b": 0.000167872,
+        "prompt_tokens": 10,
+        "completion_tokens": 8,
+        "flops": 6043392.0,
+        "latency_s": 0.0007,
+        "usd": None,
+    }
     decided = {"value": None, "entropy": None, "p_stop": p_stop}
-    return {"expert": expert, "prompt_hash": "9e96a759d821279f", **prompt, "answer": answer, "quality": quality, "cost": cost, "charge": 0.16787, **decided}
+    return {
+        "expert": expert,
+        "prompt_hash": "9e96a759d821279f",
+        **prompt,
+        "answer": answer,
+        "quality": quality,
+        "cost": cost,
+        "charge": 0.16787,
+        **decided,
+    }
 
 
 @pytest.fixture
 def records() -> list[dict[str, Any]]:
-    """Routes of DER and of one baseline, two seeds each. Question 7 is the evil one; odd questions fail; question 9 takes two calls."""
+    """Routes of DER and of one baseline, two seeds each.
+
+    Question 7 is the evil one; odd questions fail; question 9 takes two calls.
+    """
     made = []
     for policy, kind in (("best fixed: large", "static"), ("DER", "der")):
         for seed in (0, 1):
@@ -55,11 +96,46 @@ def records() -> list[dict[str, Any]]:
                 text, quality = EVIL if idx == 7 else f"question number {idx}?", float(idx % 2 == 0)
                 steps = [made_step("large", f"answer {idx}", quality, None)]
                 if kind == "der":
-                    steps = [made_step("small", EVIL if idx == 7 else f"guess {idx}", 0.0, 0.125, prompt=text)] if idx in (7, 9) else []
-                    steps.append(made_step("large", f"answer {idx}", quality, 0.875, prompt=f"{text} Another student says: guess {idx}"))
-                question = {"question": f"q-{idx:02}", "text": text, "reference": ["one", "two"] if idx == 3 else f"reference {idx}", "task": TASKS[idx % 2]}
+                    steps = (
+                        [
+                            made_step(
+                                "small",
+                                EVIL if idx == 7 else f"guess {idx}",
+                                0.0,
+                                0.125,
+                                prompt=text,
+                            )
+                        ]
+                        if idx in (7, 9)
+                        else []
+                    )
+                    steps.append(
+                        made_step(
+                            "large",
+                            f"answer {idx}",
+                            quality,
+                            0.875,
+                            prompt=f"{text} Another student says: guess {idx}",
+                        )
+                    )
+                question = {
+                    "question": f"q-{idx:02}",
+                    "text": text,
+                    "reference": ["one", "two"] if idx == 3 else f"reference {idx}",
+                    "task": TASKS[idx % 2],
+                }
                 outcome = {"stop_reason": "satisfied", "quality": quality, "return": quality - 0.05}
-                made.append({"policy": policy, "kind": kind, "seed": seed, "split": "test", **question, **outcome, "steps": steps})
+                made.append(
+                    {
+                        "policy": policy,
+                        "kind": kind,
+                        "seed": seed,
+                        "split": "test",
+                        **question,
+                        **outcome,
+                        "steps": steps,
+                    }
+                )
     return made
 
 
@@ -68,14 +144,30 @@ def curves() -> dict[int, list[dict[str, Any]]]:
     """Two seeds; the second has one update more."""
     logs = {}
     for seed, num_updates in ((0, 4), (1, 5)):
-        train = [{"epoch": 1, "update": u, "train/return": 0.1 * u + seed, "train/quality": 0.1 * u, "losses/entropy": 1.6 / u} for u in range(1, num_updates + 1)]
+        train = [
+            {
+                "epoch": 1,
+                "update": u,
+                "train/return": 0.1 * u + seed,
+                "train/quality": 0.1 * u,
+                "losses/entropy": 1.6 / u,
+            }
+            for u in range(1, num_updates + 1)
+        ]
         logs[seed] = [*train, {"epoch": 1, "update": 4, "eval/return": 0.5, "eval/quality": 0.6}]
     return logs
 
 
 def test_every_figure_is_written_as_a_png(tmp_path: Path, results: dict, curves: dict) -> None:
     names = figures.write_figures(tmp_path, results, curves)
-    assert names == ["quality_cost.png", "learning_curves.png", "routes.png", "experts_by_task.png", "calibration.png", "transfer.png"]
+    assert names == [
+        "quality_cost.png",
+        "learning_curves.png",
+        "routes.png",
+        "experts_by_task.png",
+        "calibration.png",
+        "transfer.png",
+    ]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
     for name in names:
         content = (tmp_path / name).read_bytes()
@@ -85,14 +177,31 @@ def test_every_figure_is_written_as_a_png(tmp_path: Path, results: dict, curves:
 def test_quality_is_drawn_against_cost_with_its_interval(results: dict) -> None:
     axes = figures.quality_cost(results).axes[0]
     family = axes.containers[-1]
-    assert family.get_label() == "DER, reward.alpha 0.2, 0.05\n(by rising cost)" and family.lines[0].get_xydata().tolist() == [[0.4, 0.8], [0.7, 0.87]]
-    np.testing.assert_allclose([segment[:, 0] for segment in family.lines[2][0].get_segments()], [[0.35, 0.45], [0.65, 0.75]])  # of the cost
+    assert family.get_label() == "DER, reward.alpha 0.2, 0.05\n(by rising cost)" and family.lines[
+        0
+    ].get_xydata().tolist() == [[0.4, 0.8], [0.7, 0.87]]
+    np.testing.assert_allclose(
+        [segment[:, 0] for segment in family.lines[2][0].get_segments()],
+        [[0.35, 0.45], [0.65, 0.75]],
+    )  # of the cost
     for container, row in zip(axes.containers[:-1], results["rows"], strict=True):
         point, _, (bars,) = container.lines
-        assert (container.get_label(), point.get_xdata()[0], point.get_ydata()[0]) == (row["policy"], row["charge"], row["quality"]["mean"])
-        np.testing.assert_allclose(bars.get_segments()[0][:, 1], [row["quality"]["lo"], row["quality"]["hi"]])
-    assert {line.get_label(): line.get_xydata().tolist() for line in axes.lines}["convex hull"] == results["tradeoff"]["hull"]
-    assert axes.get_xlabel() == "experts' cost C (billions of parameters x 1000)" and plots(results, {})["quality_cost"]["layout"]["xaxis"]["title"]["text"] == axes.get_xlabel()
+        assert (container.get_label(), point.get_xdata()[0], point.get_ydata()[0]) == (
+            row["policy"],
+            row["charge"],
+            row["quality"]["mean"],
+        )
+        np.testing.assert_allclose(
+            bars.get_segments()[0][:, 1], [row["quality"]["lo"], row["quality"]["hi"]]
+        )
+    assert {line.get_label(): line.get_xydata().tolist() for line in axes.lines}[
+        "convex hull"
+    ] == results["tradeoff"]["hull"]
+    assert (
+        axes.get_xlabel() == "experts' cost C (billions of parameters x 1000)"
+        and plots(results, {})["quality_cost"]["layout"]["xaxis"]["title"]["text"]
+        == axes.get_xlabel()
+    )
     assert axes.get_xscale() == "linear"  # 0.2 to 2.6
     results["rows"][-1]["charge"] = 4.1  # more than 20 times 0.2
     assert figures.quality_cost(results).axes[0].get_xscale() == "log"
@@ -101,35 +210,61 @@ def test_quality_is_drawn_against_cost_with_its_interval(results: dict) -> None:
 
 
 def test_rows_of_one_colour_differ_in_marker(results: dict) -> None:
-    found = [(figures.KIND_COLOURS[row["kind"]], marker) for row, marker in zip(results["rows"], figures.markers(results["rows"]), strict=True)]
+    found = [
+        (figures.KIND_COLOURS[row["kind"]], marker)
+        for row, marker in zip(results["rows"], figures.markers(results["rows"]), strict=True)
+    ]
     assert len(set(found)) == len(found)
 
 
-def test_learning_curves_show_each_seed_and_the_mean_of_the_updates_all_seeds_have(results: dict, curves: dict) -> None:
+def test_learning_curves_show_each_seed_and_the_mean_of_the_updates_all_seeds_have(
+    results: dict, curves: dict
+) -> None:
     axes = figures.learning_curves(curves).axes
     assert [a.get_title() for a in axes] == ["return", "quality", "policy entropy (nats)"]
     first, second, mean = (line.get_ydata() for line in axes[0].lines[:3])
     np.testing.assert_allclose(first, [0.1, 0.2, 0.3, 0.4])
     np.testing.assert_allclose(second, [1.1, 1.2, 1.3, 1.4, 1.5])
     np.testing.assert_allclose(mean, [0.6, 0.7, 0.8, 0.9])
-    assert [len(a.lines) for a in figures.learning_curves({0: curves[0]}).axes] == [2, 2, 1]  # one seed is its own mean
+    assert [len(a.lines) for a in figures.learning_curves({0: curves[0]}).axes] == [
+        2,
+        2,
+        1,
+    ]  # one seed is its own mean
 
 
 def test_heat_maps_show_the_values_of_the_results(results: dict) -> None:
     axes = figures.experts_by_task(results).axes[0]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["small", "middle", "large", "DER", "all once, oracle's pick"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "small",
+        "middle",
+        "large",
+        "DER",
+        "all once, oracle's pick",
+    ]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["capitals", "sums"]
-    np.testing.assert_allclose(axes.images[0].get_array(), [[0.1, 0.2], [0.2, 0.3], [0.3, 0.4], [0.75, 0.85], [0.8, 0.9]])
+    np.testing.assert_allclose(
+        axes.images[0].get_array(), [[0.1, 0.2], [0.2, 0.3], [0.3, 0.4], [0.75, 0.85], [0.8, 0.9]]
+    )
     composition, other = figures.transfer(results).axes
     nan = np.nan  # previous minus swapped; rows: first expert
-    np.testing.assert_allclose(composition.images[0].get_array().filled(nan), [[nan, 0.5], [-0.05, nan]], atol=1e-12)
-    np.testing.assert_allclose(other.images[0].get_array().filled(nan), [[nan, 0.02], [nan, nan]], atol=1e-12)
+    np.testing.assert_allclose(
+        composition.images[0].get_array().filled(nan), [[nan, 0.5], [-0.05, nan]], atol=1e-12
+    )
+    np.testing.assert_allclose(
+        other.images[0].get_array().filled(nan), [[nan, 0.02], [nan, nan]], atol=1e-12
+    )
     assert [text.get_text() for text in composition.texts] == ["0.50", "-0.05"]
 
 
-def test_the_terminators_figure_shows_calibration_counts_and_thresholds(results: dict, curves: dict) -> None:
+def test_the_terminators_figure_shows_calibration_counts_and_thresholds(
+    results: dict, curves: dict
+) -> None:
     stopped = made_row("DER, oracle stop", "oracle", 0.88, 0.5)
-    stopped["by_seed"] = {"0": {"quality": 0.9, "return": 0.86}, "1": {"quality": 0.86, "return": 0.8}}
+    stopped["by_seed"] = {
+        "0": {"quality": 0.9, "return": 0.86},
+        "1": {"quality": 0.86, "return": 0.8},
+    }
     results["rows"].append(stopped)
     reliability, threshold, counts, cost = figures.calibration(results).axes
     assert reliability.lines[1].get_xydata().tolist() == [[0.1, 0.2], [0.9, 0.95]]
@@ -137,7 +272,11 @@ def test_the_terminators_figure_shows_calibration_counts_and_thresholds(results:
     drawn = {line.get_label(): line for line in threshold.lines}
     np.testing.assert_allclose(drawn["quality"].get_ydata(), [0.8, 0.84, 0.88])
     assert drawn["return, oracle stop"].get_ydata()[0] == 0.86  # of seed 0, as the curve
-    assert next(trace for trace in plots(results, curves)["thresholds"]["data"] if trace["name"] == "quality, oracle stop")["y"] == [0.9, 0.9]
+    assert next(
+        trace
+        for trace in plots(results, curves)["thresholds"]["data"]
+        if trace["name"] == "quality, oracle stop"
+    )["y"] == [0.9, 0.9]
     np.testing.assert_allclose(cost.lines[0].get_ydata(), [0.4, 0.8, 1.2])
     assert cost.lines[1].get_xdata() == [0.4, 0.4]  # the threshold in use
     del results["terminator"]["calibration"]
@@ -146,8 +285,15 @@ def test_the_terminators_figure_shows_calibration_counts_and_thresholds(results:
 
 def test_routes_are_stacked_to_one_and_count_the_calls(results: dict) -> None:
     axes = figures.routes(results).axes[0]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["call 1\n60 routes", "call 2\n6 routes"]
-    assert [[bar.get_width() for bar in bars] for bars in axes.containers] == [[0.6, 0.0], [0.0, 0.0], [0.4, 1.0]]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "call 1\n60 routes",
+        "call 2\n6 routes",
+    ]
+    assert [[bar.get_width() for bar in bars] for bars in axes.containers] == [
+        [0.6, 0.0],
+        [0.0, 0.0],
+        [0.4, 1.0],
+    ]
 
 
 def test_the_interactive_figures_hold_the_same_numbers(results: dict, curves: dict) -> None:
@@ -156,13 +302,22 @@ def test_the_interactive_figures_hold_the_same_numbers(results: dict, curves: di
     for row in results["rows"]:
         trace = points[row["policy"]]
         assert (trace["x"], trace["y"]) == ([row["charge"]], [row["quality"]["mean"]])
-        assert trace["error_y"]["array"] == pytest.approx([0.05]) and trace["error_y"]["arrayminus"] == pytest.approx([0.05])
+        assert trace["error_y"]["array"] == pytest.approx([0.05]) and trace["error_y"][
+            "arrayminus"
+        ] == pytest.approx([0.05])
     family = points["DER, reward.alpha 0.2, 0.05 (by rising cost)"]
     assert (family["x"], family["y"], family["text"]) == ([0.4, 0.7], [0.8, 0.87], ["0.2", "0.05"])
-    assert [*family["error_x"]["arrayminus"], *family["error_y"]["array"]] == pytest.approx([0.05] * 4)
+    assert [*family["error_x"]["arrayminus"], *family["error_y"]["array"]] == pytest.approx(
+        [0.05] * 4
+    )
     sankey = made["routes"]["data"][0]
     label = sankey["node"]["label"]
-    flows = [(label[s], label[t], n) for s, t, n in zip(*(sankey["link"][key] for key in ("source", "target", "value")), strict=True)]
+    flows = [
+        (label[s], label[t], n)
+        for s, t, n in zip(
+            *(sankey["link"][key] for key in ("source", "target", "value")), strict=True
+        )
+    ]
     assert flows == [
         ("question", "small", 36),
         ("question", "large", 24),
@@ -178,32 +333,66 @@ def test_the_interactive_figures_hold_the_same_numbers(results: dict, curves: di
 
 def test_the_main_table_names_its_units(results: dict) -> None:
     table = policy_table(results)
-    cells = {column: [row[idx].text for row in table.rows] for idx, column in enumerate(table.columns)}
+    cells = {
+        column: [row[idx].text for row in table.rows] for idx, column in enumerate(table.columns)
+    }
     assert cells["parameters (M)"][:2] == ["0.500", "2.00"]
     assert cells["deciding: FLOPs (G)"][:2] == ["3.70", "0.00"]
     assert cells["ms"][0] == "4.0" and cells["verdict"][:2] == ["better", "not separable"]
-    assert [cell.text for cell in scaled("x", [999.7, 3.0])[1]] == ["1.00", "0.00300"] and scaled("x", [999.7])[0] == "x (k)"  # 1000 to three digits
+    assert [cell.text for cell in scaled("x", [999.7, 3.0])[1]] == ["1.00", "0.00300"] and scaled(
+        "x", [999.7]
+    )[0] == "x (k)"  # 1000 to three digits
     assert "USD" not in cells  # no expert has a price
     results["rows"][0]["cost"]["usd"] = 0.00025
     table = policy_table(results)
     assert [row[table.columns.index("USD")].text for row in table.rows][:2] == ["0.000250", "-"]
 
 
-def test_the_markdown_report_says_everything_and_links_the_figures(tmp_path: Path, results: dict, records: list, curves: dict) -> None:
+def test_the_markdown_report_says_everything_and_links_the_figures(
+    tmp_path: Path, results: dict, records: list, curves: dict
+) -> None:
     results["rows"][1]["policy"] = "a|b <i>"
     write_report_files(tmp_path, results, records, curves)
     text = (tmp_path / "report.md").read_text()
-    assert "- DER beats the best fixed expert." in text and "alpha 0.1, cost C = billions of parameters x 1000." in text
-    assert "| DER | 0.850 [0.800, 0.900] | 0.800 [0.750, 0.850] | 1.00 | 0.500 | +0.450 [+0.400, +0.500] | better |" in text
+    assert (
+        "- DER beats the best fixed expert." in text
+        and "alpha 0.1, cost C = billions of parameters x 1000." in text
+    )
+    assert (
+        "| DER | 0.850 [0.800, 0.900] | 0.800 [0.750, 0.850] | 1.00 | 0.500 | +0.450 [+0.400,"
+        " +0.500] | better |" in text
+    )
     assert "| a\\|b &lt;i> | 0.400" in text  # no markup, no further column
-    own, others = (text.index(title) for title in ("## Paired by question: return\n", "## The other policies, paired by question\n"))
-    assert text.index("| best fixed: large | +0.450 [+0.400, +0.500] | better | &lt; 0.001 | &lt; 0.001 | 14 | 15 | 1 |", own) < text.index("## Paired by question: quality\n")
-    assert text.index("## Figures\n") < others < text.index("| small | best fixed: large | return | +0.450 [+0.400, +0.500] | better |")  # at the end
-    assert text.count("| lost to stopping | - | -0.010 |") == 1 and "| lost to learning | - | 0.030 |" in text
+    own, others = (
+        text.index(title)
+        for title in (
+            "## Paired by question: return\n",
+            "## The other policies, paired by question\n",
+        )
+    )
+    assert text.index(
+        "| best fixed: large | +0.450 [+0.400, +0.500] | better | &lt; 0.001 | &lt; 0.001 | 14 | 15"
+        " | 1 |",
+        own,
+    ) < text.index("## Paired by question: quality\n")
+    assert (
+        text.index("## Figures\n")
+        < others
+        < text.index("| small | best fixed: large | return | +0.450 [+0.400, +0.500] | better |")
+    )  # at the end
+    assert (
+        text.count("| lost to stopping | - | -0.010 |") == 1
+        and "| lost to learning | - | 0.030 |" in text
+    )
     assert "| lost to learning, full information with its own stop | - | -0.010 |" in text
     assert "- AUROC among well-formed answers: not defined" in text
     assert "- Intervals: 95% bootstrap over questions." in text
-    assert "a mean quality of 0.700 over costs C from 0.2 to 2, those of the cheapest and the dearest expert" in text and "the question: 0.310)" in text
+    assert (
+        "a mean quality of 0.700 over costs C from 0.2 to 2, those of the cheapest and the dearest"
+        " expert"
+        in text
+        and "the question: 0.310)" in text
+    )
     for line in text.splitlines():
         if line.startswith("!["):
             assert (tmp_path / line.split("](")[1].removesuffix(")")).is_file()
@@ -211,13 +400,42 @@ def test_the_markdown_report_says_everything_and_links_the_figures(tmp_path: Pat
 
 def test_what_is_missing_is_left_out(tmp_path: Path, bare: dict) -> None:
     write_report_files(tmp_path, bare, [], {})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["quality_cost.png", "report.html", "report.md"]
-    page = (tmp_path / "report.html").read_text().split("<script>")[1].split("</script>")[1]  # the markup before the scripts that follow
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "quality_cost.png",
+        "report.html",
+        "report.md",
+    ]
+    page = (
+        (tmp_path / "report.html").read_text().split("<script>")[1].split("</script>")[1]
+    )  # the markup before the scripts that follow
     assert "Policies" in page and "Quality and cost" in page
-    for section in ("Paired comparisons", "What is lost", "Quality by task", "Where the questions go", "Terminator</h2>", "Knowledge transfer", "Learning curves", "Single routes"):
+    for section in (
+        "Paired comparisons",
+        "What is lost",
+        "Quality by task",
+        "Where the questions go",
+        "Terminator</h2>",
+        "Knowledge transfer",
+        "Learning curves",
+        "Single routes",
+    ):
         assert section not in page
-    no_sweep = {"setting": None, "points": [], "hull": [[1.0, 1.0]], "bounds": None, "area": None, "area_experts": None}
-    empty = {**bare, "oracle": {}, "terminator": {}, "transfer": {"pairs": []}, "tradeoff": no_sweep, "comparisons": []}
+    no_sweep = {
+        "setting": None,
+        "points": [],
+        "hull": [[1.0, 1.0]],
+        "bounds": None,
+        "area": None,
+        "area_experts": None,
+    }
+    empty = {
+        **bare,
+        "oracle": {},
+        "terminator": {},
+        "transfer": {"pairs": []},
+        "tradeoff": no_sweep,
+        "comparisons": [],
+    }
     assert set(plots(empty, {})) == {"quality_cost"}
     assert "## Paired" not in markdown(empty, [])
 
@@ -228,28 +446,53 @@ def test_a_number_that_json_lacks_is_refused(results: dict, records: list, curve
         html(results, records, curves)
 
 
-def test_routes_are_stored_once_all_seeds_of_der_and_failures_first(results: dict, records: list) -> None:
+def test_routes_are_stored_once_all_seeds_of_der_and_failures_first(
+    results: dict, records: list
+) -> None:
     data = route_data(results, records)
     routes = [dict(zip(data["route_fields"], row, strict=True)) for row in data["routes"]]
     kept = [(data["strings"][r["policy"]], r["seed"]) for r in routes]
-    assert {pair: kept.count(pair) for pair in kept} == {("DER", 0): 30, ("DER", 1): 30, ("best fixed: large", 0): 30}
+    assert {pair: kept.count(pair) for pair in kept} == {
+        ("DER", 0): 30,
+        ("DER", 1): 30,
+        ("best fixed: large", 0): 30,
+    }
     assert [r["quality"] for r in routes[:60]] == [0.0] * 30 + [1.0] * 30
-    assert len(data["questions"]) == NUM_QUESTIONS and len(set(data["strings"])) == len(data["strings"])
-    twice = next(r for r in routes if len(r["steps"]) == 2 and data["strings"][data["questions"][r["question"]][0]] == "q-09")
+    assert len(data["questions"]) == NUM_QUESTIONS and len(set(data["strings"])) == len(
+        data["strings"]
+    )
+    twice = next(
+        r
+        for r in routes
+        if len(r["steps"]) == 2 and data["strings"][data["questions"][r["question"]][0]] == "q-09"
+    )
     first = dict(zip(data["step_fields"], twice["steps"][0], strict=True))
     assert (data["strings"][first["prompt"]], first["prompt_hash"]) == ("question number 9?", None)
-    assert (data["strings"][first["answer"]], first["p_stop"], first["params_b"], first["usd"]) == ("guess 9", 0.125, 0.0001679, None)
+    assert (data["strings"][first["answer"]], first["p_stop"], first["params_b"], first["usd"]) == (
+        "guess 9",
+        0.125,
+        0.0001679,
+        None,
+    )
 
 
-def test_prompts_beyond_the_limit_are_left_out_and_counted(monkeypatch: pytest.MonkeyPatch, results: dict, records: list) -> None:
+def test_prompts_beyond_the_limit_are_left_out_and_counted(
+    monkeypatch: pytest.MonkeyPatch, results: dict, records: list
+) -> None:
     assert route_data(results, records)["left_out"] == 0
     monkeypatch.setattr("report.page.PROMPT_CHARACTERS", 400)
     data = route_data(results, records)
-    steps = [dict(zip(data["step_fields"], step, strict=True)) for route in data["routes"] for step in route[-1]]
+    steps = [
+        dict(zip(data["step_fields"], step, strict=True))
+        for route in data["routes"]
+        for step in route[-1]
+    ]
     assert data["left_out"] > 0
     assert all((step["prompt"] is None) == (step["prompt_hash"] is not None) for step in steps)
     texts = {data["strings"][step["prompt"]] for step in steps if step["prompt"] is not None}
-    assert 0 < sum(len(text) for text in texts if "Another student" in text) <= 400  # the others are questions, which are there anyway
+    assert (
+        0 < sum(len(text) for text in texts if "Another student" in text) <= 400
+    )  # the others are questions, which are there anyway
     assert f"{data['left_out']} prompts are left out" in html(results, records, {})
 
 
@@ -257,20 +500,27 @@ def test_no_text_of_a_question_is_markup(results: dict, records: list, curves: d
     results["rows"][0]["policy"] = records[-1]["policy"] = EVIL
     results["words"].append(EVIL)
     page = html(results, records, curves)
-    assert "<script>document.documentElement" not in page and "<img" not in page and "<b>x" not in page
+    assert (
+        "<script>document.documentElement" not in page and "<img" not in page and "<b>x" not in page
+    )
 
 
 # In a browser
 
 
 def browse(folder: Path, script: str, *, address: str = "", width: int = 1400) -> Any:
-    """What `script` returns, run in a frame that shows report.html at this width. Fails on any error the browser logs.
+    """What `script` returns, run in a frame that shows report.html at this width. Fails on any
+    error the browser logs.
 
-    `script` is the body of an async function of `page` (the report's document) and `wait(milliseconds)`.
+    `script` is the body of an async function of `page` (the report's document) and
+    `wait(milliseconds)`.
     """
     driver = folder / "driver.html"
-    driver.write_text(f"""<iframe style="width: {width}px; height: 900px; border: 0"></iframe><pre id="found"></pre><script>
-        const frame = document.querySelector("iframe"), wait = (ms) => new Promise((done) => setTimeout(done, ms));
+    driver.write_text(
+        f"""<iframe style="width: {width}px; height: 900px;
+            border: 0"></iframe><pre id="found"></pre><script>
+        const frame = document.querySelector("iframe"),
+            wait = (ms) => new Promise((done) => setTimeout(done, ms));
         frame.src = "report.html" + {json.dumps(address)};
         frame.onload = async () => {{
             await wait(300);  // figures are drawn, an opened route is filled
@@ -278,9 +528,24 @@ def browse(folder: Path, script: str, *, address: str = "", width: int = 1400) -
             const found = await (async () => {{ {script} }})();
             document.getElementById("found").textContent = JSON.stringify(found);
         }};
-    </script>""")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--enable-logging=stderr", "--virtual-time-budget=20000"]
-    command = [str(CHROMIUM), *options, f"--user-data-dir={folder / 'profile'}", f"--window-size={width + 100},1000", "--dump-dom", driver.as_uri()]
+    </script>"""
+    )
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--allow-file-access-from-files",
+        "--enable-logging=stderr",
+        "--virtual-time-budget=20000",
+    ]
+    command = [
+        str(CHROMIUM),
+        *options,
+        f"--user-data-dir={folder / 'profile'}",
+        f"--window-size={width + 100},1000",
+        "--dump-dom",
+        driver.as_uri(),
+    ]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert "CONSOLE" not in ran.stderr, ran.stderr
     found = ran.stdout.partition('<pre id="found">')[2].partition("</pre>")[0]
@@ -298,13 +563,35 @@ def page(tmp_path: Path, results: dict, records: list, curves: dict) -> Path:
 def test_the_page_shows_tables_and_figures_without_an_error(page: Path) -> None:
     found = browse(
         page,
-        """const drawn = [...page.querySelectorAll(".plot")].filter((plot) => plot.querySelector("svg.main-svg")).map((plot) => plot.dataset.plot);
-        return { drawn, error: page.getElementById("script-error").hidden, rows: [...page.querySelector("table").tBodies[0].rows].map((row) => row.cells[0].textContent),
-                 points: page.querySelectorAll("#plot-quality_cost .scatterlayer .point").length, links: page.querySelectorAll("#plot-routes .sankey-link").length,
-                 hacked: page.documentElement.dataset.hacked || null, loaded: frame.contentWindow.performance.getEntriesByType("resource").length };""",
+        """const drawn = [...page.querySelectorAll(".plot")]
+            .filter((plot) => plot.querySelector("svg.main-svg"))
+            .map((plot) => plot.dataset.plot);
+        return { drawn, error: page.getElementById("script-error").hidden,
+            rows: [...page.querySelector("table").tBodies[0].rows]
+                .map((row) => row.cells[0].textContent),
+                 points: page.querySelectorAll("#plot-quality_cost .scatterlayer .point").length,
+                     links: page.querySelectorAll("#plot-routes .sankey-link").length,
+                 hacked: page.documentElement.dataset.hacked || null,
+            loaded: frame.contentWindow.performance.getEntriesByType("resource").length };""",
     )
-    assert sorted(found["drawn"]) == ["calibration", "experts_by_task", "gap", "learning_curves", "quality_cost", "routes", "thresholds", "transfer"]
-    assert found["rows"] == ["DER", "best fixed: large", "small", "middle", "large", "all once, oracle's pick"]
+    assert sorted(found["drawn"]) == [
+        "calibration",
+        "experts_by_task",
+        "gap",
+        "learning_curves",
+        "quality_cost",
+        "routes",
+        "thresholds",
+        "transfer",
+    ]
+    assert found["rows"] == [
+        "DER",
+        "best fixed: large",
+        "small",
+        "middle",
+        "large",
+        "all once, oracle's pick",
+    ]
     assert (found["points"], found["links"]) == (8, 6)  # six policies and two alphas; six flows
     assert found["error"] is True and found["hacked"] is None and found["loaded"] == 0
 
@@ -314,9 +601,13 @@ def test_the_page_shows_tables_and_figures_without_an_error(page: Path) -> None:
 def test_the_page_fits_its_width(page: Path, width: int) -> None:
     found = browse(
         page,
-        """const plots = [...page.querySelectorAll(".plot")].filter((plot) => !plot.closest(".wide"));
-        return { page: page.documentElement.scrollWidth, plots: Math.max(...plots.map((plot) => plot.querySelector("svg.main-svg").getBoundingClientRect().right)),
-                 table: page.querySelector(".scroll").scrollWidth > page.querySelector(".scroll").clientWidth };""",
+        """const plots = [...page.querySelectorAll(".plot")]
+            .filter((plot) => !plot.closest(".wide"));
+        return { page: page.documentElement.scrollWidth,
+            plots: Math.max(...plots.map((plot) =>
+                plot.querySelector("svg.main-svg").getBoundingClientRect().right)),
+            table: page.querySelector(".scroll").scrollWidth
+                > page.querySelector(".scroll").clientWidth };""",
         width=width,
     )
     assert found["page"] <= width and found["plots"] <= width
@@ -329,23 +620,34 @@ def test_a_phone_shows_the_main_columns_and_the_others_on_demand(page: Path, wid
     found = browse(
         page,
         """const table = page.querySelector("table"), box = page.querySelector(".every-column");
-        const shown = () => [...table.tHead.rows[0].cells].filter((cell) => cell.offsetWidth).map((cell) => cell.textContent);
+        const shown = () => [...table.tHead.rows[0].cells]
+            .filter((cell) => cell.offsetWidth).map((cell) => cell.textContent);
         const before = shown(), offered = box.offsetWidth > 0;
         box.click();
-        return { before, offered, after: shown(), folded: [...page.querySelectorAll("details:not([open]) summary")].map((s) => s.textContent),
+        return { before, offered, after: shown(),
+            folded: [...page.querySelectorAll("details:not([open]) summary")]
+                .map((s) => s.textContent),
                  own: [...page.querySelectorAll("h3")].map((h) => h.textContent) };""",
         width=width,
     )
     assert len(found["after"]) == 16 and found["offered"] == (width == 390)
-    assert found["before"] == (["policy", "quality", "return", "calls", "cost C", "minus best single", "verdict"] if width == 390 else found["after"])
-    assert found["own"] == ["In return", "In quality"] and "The other policies with one another (2 comparisons)" in found["folded"]
+    assert found["before"] == (
+        ["policy", "quality", "return", "calls", "cost C", "minus best single", "verdict"]
+        if width == 390
+        else found["after"]
+    )
+    assert (
+        found["own"] == ["In return", "In quality"]
+        and "The other policies with one another (2 comparisons)" in found["folded"]
+    )
 
 
 @needs_chromium
 def test_a_click_on_a_heading_sorts_and_another_turns_round(page: Path) -> None:
     found = browse(
         page,
-        """const table = page.querySelector("table"), heading = [...table.tHead.rows[0].cells].find((cell) => cell.textContent === "quality");
+        """const table = page.querySelector("table"),
+            heading = [...table.tHead.rows[0].cells].find((cell) => cell.textContent === "quality");
         const order = () => [...table.tBodies[0].rows].map((row) => row.cells[0].textContent);
         heading.firstChild.click();
         const falling = order(), sorted = heading.ariaSort;
@@ -353,19 +655,43 @@ def test_a_click_on_a_heading_sorts_and_another_turns_round(page: Path) -> None:
         return { falling, sorted, rising: order() };""",
     )
     assert found["sorted"] == "descending"
-    assert found["falling"] == ["all once, oracle's pick", "DER", "best fixed: large", "large", "middle", "small"]
-    assert found["rising"] == ["small", "middle", "best fixed: large", "large", "DER", "all once, oracle's pick"]
+    assert found["falling"] == [
+        "all once, oracle's pick",
+        "DER",
+        "best fixed: large",
+        "large",
+        "middle",
+        "small",
+    ]
+    assert found["rising"] == [
+        "small",
+        "middle",
+        "best fixed: large",
+        "large",
+        "DER",
+        "all once, oracle's pick",
+    ]
 
 
-ROUTES = """const shown = () => ({ count: page.getElementById("found").textContent, questions: [...page.querySelectorAll(".route .question")].map((q) => q.textContent),
+ROUTES = """const shown = () => ({ count: page.getElementById("found").textContent,
+    questions: [...page.querySelectorAll(".route .question")].map((q) => q.textContent),
     scores: [...page.querySelectorAll(".route .score")].map((score) => score.textContent) });"""
 
 
 @needs_chromium
 def test_routes_come_fifty_at_a_time_failures_first(page: Path) -> None:
-    found = browse(page, ROUTES + "const first = shown(); page.querySelector('.more').click(); return [first, shown(), page.querySelector('.more').hidden];")
+    found = browse(
+        page,
+        ROUTES
+        + "const first = shown(); page.querySelector('.more').click(); return [first, shown(),"
+        " page.querySelector('.more').hidden];",
+    )
     first, second, is_hidden = found
-    assert first["count"] == "60 of 90 routes, 50 shown" and len(first["questions"]) == 50 and first["scores"] == ["0.00"] * 30 + ["1.00"] * 20
+    assert (
+        first["count"] == "60 of 90 routes, 50 shown"
+        and len(first["questions"]) == 50
+        and first["scores"] == ["0.00"] * 30 + ["1.00"] * 20
+    )
     assert second["count"] == "60 of 90 routes, 60 shown" and is_hidden
 
 
@@ -374,15 +700,32 @@ def test_a_link_to_a_search_filters_and_opens_a_single_hit_as_text(page: Path) -
     found = browse(
         page,
         ROUTES
-        + """return { ...shown(), open: page.querySelectorAll("details.route[open]").length, texts: [...page.querySelectorAll(".route pre")].map((pre) => pre.textContent),
-        inside: page.querySelectorAll(".route pre *, .route .question *").length, facts: page.querySelector(".step .caption").textContent,
+        + """return { ...shown(), open: page.querySelectorAll("details.route[open]").length,
+            texts: [...page.querySelectorAll(".route pre")].map((pre) => pre.textContent),
+        inside: page.querySelectorAll(".route pre *, .route .question *").length,
+            facts: page.querySelector(".step .caption").textContent,
         hacked: page.documentElement.dataset.hacked || null };""",
         address="#search=HACKED+small&seed=1",
     )
-    assert found["count"] == "1 of 90 routes, 1 shown" and found["questions"] == [EVIL] and found["open"] == 1
-    assert found["texts"] == [EVIL, "reference 7", EVIL, EVIL, f"{EVIL} Another student says: guess 7", "answer 7"]
+    assert (
+        found["count"] == "1 of 90 routes, 1 shown"
+        and found["questions"] == [EVIL]
+        and found["open"] == 1
+    )
+    assert found["texts"] == [
+        EVIL,
+        "reference 7",
+        EVIL,
+        EVIL,
+        f"{EVIL} Another student says: guess 7",
+        "answer 7",
+    ]
     assert found["inside"] == 0 and found["hacked"] is None  # text, no elements
-    assert found["facts"] == "quality 0.00 · cost C 0.1679 · 167,900 parameters · 10 + 8 tokens · 0.7 ms · stop probability 0.125"
+    assert (
+        found["facts"]
+        == "quality 0.00 · cost C 0.1679 · 167,900 parameters · 10 + 8 tokens · 0.7 ms · stop"
+        " probability 0.125"
+    )
 
 
 @needs_chromium
@@ -391,7 +734,8 @@ def test_filters_combine_and_are_kept_in_the_address(page: Path) -> None:
         page,
         ROUTES
         + """const form = page.querySelector(".filters");
-        const set = (name, value) => { form[name].value = value; form[name].dispatchEvent(new Event("input", { bubbles: true })); };
+        const set = (name, value) => { form[name].value = value;
+            form[name].dispatchEvent(new Event("input", { bubbles: true })); };
         const before = shown();
         set("outcome", "right"); set("search", "number 12"); set("policy", "");
         const after = shown(), address = frame.contentWindow.location.hash;
@@ -401,14 +745,31 @@ def test_filters_combine_and_are_kept_in_the_address(page: Path) -> None:
         address="#policy=best+fixed%3A+large",
     )
     assert found["before"]["count"] == "30 of 90 routes, 30 shown"
-    assert found["after"]["questions"] == ["question number 12?"] * 3  # DER with two seeds, the fixed expert with its first
+    assert (
+        found["after"]["questions"] == ["question number 12?"] * 3
+    )  # DER with two seeds, the fixed expert with its first
     assert found["address"] == "#search=number+12&policy=&outcome=right"
-    assert found["back"]["count"] == "15 of 90 routes, 15 shown" and "question number 12?" in found["back"]["questions"]
+    assert (
+        found["back"]["count"] == "15 of 90 routes, 15 shown"
+        and "question number 12?" in found["back"]["questions"]
+    )
 
 
 @needs_chromium
 def test_a_bare_report_opens_too(tmp_path: Path, bare: dict, results: dict) -> None:
-    undefined = copy.deepcopy(results["terminator"]) | {"auroc": None, "calibration": [], "thresholds": []}
+    undefined = copy.deepcopy(results["terminator"]) | {
+        "auroc": None,
+        "calibration": [],
+        "thresholds": [],
+    }
     (tmp_path / "report.html").write_text(html({**bare, "terminator": undefined}, [], {}))
-    found = browse(tmp_path, "return { text: page.body.innerText, plots: page.querySelectorAll('.plot').length, error: page.getElementById('script-error').hidden };")
-    assert "not defined (all answers good, or all bad)" in found["text"] and found["plots"] == 1 and found["error"] is True
+    found = browse(
+        tmp_path,
+        "return { text: page.body.innerText, plots: page.querySelectorAll('.plot').length, error:"
+        " page.getElementById('script-error').hidden };",
+    )
+    assert (
+        "not defined (all answers good, or all bad)" in found["text"]
+        and found["plots"] == 1
+        and found["error"] is True
+    )

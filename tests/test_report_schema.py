@@ -38,14 +38,25 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
 def test_what_is_computed_only_on_request_may_be_missing() -> None:
     assert "transfer" not in json.loads(to_json(changed(["transfer"], GONE)))
     assert json.loads(to_json(changed(["oracle"], {})))["oracle"] == {}
-    assert "thresholds" not in json.loads(to_json(changed(["terminator", "thresholds"], GONE)))["terminator"]  # as after --reprice
+    assert (
+        "thresholds"
+        not in json.loads(to_json(changed(["terminator", "thresholds"], GONE)))["terminator"]
+    )  # as after --reprice
 
 
 @pytest.mark.parametrize(
     ("path", "value", "named"),
     [
-        (["rows", 1, "quality", "hi"], "0.9", r"rows\.1\.quality\.hi: Input should be a valid number"),
-        (["rows", 1, "quality", "hi"], 0.1, r"rows\.1\.quality: .*the mean 0\.4 is outside its interval \[0\.3.*, 0\.1\]"),
+        (
+            ["rows", 1, "quality", "hi"],
+            "0.9",
+            r"rows\.1\.quality\.hi: Input should be a valid number",
+        ),
+        (
+            ["rows", 1, "quality", "hi"],
+            0.1,
+            r"rows\.1\.quality: .*the mean 0\.4 is outside its interval \[0\.3.*, 0\.1\]",
+        ),
         (["rows", 2, "return"], GONE, r"rows\.2\.return: Field required"),
         (["rows", 2, "kind"], "clever", r"rows\.2\.kind: Input should be 'der', 'single'"),
         (["rows", 2, "policy"], "DER", r"two rows are called DER"),
@@ -59,12 +70,16 @@ def test_what_is_computed_only_on_request_may_be_missing() -> None:
         (["surprise"], 1, r"surprise: Extra inputs are not permitted"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path: Path, path: list[str | int], value: Any, named: str) -> None:
+def test_what_is_wrong_is_named(
+    tmp_path: Path, path: list[str | int], value: Any, named: str
+) -> None:
     results = changed(path, value)
     with pytest.raises(ReportError, match=named):
         to_json(results)
     (tmp_path / "results.json").write_text(json.dumps(results))
-    with pytest.raises(ReportError, match=rf"results\.json: not as report/schema\.py describes it(.|\n)*{named}"):
+    with pytest.raises(
+        ReportError, match=rf"results\.json: not as report/schema\.py describes it(.|\n)*{named}"
+    ):
         read_results(tmp_path / "results.json")
 
 

@@ -40,26 +40,37 @@ class Alternate:
 
 
 def texts(routes: Sequence[Route]) -> list[list[tuple[int, str]]]:
-    return [[(step.expert_idx, step.answer.text) for step in route.episode.steps] for route in routes]
+    return [
+        [(step.expert_idx, step.answer.text) for step in route.episode.steps] for route in routes
+    ]
 
 
 @pytest.mark.parametrize("width", [1, 3, 256])
-def test_each_question_is_played_once_in_order_whatever_the_width(make_pool: Callable, width: int) -> None:
+def test_each_question_is_played_once_in_order_whatever_the_width(
+    make_pool: Callable, width: int
+) -> None:
     policy, judge = Alternate(), OracleJudge(QUESTIONS, 1.0, ["e0", "e1"])
     routes = play(QUESTIONS, policy, make_pool([right_if_even, improve]), judge, 3, width=width)
     assert [route.episode.question.id for route in routes] == [f"q{i}" for i in range(7)]
     # Even questions end after the first call, odd ones when expert 1 improves on "none".
-    assert texts(routes) == [[(0, str(i))] if i % 2 == 0 else [(0, "none"), (1, str(i))] for i in range(7)]
+    assert texts(routes) == [
+        [(0, str(i))] if i % 2 == 0 else [(0, "none"), (1, str(i))] for i in range(7)
+    ]
     assert all(len(ids) <= width for ids in policy.seen)
     decided = [question_id for ids in policy.seen for question_id in ids]
     assert [decided.count(f"q{i}") for i in range(7)] == [1, 2, 1, 2, 1, 2, 1]
     assert all(len(route.decisions) == len(route.episode.steps) for route in routes)
 
 
-def test_playing_twice_gives_the_same_and_one_pool_call_serves_all_questions(make_pool: Callable) -> None:
+def test_playing_twice_gives_the_same_and_one_pool_call_serves_all_questions(
+    make_pool: Callable,
+) -> None:
     pool = make_pool([right_if_even, improve])
     first = play(QUESTIONS, Alternate(), pool, NeverSatisfied(), 2)
-    assert [expert.num_answer_calls for expert in pool.experts] == [1, 1]  # two rounds of seven, one call each
+    assert [expert.num_answer_calls for expert in pool.experts] == [
+        1,
+        1,
+    ]  # two rounds of seven, one call each
     assert texts(play(QUESTIONS, Alternate(), pool, NeverSatisfied(), 2)) == texts(first)
     assert [route.episode.stop_reason for route in first] == ["t_max"] * 7
 
@@ -75,8 +86,13 @@ def test_a_policy_that_looks_at_the_reference_is_stopped(make_pool: Callable) ->
 
 def test_a_judge_that_looks_at_the_reference_is_stopped(make_pool: Callable) -> None:
     class Cheat:
-        def judge(self, episodes: Sequence[Episode], expert_idxs: Sequence[int], answers: Sequence[str]) -> list[Judgement]:
-            return [Judgement(episode.question.reference == answer) for episode, answer in zip(episodes, answers, strict=True)]
+        def judge(
+            self, episodes: Sequence[Episode], expert_idxs: Sequence[int], answers: Sequence[str]
+        ) -> list[Judgement]:
+            return [
+                Judgement(episode.question.reference == answer)
+                for episode, answer in zip(episodes, answers, strict=True)
+            ]
 
     with pytest.raises(ReferenceSealedError):
         play(QUESTIONS, Alternate(), make_pool([right_if_even, improve]), Cheat(), 2)
@@ -90,21 +106,41 @@ def test_played_routes_hold_no_quality_until_they_are_scored(make_pool: Callable
     with pytest.raises(ReferenceSealedError):
         score_routes(routes, [question.sealed() for question in QUESTIONS], ["e0", "e1"])
     score_routes(routes, QUESTIONS, ["e0", "e1"])
-    # Calls: expert 0 (right on even numbers), expert 1 (right, being handed something), expert 0 again.
-    assert [[step.quality for step in route.episode.steps] for route in routes] == [[1.0, 1.0, 1.0] if i % 2 == 0 else [0.0, 1.0, 0.0] for i in range(7)]
+    # Calls: expert 0 (right on even numbers), expert 1 (right, being handed something), expert 0
+    # again.
+    assert [[step.quality for step in route.episode.steps] for route in routes] == [
+        [1.0, 1.0, 1.0] if i % 2 == 0 else [0.0, 1.0, 0.0] for i in range(7)
+    ]
 
 
 def test_the_value_of_a_route_by_hand() -> None:
     def step(quality: float, params_b: float, tokens: int) -> Step:
-        return Step(0, Answer("x", 1, 1, 0.5), Cost(params_b=params_b, prompt_tokens=tokens, completion_tokens=1, latency_s=0.5), quality)
+        return Step(
+            0,
+            Answer("x", 1, 1, 0.5),
+            Cost(params_b=params_b, prompt_tokens=tokens, completion_tokens=1, latency_s=0.5),
+            quality,
+        )
 
-    route = Route(Episode(QUESTIONS[0], 4, [step(0.25, 7.0, 9), step(0.75, 13.0, 29)]), [Decision(0), Decision(1)])
+    route = Route(
+        Episode(QUESTIONS[0], 4, [step(0.25, 7.0, 9), step(0.75, 13.0, 29)]),
+        [Decision(0), Decision(1)],
+    )
     # The authors' unit: .75 - 2 x (7 + 13) x .001
-    assert route.value_under(RewardConfig(alpha=2.0, cost="params", cost_scale=0.001)) == pytest.approx(0.71)
-    # Thousands of tokens: .75 - 2 x (9 + 1 + 29 + 1) / 1000; neither shaping nor discount nor bonus enter
-    assert route.value_under(RewardConfig(kind="paper", alpha=2.0, cost="tokens", discount=0.5)) == pytest.approx(0.67)
-    assert route.value_under(RewardConfig(alpha=0.1, cost="latency")) == pytest.approx(0.65)  # .75 - .1 x (.5 + .5)
-    assert route.cut(1).value_under(RewardConfig(alpha=2.0, cost_scale=0.001)) == pytest.approx(0.236)  # .25 - 2 x .007
+    assert route.value_under(
+        RewardConfig(alpha=2.0, cost="params", cost_scale=0.001)
+    ) == pytest.approx(0.71)
+    # Thousands of tokens: .75 - 2 x (9 + 1 + 29 + 1) / 1000; neither shaping nor discount nor bonus
+    # enter
+    assert route.value_under(
+        RewardConfig(kind="paper", alpha=2.0, cost="tokens", discount=0.5)
+    ) == pytest.approx(0.67)
+    assert route.value_under(RewardConfig(alpha=0.1, cost="latency")) == pytest.approx(
+        0.65
+    )  # .75 - .1 x (.5 + .5)
+    assert route.cut(1).value_under(RewardConfig(alpha=2.0, cost_scale=0.001)) == pytest.approx(
+        0.236
+    )  # .25 - 2 x .007
     assert len(route.episode.steps) == 2  # cutting leaves the route as it was
 
 
@@ -122,11 +158,17 @@ def test_a_policy_may_stop_but_not_before_its_first_call(make_pool: Callable) ->
             self.calls = calls
 
         def act(self, episodes: Sequence[Episode]) -> list[Decision]:
-            return [Decision(0 if len(episode.steps) < self.calls else None) for episode in episodes]
+            return [
+                Decision(0 if len(episode.steps) < self.calls else None) for episode in episodes
+            ]
 
     pool = make_pool([right_if_even])
     routes = play(QUESTIONS, StopAfter(2), pool, NeverSatisfied(), 4, width=2)
-    assert [len(route.episode.steps) for route in routes] == [2] * 7 == [len(route.decisions) for route in routes]
+    assert (
+        [len(route.episode.steps) for route in routes]
+        == [2] * 7
+        == [len(route.decisions) for route in routes]
+    )
     with pytest.raises(ValueError, match="StopAfter stopped before the first call"):
         play(QUESTIONS, StopAfter(0), pool, NeverSatisfied(), 4)
 

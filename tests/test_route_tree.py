@@ -27,23 +27,37 @@ from runtime.errors import BudgetError
 REWARD = RewardConfig(alpha=0.1)
 
 
-def brute_force(questions: Sequence[Question], pool: ExpertPool, t_max: int, reward: RewardConfig) -> np.ndarray:
-    """Best return of each question over all sequences of experts of length 1 to t_max, no two sequences sharing anything."""
+def brute_force(
+    questions: Sequence[Question], pool: ExpertPool, t_max: int, reward: RewardConfig
+) -> np.ndarray:
+    """Best return of each question over all sequences of experts of length 1 to t_max, no two
+    sequences sharing anything.
+    """
     best = np.full(len(questions), -np.inf)
     for length in range(1, t_max + 1):
         for route in itertools.product(range(len(pool)), repeat=length):
             texts, spent = [None] * len(questions), np.zeros(len(questions))
             for idx in route:
-                given = pool.answer([Request(idx, q.text, text) for q, text in zip(questions, texts, strict=True)])
+                given = pool.answer(
+                    [Request(idx, q.text, text) for q, text in zip(questions, texts, strict=True)]
+                )
                 texts = [answer.text for answer in given]
                 spent += [charge(pool.cost(idx, answer), reward) for answer in given]
-            best = np.maximum(best, np.array(score_answers(questions, texts, [pool.names[route[-1]]] * len(questions))) - reward.alpha * spent)
+            best = np.maximum(
+                best,
+                np.array(score_answers(questions, texts, [pool.names[route[-1]]] * len(questions)))
+                - reward.alpha * spent,
+            )
     return best
 
 
-def test_the_optimum_is_brute_forces_on_fifty_questions_of_the_embedded_pool(project: Path, tiny_pool_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_optimum_is_brute_forces_on_fifty_questions_of_the_embedded_pool(
+    project: Path, tiny_pool_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(project)
-    config = load_config(Path("configs/quickstart.yaml"), ["--pool.store", str(tmp_path / "answers.sqlite")])
+    config = load_config(
+        Path("configs/quickstart.yaml"), ["--pool.store", str(tmp_path / "answers.sqlite")]
+    )
     pool = build_pool(config)
     questions = load_splits(config.data).validation[:50]
     tree = grow(questions, pool, 2, expand_solved=False)
@@ -53,19 +67,34 @@ def test_the_optimum_is_brute_forces_on_fifty_questions_of_the_embedded_pool(pro
         expected = brute_force(questions, pool, 2, reward)
         assert values == pytest.approx(expected)
         assert [route.value_under(reward) for route in routes] == pytest.approx(expected)
-    assert len({tuple(d.expert_idx for d in route.decisions) for route in routes}) > 3  # something was to be chosen
+    assert (
+        len({tuple(d.expert_idx for d in route.decisions) for route in routes}) > 3
+    )  # something was to be chosen
 
 
 def toy_pool(make_pool: Callable) -> ExpertPool:
-    """Expert 0 (1 billion) writes a draft, expert 1 (2) turns a draft into the answer, expert 2 (3) is right alone on "easy"."""
-    return make_pool([lambda q, a: "draft", lambda q, a: "yes" if a == "draft" else "no", lambda q, a: "yes" if q == "easy" else "no"])
+    """Expert 0 (1 billion) writes a draft, expert 1 (2) turns a draft into the answer, expert 2 (3)
+    is right alone on "easy".
+    """
+    return make_pool(
+        [
+            lambda q, a: "draft",
+            lambda q, a: "yes" if a == "draft" else "no",
+            lambda q, a: "yes" if q == "easy" else "no",
+        ]
+    )
 
 
 def test_values_by_hand(make_pool: Callable) -> None:
-    questions = [Question("a", "easy", _reference="yes"), Question("b", "hard", _reference="yes"), Question("c", "hopeless", _reference="other")]
+    questions = [
+        Question("a", "easy", _reference="yes"),
+        Question("b", "hard", _reference="yes"),
+        Question("c", "hopeless", _reference="other"),
+    ]
     tree = grow(questions, toy_pool(make_pool), 3, expand_solved=True)
     values = optimal_values(tree, REWARD)
-    # easy: draft then finish 1 - .1 (1 + 2), as good as expert 2 at once; hard: the chain alone; hopeless: the cheapest call.
+    # easy: draft then finish 1 - .1 (1 + 2), as good as expert 2 at once; hard: the chain alone;
+    # hopeless: the cheapest call.
     assert values[0] == pytest.approx([0.7, 0.7, -0.1])
     routes = [[d.expert_idx for d in route.decisions] for route in optimal_routes(tree, REWARD)]
     assert routes[1:] == [[0, 1], [0]] and routes[0] in ([2], [0, 1])
@@ -76,29 +105,46 @@ def test_values_by_hand(make_pool: Callable) -> None:
     assert optimal_values(tree, RewardConfig(alpha=0.0))[0] == pytest.approx([1, 1, 0])
 
 
-def test_growing_merges_equal_states_leaves_solved_ones_alone_and_says_what_it_needs(make_pool: Callable) -> None:
+def test_growing_merges_equal_states_leaves_solved_ones_alone_and_says_what_it_needs(
+    make_pool: Callable,
+) -> None:
     questions = [Question("a", "easy", _reference="yes"), Question("b", "hard", _reference="yes")]
     pool, told = toy_pool(make_pool), []
     whole = grow(questions, pool, 3, expand_solved=True, on_level=lambda *level: told.append(level))
-    # After one call: draft, no, yes for "easy", draft, no (twice) for "hard"; after two, three answers of each.
+    # After one call: draft, no, yes for "easy", draft, no (twice) for "hard"; after two, three
+    # answers of each.
     assert told[0] == (1, 6, 6) and told[1][:2] == (2, 15)
     assert [len(level.answers) for level in whole.levels[:2]] == [2, 5]
     assert max_calls(2, 3, 3) == 2 * (3 + 9 + 27) >= sum(calls for _, calls, _ in told)
     told.clear()
-    pruned = grow(questions, pool, 3, expand_solved=False, on_level=lambda *level: told.append(level))
-    assert told[1][1] == 12 and all(new == 0 for _, _, new in told)  # "easy" is solved by "yes"; everything is in the store
+    pruned = grow(
+        questions, pool, 3, expand_solved=False, on_level=lambda *level: told.append(level)
+    )
+    assert told[1][1] == 12 and all(
+        new == 0 for _, _, new in told
+    )  # "easy" is solved by "yes"; everything is in the store
     assert optimal_values(pruned, REWARD)[0] == pytest.approx(optimal_values(whole, REWARD)[0])
 
 
 def test_the_optimum_where_the_first_call_solves_every_question(make_pool: Callable) -> None:
     pool = make_pool([lambda q, a: "yes", lambda q, a: "yes"])
-    tree = grow([Question("a", "one", _reference="yes"), Question("b", "two", _reference="yes")], pool, 3, expand_solved=False)
+    tree = grow(
+        [Question("a", "one", _reference="yes"), Question("b", "two", _reference="yes")],
+        pool,
+        3,
+        expand_solved=False,
+    )
     assert [len(level.answers) for level in tree.levels] == [2, 2, 0, 0]
     assert optimal_values(tree, REWARD)[0] == pytest.approx([0.9, 0.9])
-    assert [[d.expert_idx for d in route.decisions] for route in optimal_routes(tree, REWARD)] == [[0], [0]]
+    assert [[d.expert_idx for d in route.decisions] for route in optimal_routes(tree, REWARD)] == [
+        [0],
+        [0],
+    ]
 
 
-def test_an_interrupted_growth_goes_on_where_it_stopped(make_pool: Callable, tmp_path: Path) -> None:
+def test_an_interrupted_growth_goes_on_where_it_stopped(
+    make_pool: Callable, tmp_path: Path
+) -> None:
     questions = [Question(f"q{i}", f"hard {i}", _reference="yes") for i in range(4)]
     with pytest.raises(BudgetError, match="stored"):
         pool = toy_pool(make_pool)
@@ -112,11 +158,22 @@ def test_an_interrupted_growth_goes_on_where_it_stopped(make_pool: Callable, tmp
 
 @pytest.mark.parametrize(("over", "of_chain"), [(None, "uvwxyz"), (1.0, "uvwxyz"), (None, "u")])
 def test_the_full_information_router_learns_the_chain_and_when_to_stop(
-    make_pool: Callable, bert_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, over: float | None, of_chain: str
+    make_pool: Callable,
+    bert_encoder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    over: float | None,
+    of_chain: str,
 ) -> None:
     monkeypatch.setattr(full_information, "STEPS", 500)
-    words = [f"{word} {a}{b}" for a in "abcdefgh" for word, last in (("sum", "uvwxyz"), ("spell", of_chain)) for b in last]
-    # "sum": expert 1 alone is right. "spell": only expert 0's draft finished by expert 2. No single call tells.
+    words = [
+        f"{word} {a}{b}"
+        for a in "abcdefgh"
+        for word, last in (("sum", "uvwxyz"), ("spell", of_chain))
+        for b in last
+    ]
+    # "sum": expert 1 alone is right. "spell": only expert 0's draft finished by expert 2. No single
+    # call tells.
     functions = [
         lambda q, a: "what",
         lambda q, a: "yes" if q.startswith("sum") else "no",
@@ -127,12 +184,24 @@ def test_the_full_information_router_learns_the_chain_and_when_to_stop(
     reward = RewardConfig(alpha=0.02)
     agent = build_agent(AgentConfig(encoder=str(bert_encoder), max_tokens=32), 3, 3)
     size = len(questions) * 3 // 4
-    router = fit_full_information(agent, grow(questions[:size], pool, 3, expand_solved=True), reward, over)
+    router = fit_full_information(
+        agent, grow(questions[:size], pool, 3, expand_solved=True), reward, over
+    )
     test = questions[size:]
-    routes = play([q.sealed() for q in test], router, pool, NeverSatisfied() if over is None else OracleJudge(test, over, pool.names), 3)
+    routes = play(
+        [q.sealed() for q in test],
+        router,
+        pool,
+        NeverSatisfied() if over is None else OracleJudge(test, over, pool.names),
+        3,
+    )
     score_routes(routes, test, pool.names)
-    best = [1 - 0.02 * 2 if q.text.startswith("sum") else 1 - 0.02 * (1 + 3) for q in questions]  # .96 and .92
-    assert np.mean([route.value_under(reward) for route in routes]) == pytest.approx(np.mean(best[size:]), abs=0.02)
+    best = [
+        1 - 0.02 * 2 if q.text.startswith("sum") else 1 - 0.02 * (1 + 3) for q in questions
+    ]  # .96 and .92
+    assert np.mean([route.value_under(reward) for route in routes]) == pytest.approx(
+        np.mean(best[size:]), abs=0.02
+    )
     assert np.mean(best[:size]) - 0.06 < router.cross_fitted < np.mean(best[:size]) + 1e-6
     router.save(tmp_path / "fits" / "router.pt")
     again = FullInformationRouter.load(tmp_path / "fits" / "router.pt", agent)
@@ -142,12 +211,20 @@ def test_the_full_information_router_learns_the_chain_and_when_to_stop(
     assert hindsight == pytest.approx(np.mean(best[size:]))
 
 
-def test_outcomes_that_nobody_could_foresee_are_not_counted_as_knowledge(make_pool: Callable, bert_encoder: Path) -> None:
-    # Either expert is right on a random half of the questions, whatever they say: hindsight gets 1, nobody else more than a half.
+def test_outcomes_that_nobody_could_foresee_are_not_counted_as_knowledge(
+    make_pool: Callable, bert_encoder: Path
+) -> None:
+    # Either expert is right on a random half of the questions, whatever they say: hindsight gets 1,
+    # nobody else more than a half.
     rng = np.random.default_rng(0)
     texts = [f"sum {a}{b}{c}" for a in "abcdefghij" for b in "klmnopqrst" for c in "uvw"]
     lucky = dict(zip(texts, rng.integers(2, size=len(texts)), strict=True))
-    pool = make_pool([lambda q, a: "yes" if lucky[q] == 0 else "no", lambda q, a: "yes" if lucky[q] == 1 else "no"])
+    pool = make_pool(
+        [
+            lambda q, a: "yes" if lucky[q] == 0 else "no",
+            lambda q, a: "yes" if lucky[q] == 1 else "no",
+        ]
+    )
     questions = [Question(f"q{i}", text, _reference="yes") for i, text in enumerate(texts)]
     agent = build_agent(AgentConfig(encoder=str(bert_encoder), max_tokens=32), 2, 1)
     reward = RewardConfig(alpha=0.0)
@@ -155,18 +232,41 @@ def test_outcomes_that_nobody_could_foresee_are_not_counted_as_knowledge(make_po
     routes = play([q.sealed() for q in questions[200:]], router, pool, NeverSatisfied(), 1)
     score_routes(routes, questions[200:], pool.names)
     assert 0.3 < np.mean([route.quality for route in routes]) < 0.7
-    assert np.mean([d.value for route in routes for d in route.decisions]) < 0.9  # nor expects what hindsight gets
+    assert (
+        np.mean([d.value for route in routes for d in route.decisions]) < 0.9
+    )  # nor expects what hindsight gets
 
 
-def test_a_fit_is_known_by_what_it_was_made_from(bert_encoder: Path, make_pool: Callable[..., ExpertPool]) -> None:
+def test_a_fit_is_known_by_what_it_was_made_from(
+    bert_encoder: Path, make_pool: Callable[..., ExpertPool]
+) -> None:
     agent = build_agent(AgentConfig(encoder=str(bert_encoder), max_tokens=32), 2, 1)
     pool, priced = make_pool([lambda q, a: q]), make_pool([lambda q, a: q])
-    priced.experts[0].config = priced.experts[0].config.model_copy(update={"usd_per_million_prompt_tokens": 1.0})
-    given = {"questions": [Question("a", "A?", _reference="x")], "pool": pool, "t_max": 2, "reward": REWARD, "over": None}
+    priced.experts[0].config = priced.experts[0].config.model_copy(
+        update={"usd_per_million_prompt_tokens": 1.0}
+    )
+    given = {
+        "questions": [Question("a", "A?", _reference="x")],
+        "pool": pool,
+        "t_max": 2,
+        "reward": REWARD,
+        "over": None,
+    }
     key = fit_key(agent, **given)
     assert key == fit_key(agent, **given)
-    questions = ([Question("b", "A?", _reference="x")], [Question("a", "A?", _reference="y")], [Question("a", "A!", _reference="x")])
-    others = (*({"questions": q} for q in questions), {"pool": priced}, {"pool": pool.with_ktp("none-v1")}, {"t_max": 3}, {"reward": RewardConfig(alpha=0.2)}, {"over": 1.0})
+    questions = (
+        [Question("b", "A?", _reference="x")],
+        [Question("a", "A?", _reference="y")],
+        [Question("a", "A!", _reference="x")],
+    )
+    others = (
+        *({"questions": q} for q in questions),
+        {"pool": priced},
+        {"pool": pool.with_ktp("none-v1")},
+        {"t_max": 3},
+        {"reward": RewardConfig(alpha=0.2)},
+        {"over": 1.0},
+    )
     assert len({key, *(fit_key(agent, **given | other) for other in others)}) == 9
     next(agent.encoder.model.parameters()).data.add_(0.1)  # trained
     assert fit_key(agent, **given) != key

@@ -32,18 +32,36 @@ def test_the_question_files_are_what_the_builder_makes_and_share_no_text(project
 
 
 def measured(quality: np.ndarray, second: float, swapped: float) -> Measured:
-    """Two experts, four simple questions of one family and two chained ones that no single call answers."""
+    """Two experts, four simple questions of one family and two chained ones that no single call
+    answers.
+    """
     tasks = np.array(["spell_backward"] * 4 + ["decrypt_backward", "convert_backward"])
     chained = np.array([False] * 4 + [True] * 2)
     pairs = np.full((2, 2, 2), second)
-    return Measured(["small", "large"], np.array([0.1, 0.5]), tasks, tasks, quality, quality - 0.01 * np.array([[1], [5]]), chained, pairs, np.full((2, 2, 2), swapped))
+    return Measured(
+        ["small", "large"],
+        np.array([0.1, 0.5]),
+        tasks,
+        tasks,
+        quality,
+        quality - 0.01 * np.array([[1], [5]]),
+        chained,
+        pairs,
+        np.full((2, 2, 2), swapped),
+    )
 
 
 def test_a_fair_pool_passes_and_each_bound_is_missed_in_words():
-    # Each expert right on half of the simple questions: best single 2 / 6 = 0.33, best choice 4 / 6 = 0.67 (below 0.85: too few simple ones here).
+    # Each expert right on half of the simple questions: best single 2 / 6 = 0.33, best choice 4 / 6
+    # = 0.67 (below 0.85: too few simple ones here).
     fair = np.array([[1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0]], dtype=float)
-    assert failures(measured(fair, 0.9, 0.0)) == ["the best one-call choice per question has quality 0.667, below 0.85"]
-    assert chain_gains(measured(fair, 0.9, 0.0)) == [("decrypt_backward", 0.9, 0.0), ("convert_backward", 0.9, 0.0)]
+    assert failures(measured(fair, 0.9, 0.0)) == [
+        "the best one-call choice per question has quality 0.667, below 0.85"
+    ]
+    assert chain_gains(measured(fair, 0.9, 0.0)) == [
+        ("decrypt_backward", 0.9, 0.0),
+        ("convert_backward", 0.9, 0.0),
+    ]
     decoy = np.array([[1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0]], dtype=float)
     assert any("decoy" in line for line in failures(measured(decoy, 0.9, 0.0)))
     assert any("family decides alone" in line for line in failures(measured(decoy, 0.9, 0.0)))
@@ -55,7 +73,9 @@ def test_a_fair_pool_passes_and_each_bound_is_missed_in_words():
 @pytest.mark.parametrize("name", CELLS)
 def test_reference_answers_are_right_by_plain_python(name, project):
     lines = (project / "data" / "tiny_questions" / "test.jsonl").read_text().splitlines()
-    questions = [q for q in map(json.loads, lines) if q["id"].split("-", 1)[1].rsplit("-", 1)[0] == name]
+    questions = [
+        q for q in map(json.loads, lines) if q["id"].split("-", 1)[1].rsplit("-", 1)[0] == name
+    ]
     assert questions
     for question in questions[:20]:
         assert solve(question["task"], question["text"]) == question["reference"]
@@ -74,4 +94,8 @@ def solve(task: str, text: str) -> str:
     payload = text.split(": ")[-1].split(". ")[0]
     if task == "convert_backward":
         return f"{int(payload, 4):b}"[::-1]
-    return {"spell_backward": payload[::-1], "caesar_cipher": shift(payload), "decrypt_backward": shift(payload)[::-1]}[task]
+    return {
+        "spell_backward": payload[::-1],
+        "caesar_cipher": shift(payload),
+        "decrypt_backward": shift(payload)[::-1],
+    }[task]

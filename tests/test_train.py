@@ -1,7 +1,7 @@
 """Training, evaluation and `ask` from end to end, killed, resumed, out of disk and out of budget.
 
-Most runs here train on three random Llama-shaped models of a few thousand parameters. What makes that learnable: the reference of a
-question is what the expert of its family happens to answer.
+Most runs here train on three random Llama-shaped models of a few thousand parameters. What makes
+that learnable: the reference of a question is what the expert of its family happens to answer.
 """
 
 from __future__ import annotations
@@ -52,7 +52,12 @@ SETTINGS: dict[str, Any] = {
     "reward": {"alpha": 0.01},
     "agent": {"max_tokens": 48, "hidden_sizes": [16]},
     "ppo": {"batch_size": 16, "repeats": 4, "lr": 0.01},
-    "train": {"epochs": EPOCHS, "updates_per_epoch": UPDATES, "episodes_per_update": 12, "num_envs": 4},
+    "train": {
+        "epochs": EPOCHS,
+        "updates_per_epoch": UPDATES,
+        "episodes_per_update": 12,
+        "num_envs": 4,
+    },
     "terminator": {"steps": 30, "hidden_size": 8},
     "eval": {"tree_questions": 16},
 }
@@ -64,11 +69,16 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
 
 
 def build_random_expert(folder: Path, seed: int) -> Path:
-    """A random model whose answers depend on every token: large weights, so that greedy decoding is far from constant."""
+    """A random model whose answers depend on every token: large weights, so that greedy decoding is
+    far from constant.
+    """
     tokenizer = build_tokenizer(seq2seq=False)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = build_model(TinyExpert(folder.name, "llama", {"width": 16, "layers": 1, "heads": 2, "mlp": 32}, ()), len(tokenizer))
+        model = build_model(
+            TinyExpert(folder.name, "llama", {"width": 16, "layers": 1, "heads": 2, "mlp": 32}, ()),
+            len(tokenizer),
+        )
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
@@ -83,20 +93,52 @@ def config_path(tmp_path_factory: pytest.TempPathFactory, bert_encoder: Path) ->
     """A configuration with three random experts, the random BERT and 24 + 18 + 12 questions."""
     root = tmp_path_factory.mktemp("workshop")
     experts = [
-        {"name": name, "source": str(build_random_expert(root / name, seed)), "params_b": seed + 1.0, "prompt_format": "plain", "decoding": {"max_new_tokens": 4}}
+        {
+            "name": name,
+            "source": str(build_random_expert(root / name, seed)),
+            "params_b": seed + 1.0,
+            "prompt_format": "plain",
+            "decoding": {"max_new_tokens": 4},
+        }
         for seed, name in enumerate(NAMES)
     ]
-    settings = SETTINGS | {"agent": SETTINGS["agent"] | {"encoder": str(bert_encoder)}, "pool": {"experts": experts, "store": str(root / "answers.sqlite")}}
+    settings = SETTINGS | {
+        "agent": SETTINGS["agent"] | {"encoder": str(bert_encoder)},
+        "pool": {"experts": experts, "store": str(root / "answers.sqlite")},
+    }
     pool = build_pool(load_config(_dump(root / "pool.yaml", settings)))
     rows: list[dict[str, Any]] = []
     for family, wording in enumerate(FAMILIES):
         texts = [f"{wording} {a}{b}" for a in "abcdefgh" for b in "uvwxyz"]
-        answers = [[normalise(a.text) for a in pool.answer([_request(e, text) for text in texts])] for e in range(3)]
-        usable = [i for i in range(len(texts)) if answers[family][i] and all(answers[e][i] != answers[family][i] for e in range(3) if e != family)]
-        rows += [{"id": f"{family}-{i}", "text": texts[i], "reference": answers[family][i], "task": wording} for i in usable[:18]]
+        answers = [
+            [normalise(a.text) for a in pool.answer([_request(e, text) for text in texts])]
+            for e in range(3)
+        ]
+        usable = [
+            i
+            for i in range(len(texts))
+            if answers[family][i]
+            and all(answers[e][i] != answers[family][i] for e in range(3) if e != family)
+        ]
+        rows += [
+            {
+                "id": f"{family}-{i}",
+                "text": texts[i],
+                "reference": answers[family][i],
+                "task": wording,
+            }
+            for i in usable[:18]
+        ]
     by_family = [rows[start : start + 18] for start in (0, 18, 36)]
     parts = {"train": (0, 8), "validation": (8, 14), "test": (14, 18)}
-    data = {name: {"path": write_jsonl(root / f"{name}.jsonl", [row for part in by_family for row in part[lo:hi]])} for name, (lo, hi) in parts.items()}
+    data = {
+        name: {
+            "path": write_jsonl(
+                root / f"{name}.jsonl", [row for part in by_family for row in part[lo:hi]]
+            )
+        }
+        for name, (lo, hi) in parts.items()
+    }
     return _dump(root / "toy.yaml", settings | {"data": data})
 
 
@@ -123,7 +165,15 @@ class Workplace:
         return self.folder / "answers.sqlite"
 
     def arguments(self, name: str, *more: str) -> list[str]:
-        return ["--config", str(self.config_path), "--name", name, "--pool.store", str(self.store), *more]
+        return [
+            "--config",
+            str(self.config_path),
+            "--name",
+            name,
+            "--pool.store",
+            str(self.store),
+            *more,
+        ]
 
     def train(self, name: str, *more: str) -> Path:
         return self._main(self.arguments(name, *more))
@@ -174,23 +224,34 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 def repeatable(run: Path) -> list[dict[str, Any]]:
     """What two runs of one seed agree in: all but wall times and store hits."""
-    return [{k: v for k, v in record.items() if not k.startswith(("time/", "pool/"))} for record in read_metrics(run)]
+    return [
+        {k: v for k, v in record.items() if not k.startswith(("time/", "pool/"))}
+        for record in read_metrics(run)
+    ]
 
 
 def learned(run: Path) -> dict[str, list[float]]:
     files = (run / "agent" / "model.safetensors", run / "terminator" / "model.safetensors")
-    return {f"{path.parent.name}.{name}": tensor.flatten().tolist() for path in files for name, tensor in load_file(path).items()}
+    return {
+        f"{path.parent.name}.{name}": tensor.flatten().tolist()
+        for path in files
+        for name, tensor in load_file(path).items()
+    }
 
 
 def test_a_run_logs_every_update_and_every_epoch(finished_run: Path) -> None:
     records = read_metrics(finished_run)
     assert [(r["epoch"], r["update"], "eval/return" in r) for r in records] == [
-        (epoch, UPDATES * (epoch - 1) + min(line, UPDATES), line > UPDATES) for epoch in range(1, EPOCHS + 1) for line in range(1, UPDATES + 2)
+        (epoch, UPDATES * (epoch - 1) + min(line, UPDATES), line > UPDATES)
+        for epoch in range(1, EPOCHS + 1)
+        for line in range(1, UPDATES + 2)
     ]
     best = -np.inf
     for record in records:
         prefix = "eval" if "eval/return" in record else "train"
-        assert record[f"{prefix}/return"] == pytest.approx(record[f"{prefix}/quality"] - 0.01 * record[f"{prefix}/cost"])
+        assert record[f"{prefix}/return"] == pytest.approx(
+            record[f"{prefix}/quality"] - 0.01 * record[f"{prefix}/cost"]
+        )
         assert 0 <= record[f"{prefix}/quality"] <= 1 <= record[f"{prefix}/calls"] <= 2
         for kind in ("share", "first"):
             assert sum(record[f"{prefix}/{kind}/{name}"] for name in NAMES) == pytest.approx(1)
@@ -198,25 +259,44 @@ def test_a_run_logs_every_update_and_every_epoch(finished_run: Path) -> None:
             assert bool(record["eval/is_best"]) == (record["eval/return"] > best)
             best = max(best, record["eval/return"])
     updates = [r for r in records if "train/return" in r]
-    assert [r["env_step"] for r in updates] == np.cumsum([round(12 * r["train/calls"]) for r in updates]).tolist()  # 12 episodes an update
+    assert [r["env_step"] for r in updates] == np.cumsum(
+        [round(12 * r["train/calls"]) for r in updates]
+    ).tolist()  # 12 episodes an update
     assert all(0 < r["losses/entropy"] <= np.log(3) + 1e-6 for r in updates)
 
 
 def test_a_run_folder_holds_what_it_promises(finished_run: Path, config_path: Path) -> None:
     records = read_metrics(finished_run)
     best = [r for r in records if r.get("eval/is_best")][-1]
-    checkpoints = {name: torch.load(finished_run / "checkpoints" / f"{name}.pt", weights_only=False)["epoch"] for name in ("last", "best")}
+    checkpoints = {
+        name: torch.load(finished_run / "checkpoints" / f"{name}.pt", weights_only=False)["epoch"]
+        for name in ("last", "best")
+    }
     assert checkpoints == {"last": EPOCHS, "best": best["epoch"]}
     config = load_config(finished_run / "config.yaml")
-    assert config == load_config(config_path, ["--name", "toy", "--pool.store", str(finished_run.parents[1] / "answers.sqlite")])
+    assert config == load_config(
+        config_path,
+        ["--name", "toy", "--pool.store", str(finished_run.parents[1] / "answers.sqlite")],
+    )
     about = json.loads((finished_run / "environment.json").read_text())
-    assert about["seed"] == 0 and about["threads"] == 1 and about["device"] == "cpu" and {"torch", "transformers", "tianshou"} <= about["versions"].keys()
+    assert (
+        about["seed"] == 0
+        and about["threads"] == 1
+        and about["device"] == "cpu"
+        and {"torch", "transformers", "tianshou"} <= about["versions"].keys()
+    )
     assert [expert["name"] for expert in about["pool"]] == list(NAMES)
     assert list((finished_run / "tb").glob("events.*"))
     agent = load_agent(finished_run / "agent", build_pool(config))
     saved = torch.load(finished_run / "checkpoints" / "best.pt", weights_only=False)["algorithm"]
-    assert all(torch.equal(tensor, saved[f"policy.actor.last.{name}"]) for name, tensor in agent.actor.last.state_dict().items())
-    assert load_terminator(finished_run / "terminator", torch.device("cpu")).threshold == best["terminator/threshold"]
+    assert all(
+        torch.equal(tensor, saved[f"policy.actor.last.{name}"])
+        for name, tensor in agent.actor.last.state_dict().items()
+    )
+    assert (
+        load_terminator(finished_run / "terminator", torch.device("cpu")).threshold
+        == best["terminator/threshold"]
+    )
 
 
 def test_one_seed_gives_one_run(finished_run: Path, workplace: Workplace) -> None:
@@ -251,26 +331,47 @@ import sqlite3, sys, time
 rows = sqlite3.connect(sys.argv[1]).execute("SELECT * FROM answers").fetchall()
 store = sqlite3.connect(sys.argv[2], timeout=60, isolation_level=None)
 number = 0
-while True:  # what the undisturbed run generated, with other wall times, among answers that nobody asks for
+# What the undisturbed run generated, with other wall times, among answers that nobody asks for.
+while True:
     for key, *row in rows:
         row[5] = 99.0
         number += 1
-        store.execute("INSERT OR IGNORE INTO answers VALUES (?,?,?,?,?,?,?,?,?)", (number.to_bytes(16, "big"), *row))
+        statement = "INSERT OR IGNORE INTO answers VALUES (?,?,?,?,?,?,?,?,?)"
+        store.execute(statement, (number.to_bytes(16, "big"), *row))
         if number % 3 == 0:
             store.execute("INSERT OR IGNORE INTO answers VALUES (?,?,?,?,?,?,?,?,?)", (key, *row))
         time.sleep(0.01)
 """
 
 
-def test_a_killed_and_resumed_run_is_the_undisturbed_one_whatever_others_write_to_the_store(finished_run: Path, workplace: Workplace, project: Path) -> None:
+def test_a_killed_and_resumed_run_is_the_undisturbed_one_whatever_others_write_to_the_store(
+    finished_run: Path, workplace: Workplace, project: Path
+) -> None:
     AnswerStore(workplace.store).close()
-    other = subprocess.Popen([sys.executable, "-c", WRITE_TO_THE_STORE, str(finished_run.parents[1] / "answers.sqlite"), str(workplace.store)])
+    other = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            WRITE_TO_THE_STORE,
+            str(finished_run.parents[1] / "answers.sqlite"),
+            str(workplace.store),
+        ]
+    )
     try:
         environment = os.environ | {"PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"}
-        killed = subprocess.run([sys.executable, "-c", DIE_IN_THE_SIXTH_UPDATE, *workplace.arguments("toy")], env=environment, capture_output=True, text=True, check=False)
+        killed = subprocess.run(
+            [sys.executable, "-c", DIE_IN_THE_SIXTH_UPDATE, *workplace.arguments("toy")],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert killed.returncode == -signal.SIGKILL, killed.stderr
         run = workplace.folder / "runs" / "toy"
-        assert len(read_metrics(run)) == 7 and torch.load(run / "checkpoints" / "last.pt", weights_only=False)["epoch"] == 2
+        assert (
+            len(read_metrics(run)) == 7
+            and torch.load(run / "checkpoints" / "last.pt", weights_only=False)["epoch"] == 2
+        )
         with (run / "metrics.jsonl").open("a") as file:
             file.write('{"epoch": 3, "upd')  # a line that was being written
         workplace.resume(run)
@@ -284,7 +385,9 @@ def test_a_killed_and_resumed_run_is_the_undisturbed_one_whatever_others_write_t
 
 
 @pytest.mark.parametrize("stop_before", [0, 3])  # before the first checkpoint, and after it
-def test_a_trainable_encoder_resumes_as_well(workplace: Workplace, monkeypatch: pytest.MonkeyPatch, stop_before: int) -> None:
+def test_a_trainable_encoder_resumes_as_well(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch, stop_before: int
+) -> None:
     options = ("--agent.freeze_encoder", "false", "--ppo.lr_encoder", "1e-3", "--train.epochs", "2")
     undisturbed = workplace.train("undisturbed", *options)
     update = train_ppo_multi.Trainer.update
@@ -302,7 +405,9 @@ def test_a_trainable_encoder_resumes_as_well(workplace: Workplace, monkeypatch: 
     assert learned(run) == learned(undisturbed)
 
 
-def test_a_run_killed_between_its_checkpoint_and_its_agent_ends_with_the_best_agent(finished_run: Path, workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_killed_between_its_checkpoint_and_its_agent_ends_with_the_best_agent(
+    finished_run: Path, workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     num_best = sum(bool(r.get("eval/is_best")) for r in read_metrics(finished_run))
     assert num_best >= 2  # so that an older agent could be left behind
     calls, save_agent = [], train_ppo_multi.save_agent
@@ -322,10 +427,16 @@ def test_a_run_killed_between_its_checkpoint_and_its_agent_ends_with_the_best_ag
     assert learned(run) == learned(finished_run)
 
 
-def test_resuming_a_finished_run_changes_nothing(finished_run: Path, workplace: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resuming_a_finished_run_changes_nothing(
+    finished_run: Path, workplace: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = workplace.folder / "runs" / "copy"
     shutil.copytree(finished_run, run)
-    kept = [path for path in sorted(run.rglob("*")) if path.is_file() and "tb" not in path.parts and path.name != ".lock"]
+    kept = [
+        path
+        for path in sorted(run.rglob("*"))
+        if path.is_file() and "tb" not in path.parts and path.name != ".lock"
+    ]
     before = {path: path.read_bytes() for path in kept}
     workplace.resume(run)
     assert {path: path.read_bytes() for path in kept} == before
@@ -333,33 +444,57 @@ def test_resuming_a_finished_run_changes_nothing(finished_run: Path, workplace: 
     assert f"(validation return {best:.3f})" in capsys.readouterr().out
 
 
-def test_a_run_is_not_overwritten_nor_trained_by_two(finished_run: Path, workplace: Workplace) -> None:
+def test_a_run_is_not_overwritten_nor_trained_by_two(
+    finished_run: Path, workplace: Workplace
+) -> None:
     shutil.copytree(finished_run, workplace.folder / "runs" / "toy")
     assert "--resume" in workplace.fails(RunError, *workplace.arguments("toy"))
-    holder = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
-    process = subprocess.Popen([sys.executable, "-c", holder, "runs/toy/.lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    holder = (
+        "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX);"
+        " print('held', flush=True); sys.stdin.read()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", holder, "runs/toy/.lock"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout.readline() == "held\n"
-    assert "another process is training this run" in workplace.fails(RunError, "--resume", "runs/toy")
+    assert "another process is training this run" in workplace.fails(
+        RunError, "--resume", "runs/toy"
+    )
     process.communicate()
     workplace.resume(Path("runs/toy"))  # the lock went with its process
     assert "runs/nowhere: no run there" in workplace.fails(RunError, "--resume", "runs/nowhere")
-    assert "--reward.alpha cannot be changed" in workplace.fails(ConfigError, "--resume", "runs/toy", "--reward.alpha", "1")
-    assert "leave --config out" in workplace.fails(ConfigError, "--resume", "runs/toy", "--config", "configs/quickstart.yaml")
+    assert "--reward.alpha cannot be changed" in workplace.fails(
+        ConfigError, "--resume", "runs/toy", "--reward.alpha", "1"
+    )
+    assert "leave --config out" in workplace.fails(
+        ConfigError, "--resume", "runs/toy", "--config", "configs/quickstart.yaml"
+    )
 
 
-def test_a_run_does_not_go_on_with_other_questions_or_experts(finished_run: Path, workplace: Workplace) -> None:
+def test_a_run_does_not_go_on_with_other_questions_or_experts(
+    finished_run: Path, workplace: Workplace
+) -> None:
     run = workplace.folder / "runs" / "toy"
     shutil.copytree(finished_run, run)
     before = (run / "metrics.jsonl").read_text()
     config = yaml.safe_load((run / "config.yaml").read_text())
-    rows = [json.loads(line) for line in Path(config["data"]["train"]["path"]).read_text().splitlines()]
-    config["data"]["train"]["path"] = write_jsonl(workplace.folder / "train.jsonl", rows)  # the same questions elsewhere
+    rows = [
+        json.loads(line) for line in Path(config["data"]["train"]["path"]).read_text().splitlines()
+    ]
+    config["data"]["train"]["path"] = write_jsonl(
+        workplace.folder / "train.jsonl", rows
+    )  # the same questions elsewhere
     _dump(run / "config.yaml", config)
     workplace.resume(run)
     write_jsonl(workplace.folder / "train.jsonl", [*rows[:-1], rows[-1] | {"reference": "another"}])
     config["pool"]["experts"][0]["params_b"] *= 2
     _dump(run / "config.yaml", config)
-    assert "toy: data.train and pool.experts changed since its last checkpoint" in workplace.fails(RunError, "--resume", str(run))
+    assert "toy: data.train and pool.experts changed since its last checkpoint" in workplace.fails(
+        RunError, "--resume", str(run)
+    )
     assert (run / "metrics.jsonl").read_text() == before
 
 
@@ -368,7 +503,9 @@ def disk_full(*arguments: Any) -> None:
 
 
 @pytest.mark.parametrize("where", ["torch.save", "os.replace", "copyfile"])
-def test_a_full_disk_leaves_the_last_checkpoint_to_resume_from(finished_run: Path, workplace: Workplace, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+def test_a_full_disk_leaves_the_last_checkpoint_to_resume_from(
+    finished_run: Path, workplace: Workplace, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
     counts, torch_save, os_replace, copyfile = Counter(), torch.save, os.replace, shutil.copyfile
 
     def is_second(name: str) -> bool:
@@ -399,32 +536,51 @@ def test_a_full_disk_leaves_the_last_checkpoint_to_resume_from(finished_run: Pat
         message = workplace.fails(RunError, *workplace.arguments("toy"))
     run = workplace.folder / "runs" / "toy"
     assert "No space left" in message and "--resume" in message
-    epoch = {name: torch.load(run / "checkpoints" / f"{name}.pt", weights_only=False)["epoch"] for name in ("last", "best")}
+    epoch = {
+        name: torch.load(run / "checkpoints" / f"{name}.pt", weights_only=False)["epoch"]
+        for name in ("last", "best")
+    }
     assert epoch["last"] == 1 or where == "copyfile"
-    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["best.pt", "last.pt"]  # half a file is not left lying about
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
+        "best.pt",
+        "last.pt",
+    ]  # half a file is not left lying about
     workplace.resume(run)
     assert repeatable(run) == repeatable(finished_run)
     assert learned(run) == learned(finished_run)
     finished = torch.load(finished_run / "checkpoints" / "best.pt", weights_only=False)
-    assert torch.load(run / "checkpoints" / "best.pt", weights_only=False)["epoch"] == finished["epoch"]
+    assert (
+        torch.load(run / "checkpoints" / "best.pt", weights_only=False)["epoch"]
+        == finished["epoch"]
+    )
 
 
-def test_a_full_disk_under_the_agent_folder_is_said_in_words_too(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_under_the_agent_folder_is_said_in_words_too(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("agent.save_file", disk_full)
-        assert "No space left" in workplace.fails(RunError, *workplace.arguments("toy", "--train.epochs", "1"))
+        assert "No space left" in workplace.fails(
+            RunError, *workplace.arguments("toy", "--train.epochs", "1")
+        )
 
 
-def test_a_spent_budget_stops_the_run_and_a_higher_one_goes_on(finished_run: Path, workplace: Workplace) -> None:
+def test_a_spent_budget_stops_the_run_and_a_higher_one_goes_on(
+    finished_run: Path, workplace: Workplace
+) -> None:
     needed = read_metrics(finished_run)[-2]["pool/generated"]
-    message = workplace.fails(BudgetError, *workplace.arguments("toy", "--train.max_expert_calls", str(needed * 2 // 3)))
+    message = workplace.fails(
+        BudgetError, *workplace.arguments("toy", "--train.max_expert_calls", str(needed * 2 // 3))
+    )
     assert f"train.max_expert_calls = {needed * 2 // 3}" in message and "--resume" in message
     assert len(AnswerStore(workplace.store)) <= needed * 2 // 3
     run = workplace.resume(workplace.folder / "runs" / "toy", "--train.max_expert_calls", "100000")
     assert repeatable(run) == repeatable(finished_run)
 
 
-def test_resuming_on_the_same_budget_does_not_spend_it_again(finished_run: Path, workplace: Workplace) -> None:
+def test_resuming_on_the_same_budget_does_not_spend_it_again(
+    finished_run: Path, workplace: Workplace
+) -> None:
     workplace.fails(BudgetError, *workplace.arguments("toy", "--train.max_expert_calls", "20"))
     spent = len(AnswerStore(workplace.store))
     workplace.fails(BudgetError, "--resume", "runs/toy")
@@ -432,7 +588,9 @@ def test_resuming_on_the_same_budget_does_not_spend_it_again(finished_run: Path,
 
 
 def test_a_missing_encoder_names_the_command_that_gets_one(workplace: Workplace) -> None:
-    assert "python scripts/get_small_llms.py minilm" in workplace.fails(AgentError, *workplace.arguments("toy", "--agent.encoder", "no/such-encoder"))
+    assert "python scripts/get_small_llms.py minilm" in workplace.fails(
+        AgentError, *workplace.arguments("toy", "--agent.encoder", "no/such-encoder")
+    )
     workplace.train("toy", "--train.epochs", "1")  # and the name is still free
 
 
@@ -440,42 +598,103 @@ def test_a_collapsed_policy_is_named_in_words() -> None:
     figures = {"eval/first/small": 0.03, "eval/first/large": 0.97}
     warning = train_ppo_multi.collapse_warning(figures, ["small", "large"])
     assert "collapsed" in warning and "97%" in warning and "large" in warning
-    assert train_ppo_multi.collapse_warning({"eval/first/small": 0.1, "eval/first/large": 0.9}, ["small", "large"]) is None
+    assert (
+        train_ppo_multi.collapse_warning(
+            {"eval/first/small": 0.1, "eval/first/large": 0.9}, ["small", "large"]
+        )
+        is None
+    )
     assert train_ppo_multi.collapse_warning({"eval/first/only": 1.0}, ["only"]) is None
 
 
-def test_the_agent_learns_whom_to_ask(config_path: Path, make_pool: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ("sum", "capital", "spell")  # expert e answers its word, and passes off a wrong answer for everything else
+def test_the_agent_learns_whom_to_ask(
+    config_path: Path, make_pool: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (
+        "sum",
+        "capital",
+        "spell",
+    )  # expert e answers its word, and passes off a wrong answer for everything else
 
     def specialist(word: str) -> Callable[[str, str | None], str]:
         return lambda question, previous: "yes" if question.split()[0] == word else "no"
 
     def rows(letters: str) -> list[dict[str, Any]]:
-        return [{"text": f"{word} {a} {b}", "reference": "yes", "task": word} for word in words for a in letters for b in "uvwxyz"]
+        return [
+            {"text": f"{word} {a} {b}", "reference": "yes", "task": word}
+            for word in words
+            for a in letters
+            for b in "uvwxyz"
+        ]
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train_ppo_multi, "build_pool", lambda *_: make_pool([specialist(word) for word in words]))
-    data = {name: {"path": write_jsonl(tmp_path / f"{name}.jsonl", rows(letters))} for name, letters in {"train": "abcdefgh", "validation": "ijkl", "test": "mn"}.items()}
-    settings = load_config(config_path).model_dump(mode="json", exclude={"name"}) | {"data": data, "reward": {"alpha": 0.02}}
-    settings["train"] |= {"epochs": 3, "updates_per_epoch": 4, "episodes_per_update": 48, "num_envs": 16}
+    monkeypatch.setattr(
+        train_ppo_multi, "build_pool", lambda *_: make_pool([specialist(word) for word in words])
+    )
+    data = {
+        name: {"path": write_jsonl(tmp_path / f"{name}.jsonl", rows(letters))}
+        for name, letters in {"train": "abcdefgh", "validation": "ijkl", "test": "mn"}.items()
+    }
+    settings = load_config(config_path).model_dump(mode="json", exclude={"name"}) | {
+        "data": data,
+        "reward": {"alpha": 0.02},
+    }
+    settings["train"] |= {
+        "epochs": 3,
+        "updates_per_epoch": 4,
+        "episodes_per_update": 48,
+        "num_envs": 16,
+    }
     settings["ppo"] |= {"lr": 0.01, "repeats": 4, "batch_size": 32}
     settings["terminator"] |= {"steps": 200, "lr": 0.01}
-    run = train_ppo_multi.main(["--config", str(_dump(tmp_path / "easy.yaml", settings)), "--name", "easy"])
+    run = train_ppo_multi.main(
+        ["--config", str(_dump(tmp_path / "easy.yaml", settings)), "--name", "easy"]
+    )
     validated = [record for record in read_metrics(run) if "eval/return" in record]
-    # Always asking one expert, once or again and again, is right for a third of the questions: 1/3 - .02 x 1 at best.
-    # Asking the right one at once returns 1 - .02 x (1 + 2 + 3) / 3 = .96.
+    # Always asking one expert, once or again and again, is right for a third of the questions: 1/3
+    # - .02 x 1 at best. Asking the right one at once returns 1 - .02 x (1 + 2 + 3) / 3 = .96.
     assert validated[-1]["eval/return"] > 0.8
     assert validated[-1]["eval/return"] <= 0.96 + 1e-9
-    assert validated[-1]["eval/calls"] < 1.5  # and the Terminator knows a right answer when it sees one
+    assert (
+        validated[-1]["eval/calls"] < 1.5
+    )  # and the Terminator knows a right answer when it sees one
 
 
-ROW_KEYS = {"policy", "kind", "quality", "return", "calls", "charge", "cost", "overhead", "vs_best_single", "by_task", "by_seed"}
-COMPARISON_KEYS = {"a", "b", "measure", "diff", "lo", "hi", "p", "p_adjusted", "wins", "ties", "losses", "verdict", "covers"}
+ROW_KEYS = {
+    "policy",
+    "kind",
+    "quality",
+    "return",
+    "calls",
+    "charge",
+    "cost",
+    "overhead",
+    "vs_best_single",
+    "by_task",
+    "by_seed",
+}
+COMPARISON_KEYS = {
+    "a",
+    "b",
+    "measure",
+    "diff",
+    "lo",
+    "hi",
+    "p",
+    "p_adjusted",
+    "wins",
+    "ties",
+    "losses",
+    "verdict",
+    "covers",
+}
 KINDS = {"der", "single", "static", "random", "cascade", "learned", "ensemble", "oracle"}
 
 
 def test_the_evaluation_writes_the_promised_results(results: dict[str, Any]) -> None:
-    assert {k: results[k] for k in ("split", "num_questions", "seeds", "reward", "alpha", "cost_unit")} == {
+    assert {
+        k: results[k] for k in ("split", "num_questions", "seeds", "reward", "alpha", "cost_unit")
+    } == {
         "split": "test",
         "num_questions": NUM_TEST,
         "seeds": [0],
@@ -485,66 +704,142 @@ def test_the_evaluation_writes_the_promised_results(results: dict[str, Any]) -> 
     }
     for row in results["rows"]:
         assert row.keys() == ROW_KEYS and row["kind"] in KINDS
-        assert all(row[name].keys() == {"mean", "lo", "hi"} and row[name]["lo"] <= row[name]["mean"] <= row[name]["hi"] for name in ("quality", "return", "calls"))
-        assert row["cost"].keys() == {"params_b", "flops", "prompt_tokens", "completion_tokens", "latency_s", "usd"}
+        assert all(
+            row[name].keys() == {"mean", "lo", "hi"}
+            and row[name]["lo"] <= row[name]["mean"] <= row[name]["hi"]
+            for name in ("quality", "return", "calls")
+        )
+        assert row["cost"].keys() == {
+            "params_b",
+            "flops",
+            "prompt_tokens",
+            "completion_tokens",
+            "latency_s",
+            "usd",
+        }
         assert row["overhead"].keys() == {"params_b", "flops", "latency_s"}
         assert row["vs_best_single"].keys() == {"diff", "lo", "hi", "verdict"}
-        assert row["return"]["mean"] == pytest.approx(row["quality"]["mean"] - 0.01 * row["cost"]["params_b"])
+        assert row["return"]["mean"] == pytest.approx(
+            row["quality"]["mean"] - 0.01 * row["cost"]["params_b"]
+        )
     by_name = {row["policy"]: row for row in results["rows"]}
     assert len(by_name) == len(results["rows"]) and results["rows"][0]["kind"] == "der"
     # By construction each expert alone is right on its third of the questions, one of them always.
     assert [by_name[name]["quality"]["mean"] for name in NAMES] == pytest.approx([1 / 3] * 3)
     assert [by_name[name]["cost"]["params_b"] for name in NAMES] == [1.0, 2.0, 3.0]
     assert next(row for row in results["rows"] if row["kind"] == "oracle")["quality"]["mean"] == 1.0
-    assert by_name["per-task lookup"]["quality"]["mean"] == 1.0 and by_name["per-task lookup"]["cost"]["params_b"] == pytest.approx(2.0)
+    assert by_name["per-task lookup"]["quality"]["mean"] == 1.0 and by_name["per-task lookup"][
+        "cost"
+    ]["params_b"] == pytest.approx(2.0)
     assert by_name["DER"]["overhead"]["params_b"] > 0 == by_name["r0"]["overhead"]["params_b"]
-    assert {c["b"] for c in results["comparisons"] if c["a"] == "DER"} == {row["policy"] for row in results["rows"] if row["kind"] in ("static", "random")}
+    assert {c["b"] for c in results["comparisons"] if c["a"] == "DER"} == {
+        row["policy"] for row in results["rows"] if row["kind"] in ("static", "random")
+    }
     for comparison in results["comparisons"]:
-        expected = by_name[comparison["a"]][comparison["measure"]]["mean"] - by_name[comparison["b"]][comparison["measure"]]["mean"]
+        expected = (
+            by_name[comparison["a"]][comparison["measure"]]["mean"]
+            - by_name[comparison["b"]][comparison["measure"]]["mean"]
+        )
         assert comparison["diff"] == pytest.approx(expected)
 
 
-def test_a_report_is_not_replaced_unasked_by_one_of_other_settings(results: dict[str, Any], finished_run: Path) -> None:
+def test_a_report_is_not_replaced_unasked_by_one_of_other_settings(
+    results: dict[str, Any], finished_run: Path
+) -> None:
     for option, changed in (("--env.t_max=1", "env"), ("--eval.use_terminator=false", "eval")):
-        with pytest.raises(ConfigError, match=rf"/report is of other settings \({changed}\): keep it and give this one --out FOLDER"):
+        with pytest.raises(
+            ConfigError,
+            match=(
+                rf"/report is of other settings \({changed}\): keep it and give this one --out"
+                r" FOLDER"
+            ),
+        ):
             test_ppo_multi.main(["--run", str(finished_run), option])
     assert read_results(finished_run / "report" / "results.json") == results
 
 
 def test_comparisons_and_routes_are_written_as_designed(results: dict[str, Any]) -> None:
-    assert {"oracle", "terminator", "routes", "words", "notes", "tradeoff", "experts"} <= results.keys()
+    assert {
+        "oracle",
+        "terminator",
+        "routes",
+        "words",
+        "notes",
+        "tradeoff",
+        "experts",
+    } <= results.keys()
     for comparison in results["comparisons"]:
         assert comparison.keys() == COMPARISON_KEYS
         assert comparison["wins"] + comparison["ties"] + comparison["losses"] == NUM_TEST
 
 
-def test_every_test_question_is_played_once_by_every_policy(results: dict[str, Any], finished_run: Path, config_path: Path) -> None:
-    records = [json.loads(line) for line in (finished_run / "routes.jsonl").read_text().splitlines()]
-    test = [json.loads(line) for line in Path(load_config(config_path).data.test.path).read_text().splitlines()]
+def test_every_test_question_is_played_once_by_every_policy(
+    results: dict[str, Any], finished_run: Path, config_path: Path
+) -> None:
+    records = [
+        json.loads(line) for line in (finished_run / "routes.jsonl").read_text().splitlines()
+    ]
+    test = [
+        json.loads(line)
+        for line in Path(load_config(config_path).data.test.path).read_text().splitlines()
+    ]
     played = Counter((record["policy"], record["question"]) for record in records)
-    assert played == Counter({(row["policy"], question["id"]): 1 for row in results["rows"] for question in test})
+    assert played == Counter(
+        {(row["policy"], question["id"]): 1 for row in results["rows"] for question in test}
+    )
     references = {question["id"]: question["reference"] for question in test}
     for record in records:
         assert record["split"] == "test" and record["seed"] == 0
-        assert [step["quality"] for step in record["steps"]] == [float(normalise(step["answer"]) == references[record["question"]]) for step in record["steps"]]
+        assert [step["quality"] for step in record["steps"]] == [
+            float(normalise(step["answer"]) == references[record["question"]])
+            for step in record["steps"]
+        ]
         assert record["quality"] == record["steps"][-1]["quality"]
     for row in results["rows"]:
-        assert np.mean([r["quality"] for r in records if r["policy"] == row["policy"]]) == pytest.approx(row["quality"]["mean"])
+        assert np.mean(
+            [r["quality"] for r in records if r["policy"] == row["policy"]]
+        ) == pytest.approx(row["quality"]["mean"])
     der = [record for record in records if record["policy"] == "DER"]
     threshold = results["terminator"]["threshold"]
     for record in der:  # the Terminator's word ends the route, and nothing else does before T_max
-        assert [step["p_stop"] >= threshold for step in record["steps"][:-1]] == [False] * (len(record["steps"]) - 1)
-        assert record["stop_reason"] == ("satisfied" if record["steps"][-1]["p_stop"] >= threshold else "t_max")
+        assert [step["p_stop"] >= threshold for step in record["steps"][:-1]] == [False] * (
+            len(record["steps"]) - 1
+        )
+        assert record["stop_reason"] == (
+            "satisfied" if record["steps"][-1]["p_stop"] >= threshold else "t_max"
+        )
 
 
-def test_a_full_evaluation_of_two_seeds_has_every_baseline_and_no_policy_beats_the_optimum(finished_run: Path, workplace: Workplace, ranker_folder: Path) -> None:
+def test_a_full_evaluation_of_two_seeds_has_every_baseline_and_no_policy_beats_the_optimum(
+    finished_run: Path, workplace: Workplace, ranker_folder: Path
+) -> None:
     second = workplace.train("second", "--seed", "1", "--train.epochs", str(EPOCHS))
     out = workplace.folder / "both"
-    full = ["--eval.full", "true", "--eval.composition_tasks", "[spell]", "--eval.ranker", str(ranker_folder), "--pool.store", str(workplace.store)]
-    results = read_results(test_ppo_multi.main(["--run", str(finished_run), str(second), "--out", str(out), *full]))
+    full = [
+        "--eval.full",
+        "true",
+        "--eval.composition_tasks",
+        "[spell]",
+        "--eval.ranker",
+        str(ranker_folder),
+        "--pool.store",
+        str(workplace.store),
+    ]
+    results = read_results(
+        test_ppo_multi.main(["--run", str(finished_run), str(second), "--out", str(out), *full])
+    )
     assert results["seeds"] == [0, 1] and results["num_questions"] == NUM_TEST
     by_name = {row["policy"]: row for row in results["rows"]}
-    promised = {"DER", "per-task lookup", "random with KTP", "random without KTP", "cascade, cheapest first", "round-robin", "k-NN router", "logistic router"}
+    promised = {
+        "DER",
+        "per-task lookup",
+        "random with KTP",
+        "random without KTP",
+        "cascade, cheapest first",
+        "round-robin",
+        "k-NN router",
+        "logistic router",
+    }
     promised |= {
         "majority vote of all",
         "pairwise ranker of all",
@@ -555,7 +850,9 @@ def test_a_full_evaluation_of_two_seeds_has_every_baseline_and_no_policy_beats_t
         "optimum (hindsight)",
         *NAMES,
     }
-    assert promised <= by_name.keys() and any(name.startswith("best fixed route: ") for name in by_name)
+    assert promised <= by_name.keys() and any(
+        name.startswith("best fixed route: ") for name in by_name
+    )
     assert {name for name, row in by_name.items() if len(row["by_seed"]) == 2} == {
         "DER",
         "DER, oracle stop",
@@ -564,83 +861,168 @@ def test_a_full_evaluation_of_two_seeds_has_every_baseline_and_no_policy_beats_t
         "cascade, cheapest first",
         "round-robin",
     }
-    # By construction one expert is right on each question, so hindsight asks it once: 1 - .01 x 2 on average.
-    assert by_name["optimum (hindsight)"]["return"]["mean"] == pytest.approx(0.98) == max(row["return"]["mean"] for row in results["rows"])
+    # By construction one expert is right on each question, so hindsight asks it once: 1 - .01 x 2
+    # on average.
+    assert (
+        by_name["optimum (hindsight)"]["return"]["mean"]
+        == pytest.approx(0.98)
+        == max(row["return"]["mean"] for row in results["rows"])
+    )
     ranked, vote = by_name["pairwise ranker of all"], by_name["majority vote of all"]
-    assert ranked["cost"] == pytest.approx(vote["cost"]) and ranked["overhead"]["params_b"] > 0 == vote["overhead"]["params_b"]
+    assert (
+        ranked["cost"] == pytest.approx(vote["cost"])
+        and ranked["overhead"]["params_b"] > 0 == vote["overhead"]["params_b"]
+    )
     for gap in (results["oracle"]["gap"], results["oracle"]["gap_own_stop"]):
-        assert sum(gap.values()) == pytest.approx(0.98 - by_name["DER"]["return"]["mean"]) and gap["information"] >= 0
+        assert (
+            sum(gap.values()) == pytest.approx(0.98 - by_name["DER"]["return"]["mean"])
+            and gap["information"] >= 0
+        )
     pairs = results["transfer"]["pairs"]
-    assert {(p["first"], p["second"]) for p in pairs} == {(a, b) for a in NAMES for b in NAMES} and {p["task_group"] for p in pairs} == {"composition", "other"}
+    assert {(p["first"], p["second"]) for p in pairs} == {
+        (a, b) for a in NAMES for b in NAMES
+    } and {p["task_group"] for p in pairs} == {"composition", "other"}
     records = [json.loads(line) for line in (out / "routes.jsonl").read_text().splitlines()]
-    bare = {(r["question"], step["expert"]): step["prompt_hash"] for r in records if r["kind"] == "single" for step in r["steps"]}
-    sent = {p: [step["prompt_hash"] == bare[r["question"], step["expert"]] for r in records if r["policy"] == p for step in r["steps"][1:]] for p in by_name}
-    assert all(sent["random without KTP"]) and not any(sent["random with KTP"]) and sent["random with KTP"]
+    bare = {
+        (r["question"], step["expert"]): step["prompt_hash"]
+        for r in records
+        if r["kind"] == "single"
+        for step in r["steps"]
+    }
+    sent = {
+        p: [
+            step["prompt_hash"] == bare[r["question"], step["expert"]]
+            for r in records
+            if r["policy"] == p
+            for step in r["steps"][1:]
+        ]
+        for p in by_name
+    }
+    assert (
+        all(sent["random without KTP"])
+        and not any(sent["random with KTP"])
+        and sent["random with KTP"]
+    )
     assert (out / "report" / "report.html").is_file() and (out / "report" / "report.md").is_file()
-    assert not (out / "agent").exists() and run_folder.newest_run(workplace.folder / "runs") == second  # a report is no run
+    assert (
+        not (out / "agent").exists() and run_folder.newest_run(workplace.folder / "runs") == second
+    )  # a report is no run
 
     # In other units, from the log alone: no pool is built.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("evaluation.build_pool", None)
-        path = test_ppo_multi.main(["--run", str(finished_run), str(second), "--out", str(out), "--reprice", "tokens"])
+        path = test_ppo_multi.main(
+            ["--run", str(finished_run), str(second), "--out", str(out), "--reprice", "tokens"]
+        )
     again = read_results(path)
     assert path == out / "report" / "in_tokens" / "results.json" and again["cost_unit"] == "tokens"
     for row in again["rows"]:
         tokens = row["cost"]["prompt_tokens"] + row["cost"]["completion_tokens"]
-        assert row["charge"] == pytest.approx(tokens / 1000) and row["quality"]["mean"] == by_name[row["policy"]]["quality"]["mean"]
-    assert by_name.keys() - {row["policy"] for row in again["rows"]} == {"optimum (hindsight)"}  # no optimum at other prices
+        assert (
+            row["charge"] == pytest.approx(tokens / 1000)
+            and row["quality"]["mean"] == by_name[row["policy"]]["quality"]["mean"]
+        )
+    assert by_name.keys() - {row["policy"] for row in again["rows"]} == {
+        "optimum (hindsight)"
+    }  # no optimum at other prices
     assert again["evaluation"]["config"]["reward"]["cost"] == "tokens"
-    assert "optimum" not in again["oracle"] and "chosen for alpha = 0.01 and C = billions of parameters. " in again["notes"][-1]
+    assert (
+        "optimum" not in again["oracle"]
+        and "chosen for alpha = 0.01 and C = billions of parameters. " in again["notes"][-1]
+    )
 
 
-def test_the_constant_choice_best_in_return_is_played_where_it_is_another(finished_run: Path) -> None:
+def test_the_constant_choice_best_in_return_is_played_where_it_is_another(
+    finished_run: Path,
+) -> None:
     evaluation = Evaluation([finished_run], ["--reward.alpha=1"])
-    evaluation.best_expert = 1  # in quality; with costs of 1, 2 and 3 no other than r0 is best in return
-    assert [played.policy for played in itertools.islice(evaluation.played(), 3)] == ["DER", "best fixed: r1", "best fixed in return: r0"]
+    evaluation.best_expert = (
+        1  # in quality; with costs of 1, 2 and 3 no other than r0 is best in return
+    )
+    assert [played.policy for played in itertools.islice(evaluation.played(), 3)] == [
+        "DER",
+        "best fixed: r1",
+        "best fixed in return: r0",
+    ]
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--data.test.limit=1"], r"data.test: 1 question\(s\): the report's intervals need two or more"),
+        (
+            ["--data.test.limit=1"],
+            r"data.test: 1 question\(s\): the report's intervals need two or more",
+        ),
         (["--agent.max_tokens=99"], "another agent.max_tokens"),
         (["--seed=7"], "another seed"),
         (["--env.t_max=9"], "trained for 2 calls at most"),
-        (["--eval.full=true", "--eval.max_tree_calls=9", "--train.max_expert_calls=5"], "max_tree_calls is 9"),  # a training's budget is no matter of its evaluation
-        (["--reprice", "tokens", "--env.p0", "0.2"], "--env: routes that were played are only priced again"),
+        (
+            ["--eval.full=true", "--eval.max_tree_calls=9", "--train.max_expert_calls=5"],
+            "max_tree_calls is 9",
+        ),  # a training's budget is no matter of its evaluation
+        (
+            ["--reprice", "tokens", "--env.p0", "0.2"],
+            "--env: routes that were played are only priced again",
+        ),
     ],
 )
-def test_what_an_evaluation_cannot_change_is_refused(results: dict[str, Any], finished_run: Path, arguments: list[str], said: str) -> None:
+def test_what_an_evaluation_cannot_change_is_refused(
+    results: dict[str, Any], finished_run: Path, arguments: list[str], said: str
+) -> None:
     with pytest.raises(ConfigError, match=said):
         test_ppo_multi.main(["--run", str(finished_run), *arguments])
 
 
 def test_a_run_that_is_not_there_is_named_with_those_that_are(finished_run: Path) -> None:
-    with pytest.raises(run_folder.RunError, match=rf"none: no run there \(config.yaml is missing\); runs in {finished_run.parent}/: toy"):
+    with pytest.raises(
+        run_folder.RunError,
+        match=(
+            rf"none: no run there \(config.yaml is missing\); runs in {finished_run.parent}/: toy"
+        ),
+    ):
         test_ppo_multi.main(["--run", str(finished_run.parent / "none")])
 
 
-def test_a_sweep_trains_what_is_missing_and_puts_all_values_into_one_trade_off(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_trains_what_is_missing_and_puts_all_values_into_one_trade_off(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     commands = []
 
     def in_process(script: str, *arguments: str) -> None:
         commands.append((script, arguments))
-        {"train_ppo_multi.py": train_ppo_multi.main, "test_ppo_multi.py": test_ppo_multi.main}[script](list(arguments))
+        {"train_ppo_multi.py": train_ppo_multi.main, "test_ppo_multi.py": test_ppo_multi.main}[
+            script
+        ](list(arguments))
         gc.collect()
 
     monkeypatch.setattr(experiment, "_python", in_process)
-    command = ["--config", str(workplace.config_path), "--name", "alphas", "--seeds", "0", "--sweep", "reward.alpha=0.01,0.3"]
+    command = [
+        "--config",
+        str(workplace.config_path),
+        "--name",
+        "alphas",
+        "--seeds",
+        "0",
+        "--sweep",
+        "reward.alpha=0.01,0.3",
+    ]
     more = ["--pool.store", str(workplace.store), "--train.epochs", "1"]
     experiment.main([*command, *more])
     results = read_results(workplace.folder / "runs/alphas/report/results.json")
     assert results["alpha"] == 0.01  # the configuration's own value gives the table
     points = [point for point in results["tradeoff"]["points"] if point["kind"] == "der"]
-    assert [point["value"] for point in points] == ["0.01", "0.3"] and results["tradeoff"]["setting"] == "reward.alpha" and results["tradeoff"]["bounds"] == [1.0, 3.0]
+    assert (
+        [point["value"] for point in points] == ["0.01", "0.3"]
+        and results["tradeoff"]["setting"] == "reward.alpha"
+        and results["tradeoff"]["bounds"] == [1.0, 3.0]
+    )
     assert [script for script, _ in commands] == ["train_ppo_multi.py", "test_ppo_multi.py"] * 2
     commands.clear()
     experiment.main([*command, *more])
     assert [script for script, _ in commands] == ["test_ppo_multi.py"] * 2  # trained before
-    with pytest.raises(ConfigError, match=r"alphas-0\.01-s0 was trained with other settings \(ppo\)"):
+    with pytest.raises(
+        ConfigError, match=r"alphas-0\.01-s0 was trained with other settings \(ppo\)"
+    ):
         experiment.main([*command, *more, "--ppo.lr", "0.5"])
     with pytest.raises(ConfigError, match=r"expected KEY=VALUE,VALUE"):
         experiment.main([*command[:-1], "reward.alpha", *more])
@@ -650,32 +1032,65 @@ def test_a_sweep_trains_what_is_missing_and_puts_all_values_into_one_trade_off(w
     with pytest.raises(ConfigError, match=r"--reward\.alpha = '0\.x'"):
         experiment.main([*command[:-1], "reward.alpha=0.5,0.x", *more])
     assert not commands  # refused before 0.5 is trained
-    assert experiment.parse_sweep("agent.hidden_sizes=[16, 16],[8]") == ("agent.hidden_sizes", ["[16, 16]", "[8]"])
+    assert experiment.parse_sweep("agent.hidden_sizes=[16, 16],[8]") == (
+        "agent.hidden_sizes",
+        ["[16, 16]", "[8]"],
+    )
 
 
-def test_runs_that_do_not_belong_together_are_refused(finished_run: Path, workplace: Workplace, tmp_path: Path) -> None:
+def test_runs_that_do_not_belong_together_are_refused(
+    finished_run: Path, workplace: Workplace, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match="several runs need --out"):
         test_ppo_multi.main(["--run", str(finished_run), str(finished_run)])
     with pytest.raises(RunError, match="the same seed"):
-        test_ppo_multi.main(["--run", str(finished_run), str(finished_run), "--out", str(tmp_path / "out")])
+        test_ppo_multi.main(
+            ["--run", str(finished_run), str(finished_run), "--out", str(tmp_path / "out")]
+        )
     other = tmp_path / "runs" / "other"
     shutil.copytree(finished_run, other)
     settings = yaml.safe_load((other / "config.yaml").read_text()) | {"seed": 5}
     settings["reward"]["alpha"] = 0.3
     _dump(other / "config.yaml", settings)
     with pytest.raises(RunError, match=r"differs from .* in reward\.alpha"):
-        test_ppo_multi.main(["--run", str(finished_run), str(other), "--out", str(tmp_path / "out")])
+        test_ppo_multi.main(
+            ["--run", str(finished_run), str(other), "--out", str(tmp_path / "out")]
+        )
 
 
-def test_trees_that_would_cost_too_much_are_refused_before_anything_is_asked(finished_run: Path, workplace: Workplace) -> None:
-    with pytest.raises(ConfigError, match=r"could need 144 expert calls, eval\.max_tree_calls is 100"):  # 12 questions x (3 + 9)
-        test_ppo_multi.main(["--run", str(finished_run), "--out", "out", "--eval.full", "true", "--eval.max_tree_calls", "100", "--pool.store", str(workplace.store)])
+def test_trees_that_would_cost_too_much_are_refused_before_anything_is_asked(
+    finished_run: Path, workplace: Workplace
+) -> None:
+    with pytest.raises(
+        ConfigError, match=r"could need 144 expert calls, eval\.max_tree_calls is 100"
+    ):  # 12 questions x (3 + 9)
+        test_ppo_multi.main(
+            [
+                "--run",
+                str(finished_run),
+                "--out",
+                "out",
+                "--eval.full",
+                "true",
+                "--eval.max_tree_calls",
+                "100",
+                "--pool.store",
+                str(workplace.store),
+            ]
+        )
 
 
-def test_asking_one_question_shows_its_route(finished_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_asking_one_question_shows_its_route(
+    finished_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     ask.main(["--run", str(finished_run), " spell lantern "])
     shown = capsys.readouterr().out.splitlines()
-    assert shown[0].startswith("1. r") and "stop probability" in shown[1] and shown[-2].startswith("stopped: ") and shown[-1].startswith("answer: ")
+    assert (
+        shown[0].startswith("1. r")
+        and "stop probability" in shown[1]
+        and shown[-2].startswith("stopped: ")
+        and shown[-1].startswith("answer: ")
+    )
     typed = iter(["spell lantern", ""])
     monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
     ask.main(["--run", str(finished_run)])
@@ -692,22 +1107,58 @@ def test_asking_one_question_shows_its_route(finished_run: Path, capsys: pytest.
         (["why?", "--agent.max_tokens=99"], "another agent.max_tokens"),
     ],
 )
-def test_ask_ignores_nothing_it_is_given(finished_run: Path, arguments: list[str], said: str) -> None:
+def test_ask_ignores_nothing_it_is_given(
+    finished_run: Path, arguments: list[str], said: str
+) -> None:
     with pytest.raises(ConfigError, match=said):
         ask.main(["--run", str(finished_run), *arguments])
 
 
-def test_a_file_of_questions_is_routed_without_references(finished_run: Path, tmp_path: Path) -> None:
-    source = write_jsonl(tmp_path / "in.jsonl", [{"text": "sum of q"}, {"id": "mine", "text": "spell\nover two lines"}, {"text": "sum of q", "task": "t"}])
-    ask.main(["--run", str(finished_run), "--file", source, "--out", str(tmp_path / "new" / "out.jsonl")])
-    routed = [json.loads(line) for line in (tmp_path / "new" / "out.jsonl").read_text().splitlines()]
-    assert [line["text"] for line in routed] == ["sum of q", "spell\nover two lines", "sum of q"] and routed[1]["id"] == "mine"
+def test_a_file_of_questions_is_routed_without_references(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    source = write_jsonl(
+        tmp_path / "in.jsonl",
+        [
+            {"text": "sum of q"},
+            {"id": "mine", "text": "spell\nover two lines"},
+            {"text": "sum of q", "task": "t"},
+        ],
+    )
+    ask.main(
+        ["--run", str(finished_run), "--file", source, "--out", str(tmp_path / "new" / "out.jsonl")]
+    )
+    routed = [
+        json.loads(line) for line in (tmp_path / "new" / "out.jsonl").read_text().splitlines()
+    ]
+    assert [line["text"] for line in routed] == [
+        "sum of q",
+        "spell\nover two lines",
+        "sum of q",
+    ] and routed[1]["id"] == "mine"
     for line in routed:
-        assert line.keys() == {"id", "text", "answer", "expert", "calls", "params_b", "p_stop", "route"}
-        assert line["calls"] == len(line["route"]) and line["answer"] == line["route"][-1]["answer"] and line["expert"] in NAMES
-        assert line["params_b"] == pytest.approx(sum(NAMES.index(step["expert"]) + 1 for step in line["route"]))
+        assert line.keys() == {
+            "id",
+            "text",
+            "answer",
+            "expert",
+            "calls",
+            "params_b",
+            "p_stop",
+            "route",
+        }
+        assert (
+            line["calls"] == len(line["route"])
+            and line["answer"] == line["route"][-1]["answer"]
+            and line["expert"] in NAMES
+        )
+        assert line["params_b"] == pytest.approx(
+            sum(NAMES.index(step["expert"]) + 1 for step in line["route"])
+        )
 
 
-def test_ask_takes_settings_as_key_equals_value_so_that_a_value_is_not_mistaken_for_the_question(finished_run: Path) -> None:
+def test_ask_takes_settings_as_key_equals_value_so_that_a_value_is_not_mistaken_for_the_question(
+    finished_run: Path,
+) -> None:
     with pytest.raises(ConfigError, match=r"--key=value"):
         ask.main(["--run", str(finished_run), "--threads", "1", "what is left?"])

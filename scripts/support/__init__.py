@@ -1,1 +1,3 @@
-"""Parts of the commands in `scripts/`: the benchmark's measurements, the builder of the embedded pool, sources of public data."""
+"""Parts of the commands in `scripts/`: the benchmark's measurements, the builder of the embedded
+pool, sources of public data.
+"""

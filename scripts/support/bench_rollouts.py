@@ -1,4 +1,5 @@
-"""What rollouts cost: ours against one prompt at a time, against threads, against steps that wait for all, and against generation alone.
+"""What rollouts cost: ours against one prompt at a time, against threads, against steps that wait
+for all, and against generation alone.
 
 All ways make the same calls: which expert is asked at which step is drawn beforehand.
 """
@@ -34,30 +35,44 @@ ENVS = (64, 256, 1024)
 
 @dataclass(frozen=True)
 class Plan:
-    """Distinct questions, and the expert to ask at each step: `experts` (N, T_max). As a `rollout.Policy` it follows itself."""
+    """Distinct questions, and the expert to ask at each step: `experts` (N, T_max).
+
+    As a `rollout.Policy` it follows itself.
+    """
 
     questions: Sequence[Question]
     experts: dict[str, np.ndarray]
     t_max: int
 
     @classmethod
-    def draw(cls, questions: Sequence[Question], num_experts: int, t_max: int, seed: int = 0) -> Plan:
+    def draw(
+        cls, questions: Sequence[Question], num_experts: int, t_max: int, seed: int = 0
+    ) -> Plan:
         rng = np.random.default_rng(seed)
-        return cls(questions, {question.id: rng.integers(num_experts, size=t_max) for question in questions}, t_max)
+        return cls(
+            questions,
+            {question.id: rng.integers(num_experts, size=t_max) for question in questions},
+            t_max,
+        )
 
     @property
     def num_transitions(self) -> int:
         return len(self.questions) * self.t_max
 
     def act(self, episodes: Sequence[Episode]) -> list[Decision]:
-        return [Decision(int(self.experts[episode.question.id][len(episode.steps)])) for episode in episodes]
+        return [
+            Decision(int(self.experts[episode.question.id][len(episode.steps)]))
+            for episode in episodes
+        ]
 
     def first(self, num_questions: int) -> Plan:
         return Plan(self.questions[:num_questions], self.experts, self.t_max)
 
 
 class DistantExpert:
-    """A server far away that says "no": it takes a time of its own for every request (lognormal, median .2 s, one in a hundred above 1.3 s)."""
+    """A server far away that says "no": it takes a time of its own for every request (lognormal,
+    median .2 s, one in a hundred above 1.3 s).
+    """
 
     is_remote, memory_gb, concurrency = True, 0.0, 16
 
@@ -82,7 +97,9 @@ class DistantExpert:
         inbox, due = Inbox.of(prompts), []  # heap of (time, number)
         while inbox or due:
             for number, prompt in inbox.take(self.concurrency - len(due)):
-                latency_s = np.random.default_rng(zlib.crc32(f"{self.config.name} {prompt}".encode())).lognormal(np.log(0.2), 0.8)
+                latency_s = np.random.default_rng(
+                    zlib.crc32(f"{self.config.name} {prompt}".encode())
+                ).lognormal(np.log(0.2), 0.8)
                 heapq.heappush(due, (time.perf_counter() + latency_s, number))
             time.sleep(min(0.005, max(0.0, due[0][0] - time.perf_counter())))
             if due[0][0] <= time.perf_counter():
@@ -94,25 +111,47 @@ class Bench:
 
     def __init__(self, pool: ExpertPool, folder: Path):
         self.pool, self.num_stores = pool, 0
-        self.folder = Path(tempfile.mkdtemp(dir=folder))  # its own: another bench's answers would make its rollouts warm
+        self.folder = Path(
+            tempfile.mkdtemp(dir=folder)
+        )  # its own: another bench's answers would make its rollouts warm
         for expert in pool.experts:
-            list(expert.answer([expert.render("2 + 2?", None, pool.ktp)]))  # loads the weights, and whatever is done once
+            list(
+                expert.answer([expert.render("2 + 2?", None, pool.ktp)])
+            )  # loads the weights, and whatever is done once
 
     def cold_pool(self) -> ExpertPool:
         """The same experts, already loaded, with an empty store."""
         self.num_stores += 1
-        pool = ExpertPool(self.pool.experts, AnswerStore(self.folder / f"cold{self.num_stores}.sqlite"), ktp=self.pool.ktp)
+        pool = ExpertPool(
+            self.pool.experts,
+            AnswerStore(self.folder / f"cold{self.num_stores}.sqlite"),
+            ktp=self.pool.ktp,
+        )
         pool._dispatcher.loaded = dict.fromkeys(range(len(pool)))
         return pool
 
-    def rollout_s(self, plan: Plan, num_envs: int, *, in_step: bool = False) -> tuple[float, ExpertPool]:
-        """Seconds of a cold rollout with `num_envs` questions in flight, and the pool that now holds its answers."""
+    def rollout_s(
+        self, plan: Plan, num_envs: int, *, in_step: bool = False
+    ) -> tuple[float, ExpertPool]:
+        """Seconds of a cold rollout with `num_envs` questions in flight, and the pool that now
+        holds its answers.
+        """
         pool, start = self.cold_pool(), time.perf_counter()
-        play(plan.questions, plan, pool, NeverSatisfied(), plan.t_max, width=num_envs, in_step=in_step)
+        play(
+            plan.questions,
+            plan,
+            pool,
+            NeverSatisfied(),
+            plan.t_max,
+            width=num_envs,
+            in_step=in_step,
+        )
         return time.perf_counter() - start, pool
 
     def walk(self, plan: Plan, question: Question) -> None:
-        """One question's calls, one prompt at a time, by the model's own `generate`: no store, no batch."""
+        """One question's calls, one prompt at a time, by the model's own `generate`: no store, no
+        batch.
+        """
         answer = None
         for expert_idx in plan.experts[question.id]:
             expert = self.pool.experts[expert_idx]
@@ -132,7 +171,9 @@ class Bench:
         return time.perf_counter() - start
 
     def generate_s(self, prompts: dict[str, list[str]]) -> float:
-        """Seconds to generate all prompts of every expert, handed over in one pass under the same batch budget."""
+        """Seconds to generate all prompts of every expert, handed over in one pass under the same
+        batch budget.
+        """
         start = time.perf_counter()
         for expert in self.pool.experts:
             for _ in expert.answer(prompts[expert.config.name]):
@@ -140,24 +181,44 @@ class Bench:
         return time.perf_counter() - start
 
     def together_ratio(self, expert: HFExpert, prompts: Sequence[str]) -> float:
-        """Speed of answering one expert's prompts handed over together over one at a time: the most that so many questions in flight could gain."""
+        """Speed of answering one expert's prompts handed over together over one at a time: the most
+        that so many questions in flight could gain.
+        """
         alone = seconds_of(lambda: [generate_one(expert, prompt) for prompt in prompts])
         return alone / seconds_of(lambda: list(expert.answer(prompts)))
 
     def differing_share(self, expert: HFExpert, prompts: Sequence[str]) -> float:
         """Share of answers that differ between batches of one and full batches."""
-        batched = {index: answer.text for batch in expert.answer(prompts) for index, answer in batch}
-        alone = [answer.text for prompt in prompts for batch in expert.answer([prompt]) for _, answer in batch]
+        batched = {
+            index: answer.text for batch in expert.answer(prompts) for index, answer in batch
+        }
+        alone = [
+            answer.text
+            for prompt in prompts
+            for batch in expert.answer([prompt])
+            for _, answer in batch
+        ]
         return float(np.mean([batched[index] != text for index, text in enumerate(alone)]))
 
 
 @torch.inference_mode()
 def generate_one(expert: HFExpert, prompt: str) -> str:
     """What one would write without this project."""
-    inputs = expert.tokenizer([prompt], add_special_tokens=expert.config.prompt_format != "chat", return_tensors="pt", return_token_type_ids=False).to(expert.model.device)
-    settings = {"max_new_tokens": expert.config.decoding.max_new_tokens, "do_sample": False, "pad_token_id": expert.tokenizer.pad_token_id}
+    inputs = expert.tokenizer(
+        [prompt],
+        add_special_tokens=expert.config.prompt_format != "chat",
+        return_tensors="pt",
+        return_token_type_ids=False,
+    ).to(expert.model.device)
+    settings = {
+        "max_new_tokens": expert.config.decoding.max_new_tokens,
+        "do_sample": False,
+        "pad_token_id": expert.tokenizer.pad_token_id,
+    }
     output = expert.model.generate(**inputs, **settings, eos_token_id=sorted(expert._end_ids))[0]
-    new = output if expert.model_config.is_encoder_decoder else output[inputs["input_ids"].shape[1] :]
+    new = (
+        output if expert.model_config.is_encoder_decoder else output[inputs["input_ids"].shape[1] :]
+    )
     return before_stop(expert.tokenizer.decode(new, skip_special_tokens=True), expert.config.stop)
 
 
@@ -181,7 +242,9 @@ def seconds_of(run: Callable[[], object]) -> float:
 
 
 def best_threads(run: Callable[[], object]) -> int:
-    """The torch thread count at which `run` is fastest, the best of three turns: a power of two, at most the number of cores."""
+    """The torch thread count at which `run` is fastest, the best of three turns: a power of two, at
+    most the number of cores.
+    """
 
     def seconds(count: int) -> float:
         torch.set_num_threads(count)
@@ -193,22 +256,41 @@ def best_threads(run: Callable[[], object]) -> int:
 
 
 def repeated(experts: Sequence[HFExpertConfig], count: int) -> tuple[HFExpertConfig, ...]:
-    """`count` experts, the given ones over and over; a decoding seed, which greedy decoding ignores, keeps their answers apart."""
+    """`count` experts, the given ones over and over; a decoding seed, which greedy decoding
+    ignores, keeps their answers apart.
+    """
     named = zip(range(count), itertools.cycle(experts), strict=False)
-    return tuple(e.model_copy(update={"name": f"{e.name}-{n}", "decoding": e.decoding.model_copy(update={"seed": n})}) for n, e in named)
+    return tuple(
+        e.model_copy(
+            update={"name": f"{e.name}-{n}", "decoding": e.decoding.model_copy(update={"seed": n})}
+        )
+        for n, e in named
+    )
 
 
 def measure(config: Config, folder: Path, repeats: int, num_questions: int) -> dict[str, float]:
-    """Our rollout of `num_questions` against the slow ways (which play a quarter of them), and against generating its prompts in one pass."""
+    """Our rollout of `num_questions` against the slow ways (which play a quarter of them), and
+    against generating its prompts in one pass.
+    """
     questions = load_splits(config.data).test[:num_questions]
     bench = Bench(build_pool(config), folder)
     plan = Plan.draw(questions, len(bench.pool), config.env.t_max)
     part, probe = plan.first(max(16, num_questions // 4)), plan.first(8)
-    ways: dict[str, Callable[[], float]] = {f"envs_{n}": lambda n=n: plan.num_transitions / bench.rollout_s(plan, n)[0] for n in ENVS if n // 2 < num_questions}
+    ways: dict[str, Callable[[], float]] = {
+        f"envs_{n}": lambda n=n: plan.num_transitions / bench.rollout_s(plan, n)[0]
+        for n in ENVS
+        if n // 2 < num_questions
+    }
     ways["in_step"] = lambda: plan.num_transitions / bench.rollout_s(plan, 64, in_step=True)[0]
-    ways |= {"sequential": lambda: part.num_transitions / bench.sequential_s(part), "threads": lambda: part.num_transitions / bench.threads_s(part, 16)}
+    ways |= {
+        "sequential": lambda: part.num_transitions / bench.sequential_s(part),
+        "threads": lambda: part.num_transitions / bench.threads_s(part, 16),
+    }
     threads = dict.fromkeys(ways, best_threads(lambda: bench.rollout_s(part, 64)))
-    threads |= {"sequential": best_threads(lambda: bench.sequential_s(probe)), "threads": best_threads(lambda: bench.threads_s(plan.first(16), 16))}
+    threads |= {
+        "sequential": best_threads(lambda: bench.sequential_s(probe)),
+        "threads": best_threads(lambda: bench.threads_s(plan.first(16), 16)),
+    }
     rates: dict[str, list[float]] = {name: [] for name in ways}
     against_generate = []
     for _ in range(repeats):
@@ -219,36 +301,68 @@ def measure(config: Config, folder: Path, repeats: int, num_questions: int) -> d
         seconds, pool = bench.rollout_s(plan, num_questions)
         against_generate.append(seconds / bench.generate_s(stored_prompts(pool.store)))
     out = {f"transitions_per_s/{name}": float(np.median(values)) for name, values in rates.items()}
-    out |= {f"threads/{name}": float(threads[name]) for name in ("envs_64", "sequential", "threads")}
+    out |= {
+        f"threads/{name}": float(threads[name]) for name in ("envs_64", "sequential", "threads")
+    }
     for slow, name in itertools.product(("sequential", "threads", "in_step"), ways):
         if name.startswith("envs") and (slow != "in_step" or name == "envs_64"):
             ratios = np.array(rates[name]) / np.array(rates[slow])
-            out[f"rollout_vs_{slow}" + ("" if name == "envs_64" else f"/{name}")] = float(np.median(ratios))
+            out[f"rollout_vs_{slow}" + ("" if name == "envs_64" else f"/{name}")] = float(
+                np.median(ratios)
+            )
     out["rollout_vs_generate"] = float(np.median(against_generate))
     out["rollout_vs_in_step/remote"] = distant_ratio(plan.first(128), bench, repeats)
-    prompts = [[e.render(q.text, "no" if n % 2 else None, bench.pool.ktp) for n, q in enumerate(questions[:64])] for e in bench.pool.experts]
+    prompts = [
+        [
+            e.render(q.text, "no" if n % 2 else None, bench.pool.ktp)
+            for n, q in enumerate(questions[:64])
+        ]
+        for e in bench.pool.experts
+    ]
     pairs = list(zip(bench.pool.experts, prompts, strict=True))
-    together = {f"together_vs_one_by_one/{e.config.name}": float(np.median([bench.together_ratio(e, texts) for _ in range(repeats)])) for e, texts in pairs}
-    differing = {f"batch_invariance/{e.config.name}": bench.differing_share(e, texts) for e, texts in pairs}
+    together = {
+        f"together_vs_one_by_one/{e.config.name}": float(
+            np.median([bench.together_ratio(e, texts) for _ in range(repeats)])
+        )
+        for e, texts in pairs
+    }
+    differing = {
+        f"batch_invariance/{e.config.name}": bench.differing_share(e, texts) for e, texts in pairs
+    }
     return out | together | differing | {"batch_invariance": max(differing.values())}
 
 
 def distant_ratio(plan: Plan, bench: Bench, repeats: int) -> float:
-    """Speed of our rollout, 64 questions in flight, over one whose questions wait for each other, with experts on servers far away."""
+    """Speed of our rollout, 64 questions in flight, over one whose questions wait for each other,
+    with experts on servers far away.
+    """
 
     def seconds(*, in_step: bool) -> float:
-        pool, start = ExpertPool([DistantExpert(name) for name in bench.pool.names], bench.cold_pool().store), time.perf_counter()
+        pool, start = (
+            ExpertPool([DistantExpert(name) for name in bench.pool.names], bench.cold_pool().store),
+            time.perf_counter(),
+        )
         play(plan.questions, plan, pool, NeverSatisfied(), plan.t_max, width=64, in_step=in_step)
         return time.perf_counter() - start
 
-    return float(np.median([seconds(in_step=True) / seconds(in_step=False) for _ in range(repeats)]))
+    return float(
+        np.median([seconds(in_step=True) / seconds(in_step=False) for _ in range(repeats)])
+    )
 
 
 def measure_scaling(config: Config, folder: Path, repeats: int) -> dict[str, float]:
-    """Transitions per second against environments, transitions, experts and text length, and the exponents at which cost grows."""
+    """Transitions per second against environments, transitions, experts and text length, and the
+    exponents at which cost grows.
+    """
     questions = load_splits(config.data).test
     bench = Bench(build_pool(config), folder)
-    torch.set_num_threads(best_threads(lambda: bench.rollout_s(Plan.draw(questions[:64], len(bench.pool), config.env.t_max), 64)))
+    torch.set_num_threads(
+        best_threads(
+            lambda: bench.rollout_s(
+                Plan.draw(questions[:64], len(bench.pool), config.env.t_max), 64
+            )
+        )
+    )
 
     def seconds(plan: Plan, num_envs: int, pool: ExpertPool | None = None) -> float:
         runner = bench if pool is None else Bench(pool, folder)
@@ -263,17 +377,40 @@ def measure_scaling(config: Config, folder: Path, repeats: int) -> dict[str, flo
         out[f"scaling/transitions_per_s/envs_{envs}"] = plan.num_transitions / took
         per_step[envs] = took / (plan.num_transitions / envs)
     out["scaling/envs_exponent"] = exponent(list(per_step), list(per_step.values()))
-    by_size = {plan.num_transitions: seconds(plan, 64) for plan in (whole.first(n) for n in (64, 128, 256, 512))}
+    by_size = {
+        plan.num_transitions: seconds(plan, 64)
+        for plan in (whole.first(n) for n in (64, 128, 256, 512))
+    }
     out["scaling/transitions_exponent"] = exponent(list(by_size), list(by_size.values()))
     for count in (1, 2, 4, 8, 16):
-        pool = build_pool(config.model_copy(update={"pool": config.pool.model_copy(update={"experts": repeated(config.pool.experts, count)})}))
+        pool = build_pool(
+            config.model_copy(
+                update={
+                    "pool": config.pool.model_copy(
+                        update={"experts": repeated(config.pool.experts, count)}
+                    )
+                }
+            )
+        )
         plan = Plan.draw(questions[:128], count, config.env.t_max)
-        out[f"scaling/transitions_per_s/experts_{count}"] = plan.num_transitions / seconds(plan, 128, pool)
+        out[f"scaling/transitions_per_s/experts_{count}"] = plan.num_transitions / seconds(
+            plan, 128, pool
+        )
     by_length = {}
     for times in (1, 2, 4, 8):
-        longer = [replace(question, text=" ".join([question.text] * times)) for question in questions[:64]]
-        lengths = [len(ids) for expert in bench.pool.experts for ids in expert.encode([expert.render(q.text, None, bench.pool.ktp) for q in longer])[0]]
+        longer = [
+            replace(question, text=" ".join([question.text] * times)) for question in questions[:64]
+        ]
+        lengths = [
+            len(ids)
+            for expert in bench.pool.experts
+            for ids in expert.encode([expert.render(q.text, None, bench.pool.ktp) for q in longer])[
+                0
+            ]
+        ]
         by_length[float(np.mean(lengths))] = seconds(Plan.draw(longer, len(bench.pool), 1), 64)
-        out[f"scaling/transitions_per_s/prompt_tokens_{np.mean(lengths):.0f}"] = len(longer) / by_length[float(np.mean(lengths))]
+        out[f"scaling/transitions_per_s/prompt_tokens_{np.mean(lengths):.0f}"] = (
+            len(longer) / by_length[float(np.mean(lengths))]
+        )
     out["scaling/prompt_tokens_exponent"] = exponent(list(by_length), list(by_length.values()))
     return out

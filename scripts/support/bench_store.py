@@ -13,7 +13,10 @@ import numpy as np
 from backends.answer_store import Answer, AnswerStore, StoredAnswer
 
 BATCH = 128
-PROMPT = "Spell this word backward (example: sun -> nus): planet\n\nThere is an answer from another student: {}\nAnswer:"
+PROMPT = (
+    "Spell this word backward (example: sun -> nus): planet\n\nThere is an answer from another"
+    " student: {}\nAnswer:"
+)
 RESIDENT = """
 import sys, time
 sys.path.insert(0, {root!r})
@@ -39,7 +42,12 @@ def fill(path: Path, size: int) -> float:
     """Write `size` answers in batches of 128, one transaction each; answers per second."""
     store, start = AnswerStore(path), time.perf_counter()
     for first in range(0, size, BATCH):
-        rows = [StoredAnswer(key_of(n), "llama-0.2m", PROMPT.format(n), Answer(f"answer {n}", 30, 12, 0.01)) for n in range(first, min(first + BATCH, size))]
+        rows = [
+            StoredAnswer(
+                key_of(n), "llama-0.2m", PROMPT.format(n), Answer(f"answer {n}", 30, 12, 0.01)
+            )
+            for n in range(first, min(first + BATCH, size))
+        ]
         store.put_many(rows)
     store.close()
     return size / (time.perf_counter() - start)
@@ -58,10 +66,14 @@ def lookups_per_s(path: Path, size: int, num_lookups: int = 50_000) -> float:
 
 
 def open_and_resident(path: Path) -> tuple[float, float]:
-    """Seconds to open the store and look up a key, and the MB that opening it and 20,000 look-ups add to a fresh process."""
+    """Seconds to open the store and look up a key, and the MB that opening it and 20,000 look-ups
+    add to a fresh process.
+    """
     root = str(Path(__file__).resolve().parents[2])
     script = RESIDENT.format(root=root, path=str(path), batch=BATCH)
-    seconds, megabytes = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.split()
+    seconds, megabytes = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True
+    ).stdout.split()
     return float(seconds), float(megabytes)
 
 

@@ -1,4 +1,6 @@
-"""What training costs beside the experts: the loop around stored answers and cached features, and PPO's gradient steps."""
+"""What training costs beside the experts: the loop around stored answers and cached features, and
+PPO's gradient steps.
+"""
 
 from __future__ import annotations
 
@@ -36,24 +38,44 @@ def make_trainer(config: Config, folder: Path) -> Trainer:
 
 
 def warm_up(trainer: Trainer) -> int:
-    """Store every answer and cache the features of every state that training can meet; returns the number of states."""
+    """Store every answer and cache the features of every state that training can meet; returns the
+    number of states.
+    """
     questions, t_max = trainer.splits.train, trainer.config.env.t_max
     tree = grow(questions, trainer.pool, t_max, expand_solved=True)
-    states = [(questions[q].text, answer) for level in tree.levels[:-1] for q, answer in zip(level.question, level.answers, strict=True)]
+    states = [
+        (questions[q].text, answer)
+        for level in tree.levels[:-1]
+        for q, answer in zip(level.question, level.answers, strict=True)
+    ]
     texts, answers = zip(*states, strict=True)
-    trainer.agent.row_features(trainer.agent.state_tokenizer.encode(texts, answers, [1] * len(states)))
+    trainer.agent.row_features(
+        trainer.agent.state_tokenizer.encode(texts, answers, [1] * len(states))
+    )
     return len(states)
 
 
 @contextmanager
 def instant_parts(trainer: Trainer) -> Iterator[None]:
-    """The same loop with instant scripted experts and ready feature vectors: what Tianshou, environment and scoring cost."""
-    rows = np.zeros((4096, StateTokenizer.HEADER + trainer.agent.state_tokenizer.max_tokens), dtype=np.int32)
+    """The same loop with instant scripted experts and ready feature vectors: what Tianshou,
+    environment and scoring cost.
+    """
+    rows = np.zeros(
+        (4096, StateTokenizer.HEADER + trainer.agent.state_tokenizer.max_tokens), dtype=np.int32
+    )
     features = torch.randn(4096, trainer.agent.encoder.output_dim)
     with (
         mock.patch.object(trainer.pool, "answer", lambda requests: [INSTANT] * len(requests)),
-        mock.patch.object(trainer.agent.state_tokenizer, "encode", lambda questions, answers, left: rows[: len(questions)].copy()),
-        mock.patch.object(trainer.agent.encoder, "forward", lambda obs, state=None, info=None: (features[: len(obs)], state)),
+        mock.patch.object(
+            trainer.agent.state_tokenizer,
+            "encode",
+            lambda questions, answers, left: rows[: len(questions)].copy(),
+        ),
+        mock.patch.object(
+            trainer.agent.encoder,
+            "forward",
+            lambda obs, state=None, info=None: (features[: len(obs)], state),
+        ),
     ):
         yield
 
@@ -66,7 +88,9 @@ def ms_per_transition(trainer: Trainer) -> float:
 
 
 class PaddedEncoder(ModuleWithVectorOutput):
-    """The encoder as one would plug it into stock Tianshou: every row at full length, nothing shared between the two heads."""
+    """The encoder as one would plug it into stock Tianshou: every row at full length, nothing
+    shared between the two heads.
+    """
 
     def __init__(self, encoder: StateEncoder):
         super().__init__(encoder.width)
@@ -74,7 +98,9 @@ class PaddedEncoder(ModuleWithVectorOutput):
 
     def forward(self, obs: Any, state: Any = None, info: Any = None) -> tuple[torch.Tensor, Any]:
         del info
-        ids = torch.from_numpy(np.asarray(obs)[:, StateTokenizer.HEADER :].astype(np.int64)).to(self.model.device)  # (B, T)
+        ids = torch.from_numpy(np.asarray(obs)[:, StateTokenizer.HEADER :].astype(np.int64)).to(
+            self.model.device
+        )  # (B, T)
         mask = (ids != self.pad_id).long()
         hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state  # (B, T, D)
         return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True), state
@@ -83,11 +109,25 @@ class PaddedEncoder(ModuleWithVectorOutput):
 def stock_ppo(trainer: Trainer) -> PPO:
     """Tianshou's PPO, actor and critic over the trainer's encoder, with the same settings."""
     config, encoder = trainer.config, PaddedEncoder(trainer.agent.encoder)
-    actor = DiscreteActor(preprocess_net=encoder, action_shape=len(trainer.pool), hidden_sizes=config.agent.hidden_sizes, softmax_output=False)
+    actor = DiscreteActor(
+        preprocess_net=encoder,
+        action_shape=len(trainer.pool),
+        hidden_sizes=config.agent.hidden_sizes,
+        softmax_output=False,
+    )
     critic = DiscreteCritic(preprocess_net=encoder, hidden_sizes=config.agent.hidden_sizes)
     policy = DiscreteActorPolicy(actor=actor, action_space=trainer.envs.envs[0].action_space)
-    same = {name: getattr(config.ppo, name) for name in ("eps_clip", "vf_coef", "ent_coef", "max_grad_norm", "gae_lambda")}
-    return PPO(policy=policy, critic=critic, optim=TwoRates(config.ppo, None), gamma=config.reward.discount, **same)
+    same = {
+        name: getattr(config.ppo, name)
+        for name in ("eps_clip", "vf_coef", "ent_coef", "max_grad_norm", "gae_lambda")
+    }
+    return PPO(
+        policy=policy,
+        critic=critic,
+        optim=TwoRates(config.ppo, None),
+        gamma=config.reward.discount,
+        **same,
+    )
 
 
 def collect(trainer: Trainer) -> None:
@@ -101,28 +141,46 @@ def update_s(trainer: Trainer, algorithm: PPO) -> float:
     """Seconds of PPO's gradient steps on the collected episodes."""
     start = time.perf_counter()
     algorithm.policy.is_within_training_step = True
-    algorithm.update(trainer.collector.buffer, trainer.config.ppo.batch_size, trainer.config.ppo.repeats)
+    algorithm.update(
+        trainer.collector.buffer, trainer.config.ppo.batch_size, trainer.config.ppo.repeats
+    )
     algorithm.policy.is_within_training_step = False
     return time.perf_counter() - start
 
 
 def bare_encoder_s(trainer: Trainer) -> float:
-    """Seconds of forward and backward passes of the encoder alone over the same rows, in as many minibatches of the same size."""
+    """Seconds of forward and backward passes of the encoder alone over the same rows, in as many
+    minibatches of the same size.
+    """
     rows = trainer.collector.buffer.sample(0)[0].obs
     size, encoder = trainer.config.ppo.batch_size, trainer.agent.encoder
     rng = np.random.default_rng(0)
     start = time.perf_counter()
     for _ in range(trainer.config.ppo.repeats):
         order = rng.permutation(len(rows))
-        for part in np.split(order, range(size, len(rows) - size + 1, size)):  # Tianshou adds a short rest to the last minibatch
+        for part in np.split(
+            order, range(size, len(rows) - size + 1, size)
+        ):  # Tianshou adds a short rest to the last minibatch
             encoder.model.zero_grad()
             encoder.pooled(rows[part]).sum().backward()
     return time.perf_counter() - start
 
 
-def measure(config_path: Path, overrides: list[str], folder: Path, repeats: int) -> dict[str, float]:
-    """Cost of training beside the experts, per transition with everything stored, and of PPO's gradient steps."""
-    small = ["--pool.store", str(folder / "warm.sqlite"), "--data.train.limit", "48", "--env.t_max", "2", *overrides]
+def measure(
+    config_path: Path, overrides: list[str], folder: Path, repeats: int
+) -> dict[str, float]:
+    """Cost of training beside the experts, per transition with everything stored, and of PPO's
+    gradient steps.
+    """
+    small = [
+        "--pool.store",
+        str(folder / "warm.sqlite"),
+        "--data.train.limit",
+        "48",
+        "--env.t_max",
+        "2",
+        *overrides,
+    ]
     trainer = make_trainer(load_config(config_path, small), folder / "warm")
     warm_up(trainer)
     warm, ratios = [], []
@@ -130,8 +188,20 @@ def measure(config_path: Path, overrides: list[str], folder: Path, repeats: int)
         warm.append(ms_per_transition(trainer))
         with instant_parts(trainer):
             ratios.append(warm[-1] / ms_per_transition(trainer))
-    out = {"warm_ms_per_transition": float(np.median(warm)), "warm_vs_floor": float(np.median(ratios))}
-    few = ["--agent.freeze_encoder", "false", "--train.episodes_per_update", "16", "--ppo.batch_size", "16", "--ppo.repeats", "2"]
+    out = {
+        "warm_ms_per_transition": float(np.median(warm)),
+        "warm_vs_floor": float(np.median(ratios)),
+    }
+    few = [
+        "--agent.freeze_encoder",
+        "false",
+        "--train.episodes_per_update",
+        "16",
+        "--ppo.batch_size",
+        "16",
+        "--ppo.repeats",
+        "2",
+    ]
     trainer = make_trainer(load_config(config_path, [*small, *few]), folder / "trainable")
     collect(trainer)
     stock = stock_ppo(trainer)
@@ -140,12 +210,26 @@ def measure(config_path: Path, overrides: list[str], folder: Path, repeats: int)
         ours = update_s(trainer, trainer.algorithm)
         to_bare.append(ours / bare_encoder_s(trainer))
         to_stock.append(update_s(trainer, stock) / ours)
-    return out | {"update_vs_encoder": float(np.median(to_bare)), "update_vs_stock": float(np.median(to_stock))}
+    return out | {
+        "update_vs_encoder": float(np.median(to_bare)),
+        "update_vs_stock": float(np.median(to_stock)),
+    }
 
 
 def counts(config_path: Path, overrides: list[str], folder: Path) -> dict[str, float]:
-    """What 1,000 transitions of training and validation take, in counts: a cold store first, then the same run with its answers stored."""
-    few = ["--data.train.limit", "64", "--data.validation.limit", "32", "--train.episodes_per_update", "64", "--threads", "1"]
+    """What 1,000 transitions of training and validation take, in counts: a cold store first, then
+    the same run with its answers stored.
+    """
+    few = [
+        "--data.train.limit",
+        "64",
+        "--data.validation.limit",
+        "32",
+        "--train.episodes_per_update",
+        "64",
+        "--threads",
+        "1",
+    ]
     small = ["--pool.store", str(folder / "counts.sqlite"), *few, *overrides]
     out = {}
     for state in ("cold", "warm"):
@@ -156,7 +240,10 @@ def counts(config_path: Path, overrides: list[str], folder: Path) -> dict[str, f
             validated += trainer.validate()["eval/calls"] * len(trainer.splits.validation)
         thousands = (trainer.env_step + validated) / 1000
         taken = {
-            **{name: sum(expert.work[name] for expert in trainer.pool.experts) for name in ("generate_calls", "forward_passes")},
+            **{
+                name: sum(expert.work[name] for expert in trainer.pool.experts)
+                for name in ("generate_calls", "forward_passes")
+            },
             "encoder_rows": trainer.agent.encoder.num_rows,
             "store_reads": trainer.pool.store.num_reads,
             "model_loads": trainer.pool.stats.loads,

@@ -1,6 +1,8 @@
-"""The public question sets that prepare_data.py knows: where each is, which of its splits serve as ours, and how a row becomes a question.
+"""The public question sets that prepare_data.py knows: where each is, which of its splits serve as
+ours, and how a row becomes a question.
 
-Mappings are pure functions, row -> Mapped; data/README.md explains each choice. Revisions are commits of the hub's repositories.
+Mappings are pure functions, row -> Mapped; data/README.md explains each choice. Revisions are
+commits of the hub's repositories.
 """
 
 from __future__ import annotations
@@ -16,12 +18,15 @@ LETTERS = "ABCDEFGHIJ"
 LETTER_RULE = "Answer with the letter of the right choice."
 NUMBER_RULE = 'End with "####" and the final number alone.'
 BRIEF_RULE = "Give the answer alone, in as few words as possible."
-GSM8K_ANSWER = re.compile(r"#### (-?[0-9.,]+)")  # grade-school-math's own rule: this, commas removed
+GSM8K_ANSWER = re.compile(
+    r"#### (-?[0-9.,]+)"
+)  # grade-school-math's own rule: this, commas removed
 WIKIHOW_MARK = re.compile(r"\[(?:header|title|step|substeps)\]")
 
-# Name upstream -> expert: the last part of the hub id that the card lists. Two things to know of the upstream files: they also hold
-# answers of mpt-7b, a base model and no expert of the paper (its "MPT" is mpt-7b-instruct: 63.21 BERTScore in both tables), and
-# the card's validation table spells Open Assistant "oasst-ft".
+# Name upstream -> expert: the last part of the hub id that the card lists. Two things to know of
+# the upstream files: they also hold answers of mpt-7b, a base model and no expert of the paper (its
+# "MPT" is mpt-7b-instruct: 63.21 BERTScore in both tables), and the card's validation table spells
+# Open Assistant "oasst-ft".
 MIXINSTRUCT_EXPERTS = {
     "alpaca-native": "alpaca-native",
     "chatglm-6b": "chatglm-6b",
@@ -39,7 +44,10 @@ MIXINSTRUCT_EXPERTS = {
 
 
 class Mapped(NamedTuple):
-    """What a row says. A row without text or reference cannot be used; it is left out and counted."""
+    """What a row says.
+
+    A row without text or reference cannot be used; it is left out and counted.
+    """
 
     text: str
     reference: str | list[str] | None
@@ -63,24 +71,32 @@ class Source:
     splits: dict[str, str]  # ours -> theirs
     metric: str
     read: Callable[[Row], Mapped]
-    validation_share: float = 0.0  # of their training questions, where they have no labelled validation split to spare
+    validation_share: float = (
+        0.0  # of their training questions, where they have no labelled validation split to spare
+    )
     recorded: Callable[[Row], Recorded] | None = None
 
 
 def with_choices(question: str, choices: Sequence[str]) -> str:
     """The question, its choices on lines "A. ...", and how to answer."""
-    lines = [f"{letter}. {choice.strip()}" for letter, choice in zip(LETTERS, choices, strict=False)]
+    lines = [
+        f"{letter}. {choice.strip()}" for letter, choice in zip(LETTERS, choices, strict=False)
+    ]
     return "\n".join([question.strip(), *lines, LETTER_RULE])
 
 
 def read_mixinstruct(row: Row) -> Mapped:
-    """Instruction and input on lines of their own; the task is the instruction set that the row came from."""
+    """Instruction and input on lines of their own; the task is the instruction set that the row
+    came from.
+    """
     parts = [part.strip() for part in (row["instruction"], row["input"]) if part]
     return Mapped("\n".join(filter(None, parts)), row["output"], row["id"].partition("/")[0])
 
 
 def recorded_mixinstruct(row: Row) -> Recorded:
-    """The 11 experts' answers with their BERTScore F1 (bert-base-multilingual-cased, not rescaled), cut to [0, 1]."""
+    """The 11 experts' answers with their BERTScore F1 (bert-base-multilingual-cased, not rescaled),
+    cut to [0, 1].
+    """
     answers, scores = {}, {}
     for candidate in row["candidates"]:
         expert = MIXINSTRUCT_EXPERTS.get(candidate["model"])
@@ -93,33 +109,60 @@ def recorded_mixinstruct(row: Row) -> Recorded:
 
 
 def read_gsm8k(row: Row) -> Mapped:
-    """The final number, after ####, without thousands separators. Experts are asked for the same form."""
+    """The final number, after ####, without thousands separators.
+
+    Experts are asked for the same form.
+    """
     found = GSM8K_ANSWER.search(row["answer"])
-    return Mapped(f"{row['question'].strip()}\n{NUMBER_RULE}", found[1].replace(",", "") if found else None, "gsm8k")
+    return Mapped(
+        f"{row['question'].strip()}\n{NUMBER_RULE}",
+        found[1].replace(",", "") if found else None,
+        "gsm8k",
+    )
 
 
 def read_mmlu(row: Row) -> Mapped:
     """The task is the subject; the auxiliary training questions have none."""
-    return Mapped(with_choices(row["question"], row["choices"]), LETTERS[row["answer"]], row["subject"] or "auxiliary_train")
+    return Mapped(
+        with_choices(row["question"], row["choices"]),
+        LETTERS[row["answer"]],
+        row["subject"] or "auxiliary_train",
+    )
 
 
 def read_arc(row: Row) -> Mapped:
     """Three to five choices, some labelled 1 to 4 upstream: letters go by position."""
     choices = row["choices"]
-    return Mapped(with_choices(row["question"], choices["text"]), LETTERS[choices["label"].index(row["answerKey"])], "arc_challenge")
+    return Mapped(
+        with_choices(row["question"], choices["text"]),
+        LETTERS[choices["label"].index(row["answerKey"])],
+        "arc_challenge",
+    )
 
 
 def read_triviaqa(row: Row) -> Mapped:
     """The answer and all its aliases are accepted."""
     answer = row["answer"]
-    return Mapped(f"{row['question'].strip()}\n{BRIEF_RULE}", list(dict.fromkeys([answer["value"], *answer["aliases"]])), "triviaqa")
+    return Mapped(
+        f"{row['question'].strip()}\n{BRIEF_RULE}",
+        list(dict.fromkeys([answer["value"], *answer["aliases"]])),
+        "triviaqa",
+    )
 
 
 def read_hellaswag(row: Row) -> Mapped:
-    """Activity and context, then four endings; the marks that WikiHow's layout left in the texts are dropped."""
-    context, *endings = (" ".join(WIKIHOW_MARK.sub(" ", text).split()) for text in (row["ctx"], *row["endings"]))
+    """Activity and context, then four endings; the marks that WikiHow's layout left in the texts
+    are dropped.
+    """
+    context, *endings = (
+        " ".join(WIKIHOW_MARK.sub(" ", text).split()) for text in (row["ctx"], *row["endings"])
+    )
     question = f"Which ending continues the text best?\n{row['activity_label']}: {context}"
-    return Mapped(with_choices(question, endings), LETTERS[int(row["label"])] if row["label"] else None, "hellaswag")
+    return Mapped(
+        with_choices(question, endings),
+        LETTERS[int(row["label"])] if row["label"] else None,
+        "hellaswag",
+    )
 
 
 SOURCES = {
@@ -177,5 +220,11 @@ SOURCES = {
     ),
 }
 
-MULTIDOMAIN = ("gsm8k", "mmlu", "arc_challenge", "triviaqa", "hellaswag")  # all scored 0 or 1; mixinstruct's quality is graded
+MULTIDOMAIN = (
+    "gsm8k",
+    "mmlu",
+    "arc_challenge",
+    "triviaqa",
+    "hellaswag",
+)  # all scored 0 or 1; mixinstruct's quality is graded
 MULTIDOMAIN_SIZES = {"train": 1000, "validation": 200, "test": 400}  # of each domain

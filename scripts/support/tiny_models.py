@@ -1,6 +1,8 @@
-"""Tokenizer and architectures of the embedded pool: small, but ordinary Hugging Face models in every respect.
+"""Tokenizer and architectures of the embedded pool: small, but ordinary Hugging Face models in
+every respect.
 
-Five experts of five architectures, 0.17 to 0.79 million parameters, each taught a few cells of `tiny_tasks.CELLS`.
+Five experts of five architectures, 0.17 to 0.79 million parameters, each taught a few cells of
+`tiny_tasks.CELLS`.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ def build_tokenizer(*, seq2seq: bool) -> PreTrainedTokenizerFast:
     phrases = [*TEMPLATE_PHRASES, *transfer, ANSWER_CUE]
     tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in phrases])
     if seq2seq:
-        tokenizer.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", vocabulary["</s>"])])
+        tokenizer.post_processor = processors.TemplateProcessing(
+            "$A </s>", special_tokens=[("</s>", vocabulary["</s>"])]
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
@@ -65,7 +69,12 @@ class TinyExpert:
     architecture: str
     size: dict[str, int]
     skills: tuple[str, ...]
-    halves: tuple[str, ...] = ()  # chained cells whose first half it is taught, or "reverse": the second half of both, learned from drafts
+    halves: tuple[
+        str, ...
+        # Chained cells whose first half it is taught, or "reverse": the second half of both,
+        # learned
+        # from drafts
+    ] = ()
     steps: int = 2000  # optimiser steps on bare questions
     draft_steps: int = 600  # then on bare questions and Knowledge Transfer Prompts
     lr: float = 2e-3
@@ -75,11 +84,43 @@ SMALL = {"width": 96, "layers": 3, "heads": 4}
 GENERALIST = ("cipher-phrase", "to-binary", "words-few", "words-many")
 
 TINY_EXPERTS = (
-    TinyExpert("llama-0.2m", "llama", SMALL | {"width": 64, "mlp": 192}, ("backward-short", "cipher-word"), ("reverse",), steps=2000, draft_steps=6000, lr=3e-3),
-    TinyExpert("neox-0.4m", "gpt_neox", SMALL | {"mlp": 384}, ("cipher-phrase", "to-binary"), ("decrypt-backward", "convert-backward"), steps=2400, lr=3e-3),
-    TinyExpert("qwen2-0.4m", "qwen2", SMALL | {"mlp": 256}, ("backward-long", "words-few"), ("reverse",), steps=2000, draft_steps=1500, lr=3e-3),
+    TinyExpert(
+        "llama-0.2m",
+        "llama",
+        SMALL | {"width": 64, "mlp": 192},
+        ("backward-short", "cipher-word"),
+        ("reverse",),
+        steps=2000,
+        draft_steps=6000,
+        lr=3e-3,
+    ),
+    TinyExpert(
+        "neox-0.4m",
+        "gpt_neox",
+        SMALL | {"mlp": 384},
+        ("cipher-phrase", "to-binary"),
+        ("decrypt-backward", "convert-backward"),
+        steps=2400,
+        lr=3e-3,
+    ),
+    TinyExpert(
+        "qwen2-0.4m",
+        "qwen2",
+        SMALL | {"mlp": 256},
+        ("backward-long", "words-few"),
+        ("reverse",),
+        steps=2000,
+        draft_steps=1500,
+        lr=3e-3,
+    ),
     TinyExpert("t5gemma-0.7m", "t5gemma", SMALL | {"mlp": 192}, ("from-binary",), steps=2400),
-    TinyExpert("mistral-0.8m", "mistral", {"width": 128, "layers": 4, "heads": 4, "mlp": 336}, GENERALIST, steps=2000),
+    TinyExpert(
+        "mistral-0.8m",
+        "mistral",
+        {"width": 128, "layers": 4, "heads": 4, "mlp": 336},
+        GENERALIST,
+        steps=2000,
+    ),
 )
 
 
@@ -87,15 +128,27 @@ def build_model(expert: TinyExpert, vocab_size: int) -> PreTrainedModel:
     """A freshly initialised model of the expert's architecture (seed torch before)."""
     size, ids = expert.size, {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     common = {"vocab_size": vocab_size, "tie_word_embeddings": True, **ids}
-    if expert.architecture == "t5gemma":  # an encoder-decoder with rotary positions, which copy and reverse far sooner than T5's biases
+    if (
+        expert.architecture == "t5gemma"
+        # An encoder-decoder with rotary positions, which copy and reverse far sooner than
+        # T5's biases
+    ):
         half = T5GemmaModuleConfig(
-            **{**common, "hidden_size": size["width"], "num_hidden_layers": size["layers"], "num_attention_heads": size["heads"], "num_key_value_heads": size["heads"]},
+            **{
+                **common,
+                "hidden_size": size["width"],
+                "num_hidden_layers": size["layers"],
+                "num_attention_heads": size["heads"],
+                "num_key_value_heads": size["heads"],
+            },
             head_dim=size["width"] // size["heads"],
             query_pre_attn_scalar=size["width"] // size["heads"],
             intermediate_size=size["mlp"],
             max_position_embeddings=CONTEXT,
         )
-        return T5GemmaForConditionalGeneration(T5GemmaConfig(encoder=half, decoder=half, dropout_rate=0.0, **common))
+        return T5GemmaForConditionalGeneration(
+            T5GemmaConfig(encoder=half, decoder=half, dropout_rate=0.0, **common)
+        )
     decoder = {
         "hidden_size": size["width"],
         "num_hidden_layers": size["layers"],
@@ -110,5 +163,9 @@ def build_model(expert: TinyExpert, vocab_size: int) -> PreTrainedModel:
     if expert.architecture == "qwen2":
         return Qwen2ForCausalLM(Qwen2Config(num_key_value_heads=size["heads"], **decoder, **common))
     if expert.architecture == "mistral":
-        return MistralForCausalLM(MistralConfig(num_key_value_heads=size["heads"], sliding_window=None, **decoder, **common))
+        return MistralForCausalLM(
+            MistralConfig(
+                num_key_value_heads=size["heads"], sliding_window=None, **decoder, **common
+            )
+        )
     raise ValueError(f"{expert.name}: unknown architecture {expert.architecture!r}")

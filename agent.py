@@ -238,10 +238,11 @@ def build_agent(config: AgentConfig, num_experts: int, t_max: int) -> Agent:
     """A fresh agent on a pretrained encoder. Raises AgentError when the encoder cannot be had."""
     source = resolve_source(config.encoder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=config.revision or "main")
-        model = AutoModel.from_pretrained(
-            source, revision=config.revision or "main", dtype=torch.float32
-        )
+        # Without trust_remote_code=False transformers asks on the terminal whether to run a
+        # folder's own code.
+        options = {"revision": config.revision or "main", "trust_remote_code": False}
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        model = AutoModel.from_pretrained(source, dtype=torch.float32, **options)
     except (OSError, ValueError) as error:
         raise AgentError(
             f"agent.encoder {config.encoder!r} cannot be loaded: {str(error).splitlines()[0]}\n   "

@@ -153,6 +153,13 @@ class PromptedExpertConfig(ExpertConfig):
         ),
     )
     system_prompt: str | None = Field(None, description="for prompt_format chat")
+    system_role: Literal["auto", "system", "user"] = Field(
+        "auto",
+        description=(
+            "who says the system prompt: user puts it before the question, auto does so where the"
+            " chat template has no system role (servers apply their own: name it there)"
+        ),
+    )
     prompt_template: str | None = Field(
         None,
         description=(

@@ -168,10 +168,14 @@ class ExpertPool:
         ]
 
     def check_questions(self, questions: Sequence[Question]) -> None:
-        """Raise before anything is spent on them: MetricError where answers cannot be judged,
+        """Raise before anything is spent on them: PromptError where an expert cannot be asked,
+        MetricError where answers cannot be judged,
         ExpertError where a recorded expert has none.
         """
         check_metrics(questions, [expert.config for expert in self.experts])
+        for expert in self.experts:  # a template that refuses is better known now
+            for previous_answer in (None, "2"):
+                expert.render("What is 1 + 1?", previous_answer, self.ktp)
         for expert in self.experts:
             if isinstance(expert, RecordedExpert):
                 expert.check_questions(questions)

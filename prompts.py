@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 
 from config import PromptedExpertConfig
 from runtime.errors import PromptError
@@ -126,6 +127,7 @@ class PromptFormat:
     system_prompt: str | None = None
     examples: tuple[FewShot, ...] = ()
     template: str | None = None
+    system_role: str = "auto"
 
     @classmethod
     def of(cls, expert: PromptedExpertConfig) -> PromptFormat:
@@ -134,7 +136,13 @@ class PromptFormat:
         Raises PromptError for an unreadable few-shot file.
         """
         examples = read_few_shot(Path(expert.few_shot)) if expert.few_shot else ()
-        return cls(expert.prompt_format, expert.system_prompt, examples, expert.prompt_template)
+        return cls(
+            expert.prompt_format,
+            expert.system_prompt,
+            examples,
+            expert.prompt_template,
+            expert.system_role,
+        )
 
     def render(
         self,
@@ -167,10 +175,41 @@ class PromptFormat:
                 "prompt_format chat, but the tokenizer has no chat template: a base model wants"
                 " prompt_format plain or few_shot"
             )
-        messages = [{"role": "user", "content": text}]
-        if self.system_prompt is not None:
-            messages.insert(0, {"role": "system", "content": self.system_prompt})
-        return apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return self._render_chat(text, apply_chat_template)
+
+    def _render_chat(self, text: str, apply_chat_template: Callable[..., str]) -> str:
+        """The prompt by a chat template, the system prompt where the template takes it.
+
+        Raises PromptError with the template's own message where it takes none of the forms.
+        """
+        reason = ""
+        for messages in self._conversations(text):
+            try:
+                prompt = apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            except TemplateError as error:
+                reason = f"the chat template refuses the messages: {error}"
+                continue
+            if self.system_prompt is None or self.system_role != "auto":
+                return prompt
+            if self.system_prompt.strip() in prompt or messages[0]["role"] == "user":
+                return prompt
+            reason = "the chat template drops the system prompt"
+        raise PromptError(f"{reason}. Try system_role: user, or another prompt_format")
+
+    def _conversations(self, text: str) -> list[list[dict[str, str]]]:
+        """The message lists to try, in order."""
+        if self.system_prompt is None:
+            return [[{"role": "user", "content": text}]]
+        apart = [
+            {"role": "system", "content": self.system_prompt},
+            {"role": "user", "content": text},
+        ]
+        together = [{"role": "user", "content": f"{self.system_prompt}\n\n{text}"}]
+        if self.system_role == "system":
+            return [apart]
+        if self.system_role == "user":
+            return [together]
+        return [apart, together]
 
     def identity(self) -> dict[str, object]:
         """What of the format decides the answers; part of every answer's key."""

@@ -21,6 +21,15 @@ import openai
 
 from backends.answer_store import Answer
 from backends.dispatch import Inbox
+from backends.replies import (
+    Overflow,
+    ReplyError,
+    chat_text,
+    cut_text,
+    overflow_in,
+    token_counts,
+    wants_completion_limit,
+)
 from config import EndpointExpertConfig
 from prompts import PromptFormat, before_stop
 from runtime.errors import ExpertError
@@ -33,14 +42,13 @@ FIRST_WAIT_S = 1.0
 MAX_DOUBLINGS = 6
 POLL_S = 0.05  # between two looks for a free replica
 CHARACTERS_PER_TOKEN = 4  # of English text, where a server does not count
+MAX_CUTS = 8  # times that a prompt over the server's context is cut and sent again
+CUT_SHARE = 0.75  # kept by each cut where the server does not say how long the prompt is
+CUT_MARGIN = 0.95  # of the room that is aimed at: characters only estimate tokens
 PASSING = {408, 409, 425, 429}  # and 5xx: the same request may succeed later
 SETTINGS = {401, 403, 404}  # a wrong key, address or model name: no request can succeed
 
 log = logging.getLogger(__name__)
-
-
-class ReplyError(Exception):
-    """A server answered with something that is not a completion."""
 
 
 class Replica:
@@ -92,6 +100,7 @@ class EndpointExpert:
         self.replicas = [Replica(url) for url in config.urls]
         self._error: ExpertError | None = None  # what ended the current call of answer
         self._estimates_tokens = False
+        self._limit_name = "max_tokens"  # or what the server's error asks for
 
     def identity(self) -> dict[str, Any]:
         """What makes this expert's answers its own.
@@ -270,47 +279,93 @@ class EndpointExpert:
         raise self._error
 
     async def _complete(self, replica: Replica, prompt: str) -> Answer:
-        """One try, which may take timeout_s. Raises APIError, ReplyError or TimeoutError."""
-        is_chat, decoding, start = (
-            self.config.prompt_format == "chat",
-            self.config.decoding,
-            time.perf_counter(),
+        """One try, which may take timeout_s. A prompt over the server's context loses its middle.
+
+        Raises APIError, ReplyError or TimeoutError.
+        """
+        start = time.perf_counter()
+        sent = prompt
+        async with asyncio.timeout(self.config.timeout_s):
+            for _ in range(MAX_CUTS):
+                try:
+                    text, counts = await self._send(replica, sent)
+                    break
+                except openai.BadRequestError as error:
+                    overflow = overflow_in(error.message)
+                    if overflow is None:
+                        raise
+                    sent = self._cut(sent, overflow)
+            else:
+                text, counts = await self._send(replica, sent)
+        if self.config.api_key_env:
+            text = text.replace(self._key, "[key]")
+        prompt_tokens, completion_tokens = counts
+        if prompt_tokens is None:
+            prompt_tokens = self._estimate_tokens(sent)
+        if completion_tokens is None:
+            completion_tokens = self._estimate_tokens(text)
+        return Answer(
+            before_stop(text, self.config.stop),
+            prompt_tokens,
+            completion_tokens,
+            latency_s=time.perf_counter() - start,
+            prompt_cut=sent != prompt,
         )
+
+    async def _send(
+        self, replica: Replica, prompt: str
+    ) -> tuple[str, tuple[int | None, int | None]]:
+        """The text of one completion, and its prompt and completion tokens where counted.
+
+        Raises APIError or ReplyError.
+        """
+        try:
+            reply = await self._request(replica, prompt)
+        except openai.BadRequestError as error:
+            learned = wants_completion_limit(error.message)
+            if not learned or self._limit_name == "max_completion_tokens":
+                raise
+            self._limit_name = "max_completion_tokens"
+            reply = await self._request(replica, prompt)
+        try:  # the client checks neither JSON nor fields
+            choice = reply.choices[0]
+            is_chat = self.config.prompt_format == "chat"
+            text = chat_text(choice.message) if is_chat else choice.text
+            return whole_text(text or ""), token_counts(reply.usage)
+        except (ValueError, AttributeError, TypeError, IndexError) as error:
+            raise ReplyError("the reply is not a completion") from error
+
+    async def _request(self, replica: Replica, prompt: str) -> Any:
+        """The server's reply to one request. Raises APIError or ReplyError."""
+        decoding = self.config.decoding
         options: dict[str, Any] = {
             "model": self.config.model,
-            "max_tokens": decoding.max_new_tokens,
+            self._limit_name: decoding.max_new_tokens,
             "temperature": decoding.temperature,
             "top_p": decoding.top_p,
+            "seed": decoding.seed,
         }
-        options |= {"seed": decoding.seed} | (
-            {"stop": list(self.config.stop)} if self.config.stop else {}
-        )
-        async with asyncio.timeout(self.config.timeout_s):
-            try:
-                if is_chat:
-                    reply = await replica.client.chat.completions.create(
-                        messages=json.loads(prompt), **options
-                    )
-                else:
-                    reply = await replica.client.completions.create(prompt=prompt, **options)
-                text = reply.choices[0].message.content if is_chat else reply.choices[0].text
-                usage = [
-                    getattr(reply.usage, name, None)
-                    for name in ("prompt_tokens", "completion_tokens")
-                ]
-                text = whole_text(text or "")
-            except (
-                ValueError,
-                AttributeError,
-                TypeError,
-                IndexError,
-            ) as error:  # the client checks neither JSON nor fields
-                raise ReplyError from error
-        tokens = [
-            count if isinstance(count, int) else self._estimate_tokens(counted)
-            for count, counted in zip(usage, (prompt, text), strict=True)
-        ]
-        return Answer(before_stop(text, self.config.stop), *tokens, time.perf_counter() - start)
+        if self.config.stop:
+            options["stop"] = list(self.config.stop)
+        try:
+            if self.config.prompt_format == "chat":
+                messages = json.loads(prompt)
+                return await replica.client.chat.completions.create(messages=messages, **options)
+            return await replica.client.completions.create(prompt=prompt, **options)
+        except (ValueError, AttributeError, TypeError) as error:
+            raise ReplyError("the reply is not a completion") from error
+
+    def _cut(self, prompt: str, overflow: Overflow) -> str:
+        """The prompt cut to the room that the server's context leaves it."""
+        share = CUT_SHARE
+        if overflow.context and overflow.prompt:
+            room = overflow.context - self.config.decoding.max_new_tokens
+            share = max(0.0, min(CUT_MARGIN * room / overflow.prompt, CUT_MARGIN))
+        if self.config.prompt_format != "chat":
+            return cut_text(prompt, share)
+        messages = json.loads(prompt)
+        messages[-1]["content"] = cut_text(messages[-1]["content"], share)
+        return json.dumps(messages, ensure_ascii=False)
 
     def _estimate_tokens(self, text: str) -> int:
         if not self._estimates_tokens:
@@ -335,7 +390,7 @@ class EndpointExpert:
             case openai.APIStatusError():
                 reason = f"status {error.status_code}, {error.message}"
             case _:
-                reason = "the reply is not a completion"
+                reason = str(error) or "the reply is not a completion"
         return reason.replace(self._key, "[key]") if self.config.api_key_env else reason
 
 

@@ -136,7 +136,8 @@ class HFExpert:
             AutoModelForSeq2SeqLM if self.model_config.is_encoder_decoder else AutoModelForCausalLM
         )
         options = loading_options(self.config, self.device)
-        model = self._from_pretrained(auto_class, **options)
+        model, report = self._from_pretrained(auto_class, output_loading_info=True, **options)
+        self._check_weights(model, report)
         self.model = (model if options["device_map"] else model.to(self.device)).eval()
         if (
             not self.config.trust_remote_code
@@ -152,6 +153,28 @@ class HFExpert:
             )
         if self.config.quantization:
             self._try_quantized()
+
+    def _check_weights(self, model: Any, report: dict[str, Any]) -> None:
+        """Raises ExpertError where weights are missing, of another shape, or not numbers.
+
+        transformers fills what is missing with random numbers and only warns.
+        """
+        problems = {
+            "missing": sorted(report["missing_keys"]),
+            "of another shape": sorted(str(key) for key in report["mismatched_keys"]),
+        }
+        if self.config.quantization is None:
+            problems["not a number"] = [
+                name
+                for name, weight in model.named_parameters()
+                if weight.device.type != "meta" and not torch.isfinite(weight).all()
+            ]
+        for what, names in problems.items():
+            if names:
+                raise ExpertError(
+                    f"expert {self.config.name}: {self.source}: {len(names)} weights are {what},"
+                    f" first {names[0]}. The model folder is incomplete or damaged: fetch it again"
+                )
 
     def _try_quantized(self) -> None:
         """Read one token: not every backend of bitsandbytes can multiply weights of every shape."""

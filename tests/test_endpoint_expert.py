@@ -726,3 +726,101 @@ def test_half_a_character_is_replaced_and_text_that_is_none_is_no_completion(
     for question in ("list", "number"):
         with pytest.raises(ExpertError, match="the reply is not a completion"):
             pool.answer([Request(0, question)])
+
+
+# --- servers of today ---
+
+
+def refusal(message, status=400):
+    return status, {"error": {"message": message, "type": "invalid_request_error"}}
+
+
+def test_the_newer_name_of_the_token_limit_is_learned_from_the_servers_error(small_server):
+    def behave(body, number):
+        if "max_tokens" in body:
+            return refusal(
+                "Unsupported parameter: 'max_tokens' is not supported with this model. Use"
+                " 'max_completion_tokens' instead."
+            )
+        return completion("yes", is_chat=True)
+
+    server = small_server(behave)
+    expert = endpoint(server.url, prompt_format="chat", concurrency=1)
+    prompts = [expert.render(text, None, "paper-v1") for text in "ab"]
+    assert [answer.text for answer in ask(expert, prompts)] == ["yes", "yes"]
+    names = ["max_tokens", "max_completion_tokens"]
+    limits = [[name for name in names if name in body] for _, body, *_ in server.requests]
+    assert limits == [["max_tokens"], ["max_completion_tokens"], ["max_completion_tokens"]]
+
+
+@pytest.mark.parametrize("prompt_format", ["plain", "chat"])
+def test_a_prompt_over_the_servers_context_loses_its_middle(small_server, prompt_format):
+    """A server of 100 tokens, a character each, 40 of them for the answer: 60 characters fit."""
+
+    def behave(body, number):
+        text = body["messages"][-1]["content"] if prompt_format == "chat" else body["prompt"]
+        if len(text) + 40 > 100:
+            return refusal(
+                f"This model's maximum context length is 100 tokens. However, you requested"
+                f" {len(text) + 40} tokens ({len(text)} in the messages, 40 in the completion)."
+            )
+        return completion("yes", is_chat=prompt_format == "chat")
+
+    server = small_server(behave)
+    expert = endpoint(server.url, prompt_format=prompt_format)
+    prompt = expert.render("start " + "x" * 300 + " end", None, "paper-v1")
+    (answer,) = ask(expert, [prompt])
+    assert (answer.text, answer.prompt_cut) == ("yes", True)
+    body = server.requests[-1][1]
+    text = body["messages"][-1]["content"] if prompt_format == "chat" else body["prompt"]
+    assert text.startswith("start") and "end" in text[-12:]
+    assert len(server.requests) == 2  # the server said how long it is: one cut is enough
+
+
+def test_a_context_that_never_fits_fails_that_one_question(small_server):
+    server = small_server(
+        lambda body, number: (
+            refusal("max_tokens must be at least 1, got -186.")
+            if "long" in body["prompt"]
+            else completion("yes")
+        )
+    )
+    expert = endpoint(server.url, on_failure="empty", concurrency=1)
+    long = "long" * 4000
+    answers = ask(expert, ["a", long, "b"])
+    assert [None if a is None else a.text for a in answers] == ["yes", None, "yes"]
+
+
+def test_thinking_and_refusals_are_kept_with_the_answer(small_server):
+    replies = [
+        {"content": "4", "reasoning_content": "2 + 2"},
+        {"content": None, "refusal": "I cannot help."},
+    ]
+
+    def behave(body, number):
+        status, reply = completion("", is_chat=True)
+        reply["choices"][0]["message"] |= replies[number]
+        return status, reply
+
+    expert = endpoint(small_server(behave).url, prompt_format="chat", concurrency=1)
+    prompts = [expert.render(text, None, "paper-v1") for text in "ab"]
+    texts = [answer.text for answer in ask(expert, prompts)]
+    assert texts == ["<think>2 + 2</think>\n4", "I cannot help."]
+
+
+def test_an_absurd_count_of_tokens_is_no_reply(small_server):
+    def behave(body, number):
+        status, reply = completion("yes")
+        reply["usage"]["prompt_tokens"] = 10**30
+        return status, reply
+
+    expert = endpoint(small_server(behave).url, max_retries=1)
+    with pytest.raises(ExpertError, match=r"the server counts 1e\+30 prompt tokens"):
+        ask(expert, ["a"])
+
+
+def test_a_key_in_an_answer_is_not_stored(small_server, monkeypatch):
+    monkeypatch.setenv("DER_TEST_KEY", KEY)
+    server = small_server(lambda body, number: completion(f"your key is {KEY}."))
+    (answer,) = ask(endpoint(server.url, api_key_env="DER_TEST_KEY"), ["a"])
+    assert answer.text == "your key is [key]."

@@ -7,6 +7,8 @@ from dataclasses import replace
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from scripted import ScriptedExpert
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -29,9 +31,9 @@ from backends.hf import HFExpert
 from config import Config, HFExpertConfig, SourceConfig
 from experts import Request, build_pool
 from prompts import knowledge_transfer_prompt
-from questions import read_questions
+from questions import Question, read_questions
 from rollout import Decision, NeverSatisfied, play
-from runtime.errors import BudgetError, ConfigError, ExpertError
+from runtime.errors import BudgetError, ConfigError, ExpertError, PromptError
 from runtime.machine import pick_device
 
 TINY_EXPERTS = ("llama-0.2m", "neox-0.4m", "qwen2-0.4m", "t5gemma-0.7m", "mistral-0.8m")
@@ -881,3 +883,56 @@ def test_answers_survive_the_store_as_they_were(make_pool):
     pool.store.put_many([StoredAnswer(key, "e0", "a", kept)])
     assert pool.answer([Request(0, "a")]) == [kept]
     assert pool.stats.cut_prompts == 1
+
+
+# --- damaged model folders ---
+
+
+def damaged_copy(tiny_pool_dir, tmp_path, change):
+    """A copy of an embedded model whose tensors `change` edits in place."""
+    folder = shutil.copytree(tiny_pool_dir / "llama-0.2m", tmp_path / "damaged")
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def without_a_layer(tensors):
+    for name in [name for name in tensors if ".layers.0." in name]:
+        del tensors[name]
+
+
+def with_a_nan(tensors):
+    tensors[min(tensors)].view(-1)[3] = float("nan")
+
+
+def of_another_shape(tensors):
+    name = min(name for name in tensors if name.endswith("q_proj.weight"))
+    tensors[name] = tensors[name][:8].clone()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (without_a_layer, r"weights are missing, first model\.layers\.0\."),
+        (with_a_nan, "1 weights are not a number"),
+        (of_another_shape, r"expert damaged: cannot load"),
+    ],
+)
+def test_damaged_weights_are_refused_before_any_answer(tiny_pool_dir, tmp_path, change, said):
+    folder = damaged_copy(tiny_pool_dir, tmp_path, change)
+    config = HFExpertConfig(
+        name="damaged", source=str(folder), params_b=0.001, prompt_format="plain"
+    )
+    with pytest.raises(ExpertError, match=said):
+        HFExpert(config, CPU).load()
+
+
+def test_a_pool_whose_chat_template_refuses_is_known_before_anything_is_asked(make_pool):
+    class Refusing(ScriptedExpert):
+        def render(self, question, previous_answer, ktp):
+            raise PromptError("expert e0: the chat template refuses the messages")
+
+    pool = make_pool([Refusing(echo, "e0")])
+    with pytest.raises(PromptError, match="expert e0: the chat template refuses"):
+        pool.check_questions([Question("q", "What?", _reference="x")])

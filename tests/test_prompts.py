@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
 from prompts import (
@@ -262,3 +263,44 @@ def test_rows_encoded_together_equal_rows_encoded_alone(encoder_tokenizer):
         state.encode([q], [a], [n])[0] for q, a, n in zip(questions, answers, left, strict=True)
     ]
     np.testing.assert_array_equal(state.encode(questions, answers, left), np.stack(alone))
+
+
+def strict_template(refused_role):
+    """A chat template as Gemma's and older Mistral's: it raises for a role it does not know."""
+
+    def apply(messages, tokenize, add_generation_prompt):
+        if any(message["role"] == refused_role for message in messages):
+            raise TemplateError(f"{refused_role.title()} role not supported")
+        return "".join(f"<{message['role']}>{message['content']}" for message in messages)
+
+    return apply
+
+
+def test_a_system_prompt_goes_to_the_user_where_the_template_has_no_system_role():
+    chat = PromptFormat("chat", system_prompt="Be brief.")
+    prompt = chat.render("Why?", None, "paper-v1", strict_template("system"))
+    assert prompt == "<user>Be brief.\n\nWhy?"
+
+
+def test_a_template_that_drops_the_system_prompt_gets_it_in_the_users_turn():
+    chat = PromptFormat("chat", system_prompt="Be brief.")
+
+    def apply(messages, tokenize, add_generation_prompt):
+        return "".join(m["content"] for m in messages if m["role"] == "user")
+
+    assert chat.render("Why?", None, "paper-v1", apply) == "Be brief.\n\nWhy?"
+
+
+def test_the_role_of_the_system_prompt_can_be_named():
+    system = PromptFormat("chat", system_prompt="Be brief.", system_role="system")
+    with pytest.raises(PromptError, match=r"System role not supported\. Try system_role: user"):
+        system.render("Why?", None, "paper-v1", strict_template("system"))
+    user = PromptFormat("chat", system_prompt="Be brief.", system_role="user")
+    prompt = user.render("Why?", None, "paper-v1", strict_template("nobody"))
+    assert prompt == "<user>Be brief.\n\nWhy?"
+
+
+def test_a_broken_template_is_named_with_its_own_message():
+    chat = PromptFormat("chat")
+    with pytest.raises(PromptError, match="User role not supported"):
+        chat.render("Why?", None, "paper-v1", strict_template("user"))

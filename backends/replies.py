@@ -1,0 +1,94 @@
+"""What OpenAI-compatible servers reply, read with their differences. Pure functions on replies."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+MAX_TOKENS = 10**9  # of one call; a server that counts more has a defect
+
+
+class ReplyError(Exception):
+    """A server answered with something that is not a completion."""
+
+
+@dataclass(frozen=True)
+class Overflow:
+    """A prompt over the server's context.
+
+    `context` is what the server holds and `prompt` what it was sent, in tokens. None where the
+    server does not say.
+    """
+
+    context: int | None = None
+    prompt: int | None = None
+
+
+MAXIMUM = r"maximum context length is (?P<context>\d+) tokens"
+# The wording of vLLM (three versions), SGLang, llama.cpp and OpenAI.
+OVERFLOW_WORDINGS = (
+    rf"{MAXIMUM}.*?\((?P<prompt>\d+) in the (?:messages|prompt)",
+    rf"{MAXIMUM}.*?request has (?P<prompt>\d+) input tokens",
+    rf"{MAXIMUM}.*?resulted in (?P<prompt>\d+) tokens",
+    r"[Ii]nput(?: length)? \((?P<prompt>\d+) tokens\).*?\((?P<context>\d+) tokens\)",
+    r"request \((?P<prompt>\d+) tokens\) exceeds the available context size \((?P<context>\d+)",
+    r"\(length (?P<prompt>\d+)\) is longer than the maximum model length of (?P<context>\d+)",
+    r"max_tokens must be at least 1, got -\d+",
+    r"context_length_exceeded|exceeds the context (?:window|length)",
+)
+
+
+def overflow_in(message: str) -> Overflow | None:
+    """The overflow that an error message tells of; None for any other error."""
+    for wording in OVERFLOW_WORDINGS:
+        match = re.search(wording, message, re.DOTALL)
+        if match is None:
+            continue
+        lengths = {name: int(value) for name, value in match.groupdict().items()}
+        return Overflow(**lengths)
+    return None
+
+
+def wants_completion_limit(message: str) -> bool:
+    """Whether an error asks for `max_completion_tokens` in the place of `max_tokens`."""
+    return "max_tokens" in message and "max_completion_tokens" in message
+
+
+def chat_text(message: Any) -> str:
+    """The whole text of a chat message: thinking in tags, then the answer or the refusal.
+
+    Servers with a reasoning parser return the thinking apart, as `reasoning_content` or
+    `reasoning`, and `content` null while the model has not come to an answer.
+    """
+    thinking = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
+    said = message.content or getattr(message, "refusal", None) or ""
+    if not thinking:
+        return said
+    if not said:
+        return f"<think>{thinking}"
+    return f"<think>{thinking}</think>\n{said}"
+
+
+def token_counts(usage: Any) -> tuple[int | None, int | None]:
+    """Prompt and completion tokens of a reply; None where the server does not count.
+
+    Raises ReplyError for counts that cannot be.
+    """
+    counts = []
+    for name in ("prompt_tokens", "completion_tokens"):
+        count = getattr(usage, name, None)
+        if not isinstance(count, int):
+            counts.append(None)
+        elif 0 <= count <= MAX_TOKENS:
+            counts.append(count)
+        else:
+            raise ReplyError(f"the server counts {count:.3g} {name.replace('_', ' ')}")
+    return counts[0], counts[1]
+
+
+def cut_text(text: str, share: float) -> str:
+    """About `share` of a text, without its middle: a task opens and closes with what matters."""
+    kept = int(len(text) * share)
+    head = (kept + 1) // 2
+    return text[:head] + text[len(text) - (kept - head) :]

@@ -56,15 +56,24 @@ class SourceConfig(Section):
         ),
     )
     revision: str | None = Field(None, description="commit of a hub data set")
-    fields: dict[Literal["id", "text", "reference", "task", "metric", "split"], str] = Field(
+    fields: dict[
+        Literal["id", "text", "reference", "task", "metric", "agreement", "split"], str
+    ] = Field(
         default_factory=dict,
         description=(
-            "our field (id, text, reference, task, metric; split of recorded rows) -> theirs; dots"
-            " reach into nested fields"
+            "our field (id, text, reference, task, metric, agreement; split of recorded rows) ->"
+            " theirs; dots reach into nested fields"
         ),
     )
     task: str = Field("default", description="task of rows that name none")
     metric: str = Field("exact_match", description="metric of rows that name none")
+    agreement: str | None = Field(
+        None,
+        description=(
+            "metric whose reading says which answers agree; none: the row's metric, exact_match"
+            " where that is recorded"
+        ),
+    )
     score_range: tuple[float, float] = Field(
         (0.0, 1.0),
         description="metric recorded: the lowest and highest score there can be; mapped to 0 and 1",

@@ -1,6 +1,7 @@
 """Questions: read from JSONL or `datasets`, de-duplicated, split, sampled.
 
-JSONL, one object a line: {"id", "text", "reference", "task"?, "metric"?}. `reference` is a string,
+JSONL, one object a line: {"id", "text", "reference", "task"?, "metric"?,
+"agreement"?}. `reference` is a string,
 a list of accepted strings, or, for reasoning-gym's own scorers, the generated entry. Recorded
 answers (backends/recorded.py) are read as questions too.
 """
@@ -25,6 +26,7 @@ RECORDED_FIELDS = {
     "text": "question",
     "task": "meta.task",
     "metric": "meta.metric",
+    "agreement": "meta.agreement",
     "split": "meta.split",
 }
 
@@ -42,6 +44,15 @@ class Question:
     metric: str = "exact_match"
     _reference: Reference | None = field(default=None, repr=False)
     _scores: dict[str, float] | None = field(default=None, repr=False)
+    agreement: str | None = None  # the metric whose reading says which answers agree
+
+    @property
+    def agreement_metric(self) -> str:
+        """`agreement`, or the metric itself where none is given; `exact_match` where answers were
+        scored before and so nothing else says how to read them.
+        """
+        own = "exact_match" if self.metric == RECORDED else self.metric
+        return self.agreement or own
 
     @property
     def reference(self) -> Reference:
@@ -180,6 +191,18 @@ def _scores_of(row: dict[str, Any], source: SourceConfig, place: str) -> dict[st
     return {expert: (score - low) / (high - low) for expert, score in given.items()}
 
 
+def _agreement_of(value: Any, source: SourceConfig, place: str) -> str | None:
+    """The row's agreement metric, or the source's. Raises DataError for what names none."""
+    if value is None:
+        return source.agreement
+    if not isinstance(value, str) or value == RECORDED:
+        raise DataError(
+            f"{place}: agreement {value!r}: expected the name of a metric that reads answers, such"
+            " as numeric_match"
+        )
+    return value
+
+
 def _reference_of(value: Any, place: str) -> Reference | None:
     """The reference with its numbers as texts.
 
@@ -212,7 +235,7 @@ def read_questions(source: SourceConfig, *, need_reference: bool = True) -> list
             continue
         values = {
             ours: _pick(row, fields.get(ours, ours))
-            for ours in ("id", "text", "reference", "task", "metric")
+            for ours in ("id", "text", "reference", "task", "metric", "agreement")
         }
         text, reference, metric = (
             values["text"],
@@ -248,6 +271,7 @@ def read_questions(source: SourceConfig, *, need_reference: bool = True) -> list
                 metric=metric,
                 _reference=reference,
                 _scores=_scores_of(row, source, place) if metric == RECORDED else None,
+                agreement=_agreement_of(values["agreement"], source, place),
             )
         )
         if source.limit is not None and len(out) >= source.limit:

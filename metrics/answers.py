@@ -61,6 +61,18 @@ def numeric_match(prediction: str, reference: str) -> float:
     return float(bool(found) and abs(found[-1] - wanted[-1]) <= 1e-6 * max(1.0, abs(wanted[-1])))
 
 
+def read_number(answer: str) -> str | None:
+    """The number that `numeric_match` compares, as text: "1,234.50" -> "1234.5"."""
+    found = numbers_in(answer)
+    return f"{found[-1]:.12g}" if found else None
+
+
+def same_number(a: str, b: str) -> bool:
+    """Whether two readings are equal to 1e-6 relative, as `numeric_match` compares them."""
+    first, second = float(a), float(b)
+    return abs(first - second) <= 1e-6 * max(1.0, abs(first), abs(second))
+
+
 FILLER = re.compile(
     r"^(?:(?:also|known as|called|named|located|situated|found|part"
     r"|in|on|as|the|a|an|country|continent|city|of)\s+)+",
@@ -83,6 +95,12 @@ def short_answer_in(text: str) -> str | None:
         return quoted[-1]
     found = FILLER.sub("", tail.partition(", ")[0]).strip(" .\"'*")
     return found if 0 < len(found.split()) <= 4 else None
+
+
+def read_short_answer(answer: str) -> str | None:
+    """What `short_answer` compares: the name or word given, after `normalise`."""
+    found = short_answer_in(answer)
+    return None if found is None else normalise(found)
 
 
 def short_answer(prediction: str, reference: str) -> float:

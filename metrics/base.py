@@ -17,12 +17,23 @@ TYPESET_MINUS = "\u2212"
 
 
 class Metric(Protocol):
-    """Scores answers against references."""
+    """Scores answers against references, and says what it reads in an answer.
+
+    A metric of a user's own needs `compute` only: without `read` its answers are read by
+    `read_words`. Two optional members say when readings agree (metrics/agreement.py):
+    `same(a, b) -> bool` where readings of different texts can mean the same, and
+    `is_free_text = True` where agreement is a matter of degree.
+    """
 
     def compute(
         self, *, predictions: Sequence[str], references: Sequence[Reference]
     ) -> list[float]:
         """One score in [0, 1] per prediction."""
+
+    def read(self, answer: str) -> str | None:
+        """What the metric reads in an answer, in a form that equal answers share: a number as
+        text, a letter, a name. None where it can read nothing.
+        """
 
 
 def normalise(text: str) -> str:
@@ -47,6 +58,11 @@ def normalise(text: str) -> str:
     return " ".join(word for word in words if word not in ("a", "an", "the", "")) or plain.strip()
 
 
+def read_words(answer: str) -> str | None:
+    """The whole answer after `normalise`; None for an empty one."""
+    return normalise(answer) or None
+
+
 def accepted(reference: Reference) -> list[str]:
     """The texts that count as right. Raises MetricError where the reference is an object."""
     if isinstance(reference, dict):
@@ -64,6 +80,9 @@ class PairMetric:
     """
 
     score: Callable[[str, str], float]
+    read: Callable[[str], str | None] = read_words
+    same: Callable[[str, str], bool] | None = None  # of readings; None: equal texts only
+    is_free_text: bool = False
 
     def compute(
         self, *, predictions: Sequence[str], references: Sequence[Reference]

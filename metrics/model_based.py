@@ -20,7 +20,7 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from backends.model_source import resolve_source
-from metrics.base import accepted
+from metrics.base import accepted, read_words
 from questions import Reference
 from runtime.errors import MetricError
 
@@ -34,8 +34,13 @@ class TextMetric(ABC):
     Raises MetricError when the model's weights cannot be had.
     """
 
+    is_free_text = True
+
     def __init__(self, model: str):
         self.model = model
+
+    def read(self, answer: str) -> str | None:
+        return read_words(answer)
 
     @abstractmethod
     def score_pairs(self, predictions: Sequence[str], references: Sequence[str]) -> list[float]:

@@ -16,7 +16,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from config import ExpertConfig, RecordedExpertConfig
-from metrics.answers import exact_match, multiple_choice, numeric_match, short_answer
+from metrics.answers import (
+    choice_in,
+    exact_match,
+    multiple_choice,
+    numeric_match,
+    read_number,
+    read_short_answer,
+    same_number,
+    short_answer,
+)
 from metrics.base import Metric, PairMetric, accepted
 from questions import RECORDED, Question, Reference
 from runtime.errors import MetricError
@@ -28,7 +37,8 @@ def rouge(kind: str) -> PairMetric:
 
     scorer = RougeScorer([kind], use_stemmer=True)
     return PairMetric(
-        lambda prediction, reference: scorer.score(reference, prediction)[kind].fmeasure
+        lambda prediction, reference: scorer.score(reference, prediction)[kind].fmeasure,
+        is_free_text=True,
     )
 
 
@@ -61,6 +71,10 @@ class ReasoningGymMetric:
                 f" set{f'; did you mean {near[0]}?' if near else ''}"
             )
         self.name, self._scorer = name, reasoning_gym.get_score_answer_fn(name)
+
+    def read(self, answer: str) -> str | None:
+        """The text but for its white space: the scorers' own readings are not to be had."""
+        return " ".join(answer.split()) or None
 
     def _score(self, prediction: str, entry: dict[str, Any]) -> float:
         try:
@@ -125,9 +139,9 @@ def evaluate_metric(name: str) -> PairMetric:
 
 METRICS: dict[str, Callable[[], Metric]] = {
     "exact_match": lambda: PairMetric(exact_match),
-    "short_answer": lambda: PairMetric(short_answer),
-    "numeric_match": lambda: PairMetric(numeric_match),
-    "multiple_choice": lambda: PairMetric(multiple_choice),
+    "short_answer": lambda: PairMetric(short_answer, read_short_answer),
+    "numeric_match": lambda: PairMetric(numeric_match, read_number, same_number),
+    "multiple_choice": lambda: PairMetric(multiple_choice, choice_in),
     "rouge_1": lambda: rouge("rouge1"),
     "rouge_2": lambda: rouge("rouge2"),
     "rouge_l": lambda: rouge("rougeL"),
@@ -179,6 +193,8 @@ def check_metrics(questions: Sequence[Question], experts: Sequence[ExpertConfig]
     """Raise MetricError for a metric that does not exist, cannot read a reference or lacks a score
     of these experts, before anything is spent on answers.
     """
+    for name in {question.agreement for question in questions} - {None}:
+        get_metric(name)
     for question in questions:
         if question.metric == RECORDED:
             _check_recorded(question, experts)

@@ -18,6 +18,7 @@ from typing import Any
 from config import ExpertConfig, RecordedExpertConfig
 from metrics.answers import exact_match, multiple_choice, numeric_match, short_answer
 from metrics.base import Metric, PairMetric, accepted
+from metrics.programs import same_program
 from questions import RECORDED, Question, Reference
 from runtime.errors import MetricError
 
@@ -128,6 +129,7 @@ METRICS: dict[str, Callable[[], Metric]] = {
     "short_answer": lambda: PairMetric(short_answer),
     "numeric_match": lambda: PairMetric(numeric_match),
     "multiple_choice": lambda: PairMetric(multiple_choice),
+    "code": lambda: PairMetric(same_program),
     "rouge_1": lambda: rouge("rouge1"),
     "rouge_2": lambda: rouge("rouge2"),
     "rouge_l": lambda: rouge("rougeL"),

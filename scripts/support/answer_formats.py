@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from questions import text_key
 from runtime.errors import DataError
-from scripts.support.recorded_rows import Reply
+from scripts.support.recorded_rows import Reply, digest_of
 from scripts.support.upstream_files import expect, json_lines, read_json, take
 
 SAMPLES = re.compile(r"samples_(.+?)(?:_\d{4}-\d\d-\d\dT[\d.:-]+)?\.jsonl")
@@ -154,7 +154,7 @@ def read_alpaca_eval(folder: Path, choices: Choices) -> Iterator[tuple[str, Repl
             yield (
                 model,
                 Reply(
-                    key=key,
+                    key=f"alpaca_eval-{digest_of(key)[:16]}",
                     question=question,
                     reference=reference,
                     task=row.get("dataset") or "alpaca_eval",
@@ -183,27 +183,37 @@ def _find_table(source: Path) -> Path:
 
 
 def _table(path: Path) -> Any:
-    """A pandas table of a CSV or Parquet file; a pickle could run code as it is opened."""
+    """A pandas table. In a CSV file "None" and "18" are answers, not what pandas makes of them."""
     import pandas  # type: ignore[import-untyped]  # slow to import
 
     try:
         if path.suffix == ".parquet":
             return pandas.read_parquet(path)
-        return pandas.read_csv(path, keep_default_na=False, na_values={"": []})
+        texts = {}
+        for column in pandas.read_csv(path, nrows=0).columns:
+            if column in ("sample_id", "prompt", "eval_name") or column.endswith(RESPONSE):
+                texts[column] = str
+        return pandas.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
     except (ValueError, OSError) as error:  # pandas' and pyarrow's own errors are ValueErrors
-        raise DataError(f"{path}: not a whole CSV or Parquet table ({error})") from error
+        raise DataError(
+            f"{path}: not a whole CSV or Parquet table ({error}); write it again"
+        ) from error
 
 
-def _plain(text: str) -> str:
-    """A text of RouterBench, which writes some as the repr of a list of texts."""
-    if text.startswith("[") and text.endswith("]"):
+def _text_of(cell: Any) -> str:
+    """A cell of RouterBench, which keeps some texts as a list of texts, or as its repr."""
+    if isinstance(cell, str):
+        if not (cell.startswith("[") and cell.endswith("]")):
+            return cell
         try:
-            parts = ast.literal_eval(text)
+            parts = ast.literal_eval(cell)
         except (ValueError, SyntaxError):
-            return text
-        if isinstance(parts, list) and parts and all(isinstance(part, str) for part in parts):
-            return "\n\n".join(parts)
-    return text
+            return cell
+    else:
+        parts = list(cell) if hasattr(cell, "__iter__") else []
+    if not all(isinstance(part, str) for part in parts):
+        return str(cell)
+    return "\n\n".join(parts)
 
 
 def _routerbench_models(columns: list[str], path: Path) -> list[str]:
@@ -236,17 +246,16 @@ def read_routerbench(source: Path, choices: Choices) -> Iterator[tuple[str, Repl
 
 
 def _routerbench_reply(row: dict[str, Any], model: str, place: str) -> Reply | None:
-    """None where the table has no text or no score of that model."""
-    text, score = row[model + RESPONSE], take(row, model, object, place)
-    if not isinstance(text, str) or score != score:  # an empty cell is NaN
+    """None where the table has no score of that model: an empty cell, which is read as NaN."""
+    score, cost = take(row, model, object, place), row.get(model + COST)
+    if score is None or score != score:
         return None
-    cost = row.get(model + COST)
     return Reply(
-        key=str(take(row, "sample_id", object, place)),
-        question=_plain(take(row, "prompt", str, place)),
+        key=f"{take(row, 'sample_id', object, place)}-{place.rpartition('[')[2][:-1]}",
+        question=_text_of(take(row, "prompt", object, place)),
         reference="",
         task=take(row, "eval_name", str, place),
-        answer=_plain(text),
+        answer=_text_of(row[model + RESPONSE]),
         score=float(expect(score, (int, float), place, f"the score of {model}")),
         place=place,
         usd=None if cost is None or cost != cost else float(cost),

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from metrics.registry import get_metric
 from runtime.errors import DataError
 from runtime.files import write_atomically
 from scripts.support.answer_formats import ANSWER_FORMATS, Choices
@@ -33,6 +35,7 @@ from scripts.support.recorded_rows import (
 from scripts.support.upstream_files import fetch
 
 ANSWER_NAMES = (*ANSWER_SOURCES, *ANSWER_FORMATS)
+DIGEST = re.compile(r"[0-9a-f]{16}")
 MOST_COLUMNS = 4  # tasks that the printed table shows; provenance.json holds them all
 REASONS = {
     "missing": "lack an answer",
@@ -67,13 +70,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--leave_out", type=Path, help="file of questions to leave out: SHA-256, 16 digits a line"
     )
-    parser.add_argument("--agreement", help="your files: metric that decides agreement")
+    parser.add_argument("--agreement", help="metric that decides which answers agree")
     parser.add_argument("--question", default="question", help="lm_eval: field of doc that asks")
     parser.add_argument("--score", help="your files: the score to take where there are several")
     parser.add_argument("--filter", help="lm_eval: the filter to take where there are several")
     options = parser.parse_args(arguments)
     if options.limit is not None and options.limit < 1:
         parser.error("--limit: at least 1")
+    if options.agreement is not None:
+        get_metric(options.agreement)  # raises MetricError for one that does not exist
     if options.name in ANSWER_FORMATS and options.source is None:
         parser.error(f"{options.name} reads files of yours: give their folder with --source FOLDER")
     return options
@@ -119,12 +124,13 @@ def published(options: argparse.Namespace) -> Iterator[tuple[str, list[Group], d
         groups = []
         for part in parts:
             replies = gather(replies_to(part, source, copy, commit, downloads))
-            groups.append(Group(replies, part.agreement, part.drop_changed))
+            agreement = options.agreement or part.agreement
+            groups.append(Group(replies, agreement, part.drop_changed))
         yield folder, groups, origin
 
 
-def imported(options: argparse.Namespace) -> tuple[str, list[Group], dict[str, Any]]:
-    """The same of files in a format that others write."""
+def imported(options: argparse.Namespace) -> tuple[Group, dict[str, Any]]:
+    """(group, origin) of files in a format that other tools write."""
     form = ANSWER_FORMATS[options.name]
     choices = Choices(options.question, options.score, options.filter)
     if not options.source.exists():
@@ -133,24 +139,32 @@ def imported(options: argparse.Namespace) -> tuple[str, list[Group], dict[str, A
     if not replies:
         raise DataError(f"{options.source}: nothing to import; --source holds {form.holds}")
     origin = {"format": options.name, "read_from": str(options.source)}
-    return "", [Group(replies, options.agreement or form.agreement)], origin
+    return Group(replies, options.agreement or form.agreement), origin
 
 
-def rules_of(options: argparse.Namespace) -> JoinRules:
-    listed: list[str] = []
-    if options.leave_out is not None:
-        if not options.leave_out.is_file():
-            raise DataError(f"{options.leave_out}: no such file")
-        listed = options.leave_out.read_text(encoding="utf-8").split()
-    return JoinRules(options.missing == "drop", leave_out=frozenset(listed))
+def listed_in(path: Path) -> frozenset[str]:
+    """The digests of a --leave_out file, one a line: SHA-256 of a question's text, 16 digits."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; --leave_out names questions by their SHA-256")
+    digests = path.read_text(encoding="utf-8").split()
+    for number, digest in enumerate(digests, start=1):
+        if not DIGEST.fullmatch(digest):
+            raise DataError(
+                f"{path}:{number}: {digest!r} is not the first 16 hexadecimal digits of a SHA-256"
+            )
+    return frozenset(digests)
 
 
 def rows_of(
-    group: Group, rules: JoinRules, origin: dict[str, Any], left_out: Counter[str]
+    group: Group,
+    origin: dict[str, Any],
+    left_out: Counter[str],
+    options: argparse.Namespace,
 ) -> Iterator[Row]:
     """Rows of one group; `left_out` grows by its questions that were left out."""
-    group_rules = JoinRules(rules.drop_missing, group.drop_changed, rules.leave_out)
-    joined, skipped = join(group.replies, group_rules)
+    listed = frozenset() if options.leave_out is None else listed_in(options.leave_out)
+    rules = JoinRules(options.missing == "drop", group.drop_changed, listed)
+    joined, skipped = join(group.replies, rules)
     left_out.update(skipped)
     for key, of_question in joined.items():
         meta = {"agreement": group.agreement, "id": key}
@@ -167,7 +181,7 @@ def write(
     left_out: Counter[str] = Counter()
     rows: list[Row] = []
     for group in groups:
-        rows.extend(rows_of(group, rules_of(options), origin, left_out))
+        rows.extend(rows_of(group, origin, left_out, options))
     rows = sample(rows, options.limit)
     if not rows:
         raise DataError(f"{out}: no question is left of {origin['read_from']}: {dict(left_out)}")
@@ -212,5 +226,5 @@ def main(arguments: list[str]) -> None:
         for folder, groups, origin in published(options):
             write(out / folder, groups, origin, options)
     else:
-        _, groups, origin = imported(options)
-        write(out, groups, origin, options)
+        group, origin = imported(options)
+        write(out, [group], origin, options)

@@ -22,7 +22,14 @@ from runtime.files import write_atomically
 
 GITHUB_FILES = "https://raw.githubusercontent.com"
 TIMEOUT_S = 30.0
-BROKEN = (EOFError, ValueError, zlib.error, zipfile.BadZipFile, gzip.BadGzipFile)
+BROKEN = (  # what a cut, altered or too deeply nested file raises, gzip's OSError included
+    EOFError,
+    ValueError,
+    RuntimeError,
+    zlib.error,
+    zipfile.BadZipFile,
+    gzip.BadGzipFile,
+)
 
 
 def fetch(repository: str, commit: str, path: str, folder: Path) -> Path:
@@ -75,29 +82,25 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(_content(path))
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}; is --source the right folder?") from (
-            error
-        )
     except BROKEN as error:
         raise DataError(
             f"{path}: not whole, or no JSON ({error}); delete it and fetch it again"
         ) from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DataError(f"{path}: {reason}; is --source the right folder?") from error
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
     """(place, value) of every line that is not blank. Raises DataError for a broken line."""
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            place = f"{path}:{number}"
-            try:
-                yield place, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{place}: not valid JSON ({error}); write the file again") from (
-                    error
-                )
+    number = 0
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield f"{path}:{number}", json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}:{number}: not valid JSON ({error}); write it again") from error
 
 
 def expect(value: Any, kind: type | tuple[type, ...], place: str, what: str) -> Any:

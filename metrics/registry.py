@@ -27,6 +27,7 @@ from metrics.answers import (
     short_answer,
 )
 from metrics.base import Metric, PairMetric, accepted
+from metrics.programs import program_in, same_program
 from questions import RECORDED, Question, Reference
 from runtime.errors import MetricError
 
@@ -142,6 +143,7 @@ METRICS: dict[str, Callable[[], Metric]] = {
     "short_answer": lambda: PairMetric(short_answer, read_short_answer),
     "numeric_match": lambda: PairMetric(numeric_match, read_number, same_number),
     "multiple_choice": lambda: PairMetric(multiple_choice, choice_in),
+    "code": lambda: PairMetric(same_program, program_in),
     "rouge_1": lambda: rouge("rouge1"),
     "rouge_2": lambda: rouge("rouge2"),
     "rouge_l": lambda: rouge("rougeL"),

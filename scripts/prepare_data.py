@@ -38,7 +38,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from questions import text_key
 from runtime.command_line import run_command
 from runtime.errors import DataError
-from scripts.support import prepare_answers
 from scripts.support.data_sources import (
     MULTIDOMAIN,
     MULTIDOMAIN_SIZES,
@@ -47,7 +46,7 @@ from scripts.support.data_sources import (
     Row,
     Source,
 )
-from scripts.support.prepare_answers import ANSWER_NAMES
+from scripts.support.prepare_answers import ANSWER_NAMES, prepare
 
 NAMES = (*SOURCES, "multidomain")
 KNOWN = (*NAMES, *ANSWER_NAMES)
@@ -358,9 +357,36 @@ def open_sources(name: str, place: str | None, revision: str | None) -> list[Ope
     ]
 
 
+def parse_answers(arguments: list[str]) -> argparse.Namespace:
+    """The options of a set of recorded answers."""
+    parser = argparse.ArgumentParser(prog="prepare_data.py", allow_abbrev=False)
+    parser.add_argument("name", choices=ANSWER_NAMES)
+    parser.add_argument("--source", type=Path, help="folder of a copy, or of your files")
+    parser.add_argument("--out", type=Path, help="default: data/NAME")
+    parser.add_argument("--revision", help="commit to fetch, or of which --source is a copy")
+    parser.add_argument("--limit", type=int, help="questions of each split at most")
+    parser.add_argument(
+        "--missing",
+        choices=("refuse", "drop"),
+        default="refuse",
+        help="drop: leave a question out that some model did not answer",
+    )
+    parser.add_argument(
+        "--leave_out", type=Path, help="file of questions to leave out: SHA-256, 16 digits a line"
+    )
+    parser.add_argument("--agreement", help="metric that decides which answers agree")
+    parser.add_argument("--question", default="question", help="lm_eval: field of doc that asks")
+    parser.add_argument("--score", help="your files: the score to take where there are several")
+    parser.add_argument("--filter", help="lm_eval: the filter to take where there are several")
+    options = parser.parse_args(arguments)
+    if options.limit is not None and options.limit < 1:
+        parser.error("--limit: at least 1")
+    return options
+
+
 def main(arguments: list[str]) -> None:
     if arguments and arguments[0] in ANSWER_NAMES:
-        prepare_answers.main(arguments)
+        prepare(parse_answers(arguments))
         return
     parser = argparse.ArgumentParser(
         description=__doc__,

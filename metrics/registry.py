@@ -143,13 +143,13 @@ METRICS: dict[str, Callable[[], Metric]] = {
     "short_answer": lambda: PairMetric(short_answer, read_short_answer),
     "numeric_match": lambda: PairMetric(numeric_match, read_number, same_number),
     "multiple_choice": lambda: PairMetric(multiple_choice, choice_in),
-    "code": lambda: PairMetric(same_program, program_in),
     "rouge_1": lambda: rouge("rouge1"),
     "rouge_2": lambda: rouge("rouge2"),
     "rouge_l": lambda: rouge("rougeL"),
     "bertscore": lambda: text_metric("bertscore"),
     "bartscore": lambda: text_metric("bartscore"),
     "bleurt": lambda: text_metric("bleurt"),
+    "code": lambda: PairMetric(same_program, program_in),
 }
 
 

@@ -194,8 +194,8 @@ def own_options(script: Path) -> set[str]:
     for node in ast.walk(ast.parse(read(script))):
         if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument":
             for argument in node.args:
-                if isinstance(argument, ast.Constant) and str(argument.value).startswith("--"):
-                    found.add(argument.value)
+                if isinstance(argument, ast.Constant):
+                    found.add(str(argument.value))
     return found
 
 

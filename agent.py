@@ -28,7 +28,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from backends.model_source import resolve_source
 from config import AgentConfig, PPOConfig
-from der_env import Episode, encode_states
+from der_env import Episode, TextObserver, encode_states
 from encoder import ENCODE_ROWS, StateEncoder, position_offset
 from experts import ExpertPool
 from prompts import KTP_TEMPLATES, StateTokenizer, ktp_hash
@@ -142,6 +142,7 @@ class Agent:
         self.state_tokenizer = StateTokenizer(
             tokenizer, limit
         )  # an encoder shorter than max_tokens reads what it can
+        self.observer = TextObserver(self.state_tokenizer)
         self.encoder = StateEncoder(config, model, tokenizer, t_max)
         self.actor = DiscreteActor(
             preprocess_net=self.encoder,

@@ -406,6 +406,17 @@ class EnvConfig(Section):
     continue_past_p0: float = Field(
         0.15, ge=0, le=1, description="share of training episodes that run on past p0 (paper: 0)"
     )
+    submits: Literal["last", "agreed", "best"] = Field(
+        "last",
+        description=(
+            "which answer of a route counts: the last (paper), the one that most answers agree"
+            " with, or the one estimated best"
+        ),
+    )
+    stop: Literal["terminator", "action"] = Field(
+        "terminator",
+        description="who ends a route: the Terminator (paper), or an action of the agent",
+    )
     ktp: Literal["paper-v1", "code-v1", "none-v1"] = Field(
         "paper-v1", description="Knowledge Transfer Prompt wording; none-v1 is the ablation"
     )

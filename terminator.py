@@ -23,7 +23,7 @@ from torch import nn
 
 from agent import Agent
 from config import Config, RewardConfig, TerminatorConfig
-from der_env import Episode, Judgement
+from der_env import Episode, Judgement, encode_states
 from questions import Question
 from reward import charge
 from rollout import Route
@@ -157,18 +157,14 @@ class TerminatorJudge:
         self.agent, self.terminator = agent, terminator
         self.threshold = terminator.threshold if threshold is None else threshold
 
-    def judge(
-        self, episodes: Sequence[Episode], expert_idxs: Sequence[int], answers: Sequence[str]
-    ) -> list[Judgement]:
-        # The state after the call: the agent will read the same text if the route goes on, so the
-        # encoder's work is shared.
-        rows = self.agent.state_tokenizer.encode(
-            [e.question.text for e in episodes], answers, [e.calls_left - 1 for e in episodes]
-        )
-        return [
-            Judgement(bool(p >= self.threshold), p_stop=float(p))
-            for p in self.terminator.probabilities(self.agent, rows, expert_idxs)
-        ]
+    def judge(self, episodes: Sequence[Episode]) -> list[Judgement]:
+        # The agent will read the same text if the route goes on, so the encoder's work is shared.
+        rows = encode_states(episodes, self.agent.state_tokenizer)
+        expert_idxs = [episode.steps[-1].expert_idx for episode in episodes]
+        judgements = []
+        for p in self.terminator.probabilities(self.agent, rows, expert_idxs):
+            judgements.append(Judgement(bool(p >= self.threshold), p_stop=float(p)))
+        return judgements
 
 
 def cut_at(route: Route, threshold: float) -> Route:

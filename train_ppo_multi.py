@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 from agent import build_agent, save_agent
 from config import Config
-from der_env import DEREnv, DERVectorEnv, Episode, OracleJudge, encode_states
+from der_env import DEREnv, Episode, OracleJudge, encode_states
 from distributed import help_encode, is_helper, share_encoder
 from dry_run.plan import make_plan
 from dry_run.table import plan_text
@@ -63,6 +63,7 @@ from terminator import (
     cut_at,
     save_terminator,
 )
+from training.vector_env import DERVectorEnv
 
 COLLAPSE_SHARE = 0.95  # of greedy first calls to one expert
 
@@ -113,7 +114,7 @@ class Trainer:
                 self.splits.train,
                 self.pool,
                 judge,
-                self.agent.state_tokenizer,
+                self.agent.observer,
                 config.env,
                 config.reward,
                 self._on_step,

@@ -292,14 +292,9 @@ def test_the_judge_reads_the_state_that_the_agent_reads_next(
         1,
         2,
     ):  # the agent went on from the states after them, so the encoder has nothing to do
-        before, after = (
-            [Episode(r.episode.question, T_MAX, r.episode.steps[:n]) for r in routes]
-            for n in (calls - 1, calls)
-        )
+        after = [Episode(r.episode.question, T_MAX, r.episode.steps[:calls]) for r in routes]
         last = [episode.steps[-1] for episode in after]
-        found = judge.judge(
-            before, [step.expert_idx for step in last], [step.answer.text for step in last]
-        )
+        found = judge.judge(after)
         assert agent.encoder.num_rows == encoded
         expected = judge.terminator.probabilities(
             agent, encode_states(after, agent.state_tokenizer), [step.expert_idx for step in last]

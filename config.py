@@ -445,6 +445,13 @@ class RewardConfig(Section):
 
 
 class AgentConfig(Section):
+    reads: Literal["text", "belief"] = Field(
+        "text",
+        description=(
+            "what the agent decides by: the question and the last answer (paper), or the belief:"
+            " estimates of all experts and answers, and how the answers agree"
+        ),
+    )
     encoder: str = Field(
         "sentence-transformers/all-MiniLM-L6-v2",
         description="any Hugging Face encoder: folder or hub id",

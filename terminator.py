@@ -21,12 +21,12 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from agent import Agent
 from config import Config, RewardConfig, TerminatorConfig
 from der_env import Episode, Judgement, encode_states
 from questions import Question
 from reward import charge
 from rollout import Route
+from text_agent import Agent
 
 NEVER = 2.0  # a threshold no probability reaches
 FIT_BATCH = 256

@@ -38,7 +38,6 @@ from tqdm import tqdm
 from agent import build_agent, save_agent
 from config import Config
 from der_env import DEREnv, Episode, OracleJudge, encode_states
-from distributed import help_encode, is_helper, share_encoder
 from dry_run.plan import make_plan
 from dry_run.table import plan_text
 from experts import build_pool
@@ -63,6 +62,7 @@ from terminator import (
     cut_at,
     save_terminator,
 )
+from training.distributed import help_encode, is_helper, share_encoder
 from training.vector_env import DERVectorEnv
 
 COLLAPSE_SHARE = 0.95  # of greedy first calls to one expert

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from agent import Agent, load_agent
+from agent import load_agent
 from config import Config
 from der_env import Episode, Judge, OracleJudge, encode_states
 from encoder import ENCODE_ROWS
@@ -41,6 +41,7 @@ from terminator import (
     load_terminator,
     terminator_figures,
 )
+from text_agent import Agent
 
 NEIGHBOURS = (5, 10, 20, 50)  # of the k-NN router; the best on validation is taken
 FITS = Path("runs/full_information")

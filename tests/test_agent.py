@@ -18,11 +18,12 @@ from tianshou.utils.torch_utils import policy_within_training_step
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
-from agent import Agent, build_agent, load_agent, save_agent
+from agent import build_agent, load_agent, save_agent
 from config import AgentConfig, EnvConfig, PPOConfig, RewardConfig
 from der_env import DEREnv, Episode, OracleJudge, encode_states
 from questions import Question
 from runtime.errors import AgentError
+from text_agent import Agent
 from training.vector_env import DERVectorEnv
 
 T_MAX = 3

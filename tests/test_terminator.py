@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from agent import Agent, build_agent
+from agent import build_agent
 from backends.answer_store import Answer
 from config import AgentConfig, Config, RewardConfig, TerminatorConfig
 from der_env import Episode, Step, encode_states
@@ -28,6 +28,7 @@ from terminator import (
     save_terminator,
     terminator_figures,
 )
+from text_agent import Agent
 
 T_MAX = 3
 QUESTIONS = [

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from pydantic import BaseModel, Field
 from transformers import AutoModel, AutoTokenizer
 
 from backends.model_source import resolve_source
@@ -19,6 +20,7 @@ from config import AgentConfig
 from experts import ExpertPool
 from prompts import KTP_TEMPLATES, ktp_hash
 from runtime.errors import AgentError
+from runtime.model_folder import ModelSpec, read_model_folder, write_model_folder
 from text_agent import Agent
 
 AGENTS: dict[str, type[Agent]] = {"text": Agent, "belief": BeliefAgent}
@@ -58,9 +60,26 @@ learned{frozen}. `tokenizer/`: the encoder's.
 """
 
 
+class KTPSpec(BaseModel):
+    """The Knowledge Transfer Prompt that an agent was trained with."""
+
+    version: str
+    hash: str
+
+
+class AgentSpec(ModelSpec):
+    """config.json of an agent folder."""
+
+    agent: AgentConfig
+    t_max: int = Field(ge=1)
+    encoder_hash: str | None = None
+    pool: list[dict[str, Any]]
+    ktp: KTPSpec
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
 def save_agent(agent: Agent, folder: Path, pool: ExpertPool) -> None:
     """Write the agent folder: config.json, model.safetensors, tokenizer/, README.md."""
-    folder.mkdir(parents=True, exist_ok=True)
     spec = {
         "agent": agent.config.model_dump(mode="json"),
         "t_max": agent.t_max,
@@ -69,7 +88,7 @@ def save_agent(agent: Agent, folder: Path, pool: ExpertPool) -> None:
         "settings": agent.settings(),
         "ktp": {"version": pool.ktp, "text": KTP_TEMPLATES[pool.ktp], "hash": ktp_hash(pool.ktp)},
     }
-    save_file(agent.learned_state(), folder / "model.safetensors")
+    write_model_folder(folder, spec, agent.learned_state())
     agent.tokenizer.save_pretrained(folder / "tokenizer")
     frozen = (
         " (the frozen encoder stays with its source)"
@@ -85,7 +104,6 @@ def save_agent(agent: Agent, folder: Path, pool: ExpertPool) -> None:
         frozen=frozen,
     )
     (folder / "README.md").write_text(card)
-    (folder / "config.json").write_text(json.dumps(spec, indent=2))
 
 
 def load_agent(
@@ -101,19 +119,12 @@ def load_agent(
     `other_pool=True` accepts a pool of the same size that differs.
     """
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise AgentError(
-            f"{folder}: no agent here (config.json is missing). Has the run finished its first"
-            " epoch?"
-        )
-    spec = json.loads((folder / "config.json").read_text())
-    if len(spec["pool"]) != len(pool):
-        raise AgentError(
-            f"{folder}: trained on {len(spec['pool'])} experts, the pool has {len(pool)}"
-        )
+    spec, tensors = read_model_folder(folder, AgentSpec, AgentError)
+    if len(spec.pool) != len(pool):
+        raise AgentError(f"{folder}: trained on {len(spec.pool)} experts, the pool has {len(pool)}")
     differing = [
         new["name"]
-        for old, new in zip(spec["pool"], json.loads(json.dumps(pool.fingerprint())), strict=True)
+        for old, new in zip(spec.pool, json.loads(json.dumps(pool.fingerprint())), strict=True)
         if old != new
     ]
     if differing and not other_pool:
@@ -121,16 +132,15 @@ def load_agent(
             f"{folder}: these experts differ from those it was trained on: {', '.join(differing)}."
             " test_ppo_multi.py --other_pool evaluates it all the same"
         )
-    if spec["ktp"]["hash"] != ktp_hash(pool.ktp) and not other_pool:
+    if spec.ktp.hash != ktp_hash(pool.ktp) and not other_pool:
         raise AgentError(
-            f"{folder}: trained with Knowledge Transfer Prompt {spec['ktp']['version']}, the pool"
+            f"{folder}: trained with Knowledge Transfer Prompt {spec.ktp.version}, the pool"
             f" uses {pool.ktp}"
         )
-    agent = build_agent(AgentConfig(**spec["agent"]), len(pool), spec["t_max"])
-    agent.load_learned_state(load_file(folder / "model.safetensors"), spec.get("settings"))
-    if (now := agent.encoder_hash()) != spec.get(
-        "encoder_hash", now
-    ):  # agents saved before it was kept have none
+    agent = build_agent(spec.agent, len(pool), spec.t_max)
+    agent.check_learned_state(tensors, folder)
+    agent.load_learned_state(tensors, spec.settings)
+    if spec.encoder_hash not in (None, agent.encoder_hash()):  # older agents have none
         raise AgentError(
             f"{folder}: agent.encoder {agent.config.encoder!r} is not the one trained on, its"
             " weights are other ones; restore it (agent.revision pins a hub commit)"

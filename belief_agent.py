@@ -10,6 +10,7 @@ question; answers are read by counted features (`belief.features`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -30,10 +31,12 @@ from belief.state import Belief, CandidateModel, Heard, agreement, believe
 from der_env import Episode, encode_states
 from questions import Question
 from rollout import Decision
+from runtime.errors import AgentError
 from text_agent import Agent, DERPolicy
 
 TEMPERATURE = 0.02  # of the policy, in units of return: differences below it are explored
 FORBIDDEN = -1e9  # score of an action that cannot be taken
+ACTOR_PARTS = ("actor.plan", "actor.learned", "critic.weights")
 NUM_STATE_INPUTS = 4  # of the value head, for each number of calls made
 
 
@@ -298,6 +301,12 @@ class BeliefAgent(Agent):
     def settings(self) -> dict[str, Any]:
         """What of the agent is kept as JSON beside `learned_state`."""
         return {"tasks": self.reader.tasks, "alpha": self.alpha}
+
+    def check_learned_state(self, state: dict[str, torch.Tensor], folder: Path) -> None:
+        """Raises AgentError where a part is missing."""
+        wanted = {"features.mean", "features.scale", "costs", *ACTOR_PARTS}
+        if missing := sorted(wanted - state.keys()):
+            raise AgentError(f"{folder}/model.safetensors: {missing[0]} is missing")
 
     def load_learned_state(
         self, state: dict[str, torch.Tensor], settings: dict[str, Any] | None = None

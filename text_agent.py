@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -26,6 +27,8 @@ from der_env import Episode, TextObserver, encode_states
 from encoder import ENCODE_ROWS, StateEncoder, position_offset
 from prompts import StateTokenizer
 from rollout import Decision
+from runtime.errors import AgentError
+from runtime.model_folder import check_shapes
 
 
 class DERPolicy(DiscreteActorPolicy):
@@ -219,6 +222,10 @@ class Agent:
     def settings(self) -> dict[str, Any]:
         """What of the agent is kept as JSON beside `learned_state`; nothing here."""
         return {}
+
+    def check_learned_state(self, state: dict[str, torch.Tensor], folder: Path) -> None:
+        """Raises AgentError where names or shapes are not those of this agent."""
+        check_shapes(state, self.learned_state(), folder, AgentError)
 
     def load_learned_state(
         self, state: dict[str, torch.Tensor], settings: dict[str, Any] | None = None

@@ -8,13 +8,13 @@ reported together, without asking an expert.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from config import Config, RewardConfig
+from evaluation.route_schema import read_routes
 from experts import ExpertPool, Request
 from prompts import content
 from reward import Cost, charge
@@ -169,17 +169,9 @@ def read_records(path: Path) -> list[Record]:
             f"{path}: no route log here; evaluate the run first: python test_ppo_multi.py --run"
             f" {path.parent}"
         )
-    records = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ReportError(
-                    f"{path}:{number}: not a JSON line ({error}); evaluate the run again"
-                ) from error
-            record.setdefault("role", role_of(record))
-            records.append(record)
+    records = read_routes(path)
+    for record in records:
+        record.setdefault("role", role_of(record))
     return records
 
 

@@ -131,8 +131,20 @@ class Evaluation:
         t_max: int,
         pool: ExpertPool | None = None,
     ) -> list[Route]:
-        """Play sealed copies of the questions, then score the routes."""
-        routes = play([q.sealed() for q in questions], policy, pool or self.pool, judge, t_max)
+        """Play sealed copies of the questions, then score the routes.
+
+        Where answers were generated on the way, everything is played again from the store, in
+        step: so what agent and Terminator say is the same to the last digit, whatever was stored.
+        """
+        sealed = [q.sealed() for q in questions]
+        pool = pool or self.pool
+        generated, cache = pool.stats.generated, self.agent.encoder.cache
+        known = dict(cache)
+        routes = play(sealed, policy, pool, judge, t_max)
+        if pool.stats.generated > generated:
+            cache.clear()
+            cache.update(known)
+            routes = play(sealed, policy, pool, judge, t_max, in_step=True)
         score_routes(routes, questions, self.pool.names)
         return routes
 

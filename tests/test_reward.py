@@ -263,6 +263,9 @@ def test_an_unknown_metric_names_the_known_ones(name):
     [
         ("no_such_package:Metric", "No module named 'no_such_package'"),
         ("json:Metric", "has no attribute 'Metric'"),
+        ("json:JSONDecoder", "has no attribute 'compute'"),
+        ("builtins:exit", "exit is no class"),
+        ("tempfile:TemporaryFile", "TemporaryFile is no class"),
         ("bertscore:model", "expected bertscore:MODEL:LAYERS"),
     ],
 )

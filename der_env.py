@@ -77,6 +77,12 @@ class Episode:
     def submitted(self) -> Step:
         return self.steps[self.submitted_idx]
 
+    def submitted_after(self, num_calls: int) -> Step:
+        """The step whose answer would have been submitted after so many calls."""
+        if not self.submissions:
+            return self.steps[num_calls - 1]
+        return self.steps[self.submissions[num_calls - 1]]
+
     @property
     def calls_left(self) -> int:
         return self.t_max - len(self.steps)

@@ -34,11 +34,11 @@ from runtime.machine import pick_device, set_threads
 from runtime.run_folder import differing_settings, evaluated_config
 from terminator import (
     NEVER,
-    Terminator,
-    TerminatorJudge,
+    AnyTerminator,
     answer_shape,
     cut_at,
     load_terminator,
+    make_judge,
     terminator_figures,
 )
 from text_agent import Agent
@@ -63,10 +63,10 @@ class Trained:
     ):
         self.path, self.seed = path, config.seed
         self.agent: Agent = load_agent(path / "agent", pool, device=device, other_pool=other_pool)
-        self.terminator: Terminator = load_terminator(path / "terminator", device)
+        self.terminator: AnyTerminator = load_terminator(path / "terminator", device)
         if not config.eval.use_terminator:
             self.terminator.threshold = NEVER
-        self.judge = TerminatorJudge(self.agent, self.terminator)
+        self.judge = make_judge(self.agent, self.terminator)
 
 
 class Evaluation:
@@ -140,11 +140,13 @@ class Evaluation:
         pool = pool or self.pool
         generated, cache = pool.stats.generated, self.agent.encoder.cache
         known = dict(cache)
-        routes = play(sealed, policy, pool, judge, t_max)
+        reader = getattr(policy, "reader", None)
+        memory = {"reader": reader, "submits": self.config.env.submits if reader else "last"}
+        routes = play(sealed, policy, pool, judge, t_max, **memory)
         if pool.stats.generated > generated:
             cache.clear()
             cache.update(known)
-            routes = play(sealed, policy, pool, judge, t_max, in_step=True)
+            routes = play(sealed, policy, pool, judge, t_max, in_step=True, **memory)
         score_routes(routes, questions, self.pool.names)
         return routes
 
@@ -175,7 +177,7 @@ class Evaluation:
             run.seed: self.play(
                 self.splits.test,
                 run.agent,
-                TerminatorJudge(run.agent, run.terminator, max(most, run.terminator.threshold)),
+                make_judge(run.agent, run.terminator, max(most, run.terminator.threshold)),
                 self._t_max,
             )
             for run in self.runs

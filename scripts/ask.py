@@ -36,7 +36,7 @@ from runtime.errors import ConfigError
 from runtime.files import whole_text, write_atomically
 from runtime.machine import pick_device, set_threads
 from runtime.run_folder import evaluated_config, newest_run
-from terminator import TerminatorJudge, load_terminator
+from terminator import load_terminator, make_judge
 
 
 class Router:
@@ -48,10 +48,19 @@ class Router:
         device = pick_device(self.config.device)
         self.pool: ExpertPool = build_pool(self.config)
         self.agent = load_agent(run / "agent", self.pool, device=device)
-        self.judge = TerminatorJudge(self.agent, load_terminator(run / "terminator", device))
+        self.judge = make_judge(self.agent, load_terminator(run / "terminator", device))
 
     def route(self, questions: Sequence[Question]) -> list[Route]:
-        return play(questions, self.agent, self.pool, self.judge, self.config.env.t_max)
+        reader = getattr(self.agent, "reader", None)
+        return play(
+            questions,
+            self.agent,
+            self.pool,
+            self.judge,
+            self.config.env.t_max,
+            submits=self.config.env.submits,
+            reader=reader,
+        )
 
     def show(self, route: Route) -> str:
         """The route step by step: expert, answer, stop probability, cost."""
@@ -66,12 +75,14 @@ class Router:
                 f" parameters, {step.cost.prompt_tokens}+{step.cost.completion_tokens} tokens),"
                 f" expected return {decision.value:.2f}"
             )
-        reason = (
-            "the Terminator is satisfied"
-            if route.episode.stop_reason == "satisfied"
-            else f"{self.config.env.t_max} calls are the most"
-        )
-        return "\n".join([*lines, f"stopped: {reason}", f"answer: {route.episode.answer}"])
+        reasons = {
+            "satisfied": "the Terminator is satisfied",
+            "stopped": "the agent expects no gain from another call",
+            "t_max": f"{self.config.env.t_max} calls are the most",
+        }
+        lines.append(f"stopped: {reasons[route.episode.stop_reason]}")
+        lines.append(f"answer: {route.episode.submitted.answer.text}")
+        return "\n".join(lines)
 
     def record(self, route: Route) -> dict[str, object]:
         episode = route.episode

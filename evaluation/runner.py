@@ -136,15 +136,16 @@ class Evaluation:
         Where answers were generated on the way, everything is played again from the store, in
         step: so what agent and Terminator say is the same to the last digit, whatever was stored.
         """
+        submits = self.config.env.submits
         sealed = [q.sealed() for q in questions]
         pool = pool or self.pool
         generated, cache = pool.stats.generated, self.agent.encoder.cache
         known = dict(cache)
-        routes = play(sealed, policy, pool, judge, t_max)
+        routes = play(sealed, policy, pool, judge, t_max, submits=submits)
         if pool.stats.generated > generated:
             cache.clear()
             cache.update(known)
-            routes = play(sealed, policy, pool, judge, t_max, in_step=True)
+            routes = play(sealed, policy, pool, judge, t_max, submits=submits, in_step=True)
         score_routes(routes, questions, self.pool.names)
         return routes
 
@@ -479,7 +480,15 @@ class Evaluation:
         `over`: quality at which an oracle will end its routes; none: it decides alone.
         """
         reward = self.config.reward
-        key = fit_key(self.agent, self._tree_questions, self.pool, self._t_max, reward, over)
+        key = fit_key(
+            self.agent,
+            self._tree_questions,
+            self.pool,
+            self._t_max,
+            reward,
+            over,
+            self.config.env.submits,
+        )
         path = FITS / f"{key}.pt"
         if path.is_file():
             router = FullInformationRouter.load(path, self.agent)
@@ -512,6 +521,7 @@ class Evaluation:
             self.pool,
             self._t_max,
             expand_solved=expand_solved,
+            submits=self.config.env.submits,
             on_level=lambda t, calls, new: self.say(
                 f"  call {t}: {calls} answers, {new} of them new"
             ),

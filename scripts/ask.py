@@ -27,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 from agent import load_agent
 from config import SourceConfig
+from der_env import Step
 from experts import ExpertPool, build_pool
 from questions import Question, read_questions
 from reward import charge
@@ -51,7 +52,8 @@ class Router:
         self.judge = TerminatorJudge(self.agent, load_terminator(run / "terminator", device))
 
     def route(self, questions: Sequence[Question]) -> list[Route]:
-        return play(questions, self.agent, self.pool, self.judge, self.config.env.t_max)
+        env = self.config.env
+        return play(questions, self.agent, self.pool, self.judge, env.t_max, submits=env.submits)
 
     def show(self, route: Route) -> str:
         """The route step by step: expert, answer, stop probability, cost."""
@@ -71,7 +73,13 @@ class Router:
             if route.episode.stop_reason == "satisfied"
             else f"{self.config.env.t_max} calls are the most"
         )
-        return "\n".join([*lines, f"stopped: {reason}", f"answer: {route.episode.answer}"])
+        submitted = route.episode.submitted
+        by = "" if submitted is route.episode.steps[-1] else self._agreed_words(submitted)
+        return "\n".join([*lines, f"stopped: {reason}", f"answer: {submitted.answer.text}{by}"])
+
+    def _agreed_words(self, step: Step) -> str:
+        """Whose answer is submitted, where it is not the last."""
+        return f"  (of {self.pool.names[step.expert_idx]}, which most answers agree with)"
 
     def record(self, route: Route) -> dict[str, object]:
         episode = route.episode
@@ -84,15 +92,15 @@ class Router:
             }
             for s in episode.steps
         ]
-        last = steps[-1]
+        submitted = episode.submitted
         return {
             "id": episode.question.id,
             "text": episode.question.text,
-            "answer": last["answer"],
-            "expert": last["expert"],
+            "answer": submitted.answer.text,
+            "expert": self.pool.names[submitted.expert_idx],
             "calls": len(steps),
             "params_b": episode.cost.params_b,
-            "p_stop": last["p_stop"],
+            "p_stop": steps[-1]["p_stop"],
             "route": steps,
         }
 

@@ -175,6 +175,16 @@ def test_an_agreement_cascade_is_the_best_of_all_orders(
         assert choices.submitted[row] == submitted
 
 
+def test_every_agreement_cascade_stops_at_the_first_two_that_agree() -> None:
+    table = made_table(4)
+    for order in every_order(t_max=4):
+        choices = AgreementCascade(order, order[0]).choose(table.sealed())
+        for row in range(len(table)):
+            asked, submitted = agreement_by_hand(table, row, order, order[0])
+            assert [expert for expert in choices.order[row] if expert >= 0] == asked
+            assert choices.submitted[row] == submitted
+
+
 def test_where_calls_are_dear_an_agreement_cascade_asks_one_expert_once() -> None:
     table = made_table(0)
     rule = fit_agreement_cascade(table, 10.0, T_MAX, falls_back_on_best=True)

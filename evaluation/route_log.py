@@ -152,6 +152,7 @@ def route_records(
             "reference": references[question.id],
             "task": question.task,
             "stop_reason": route.episode.stop_reason,
+            "submitted": route.episode.submitted_idx,
             "quality": route.quality,
             "return": route.value_under(config.reward),
             "overhead": asdict(overhead),

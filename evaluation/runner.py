@@ -136,12 +136,12 @@ class Evaluation:
         Where answers were generated on the way, everything is played again from the store, in
         step: so what agent and Terminator say is the same to the last digit, whatever was stored.
         """
+        submits = self.config.env.submits
         sealed = [q.sealed() for q in questions]
         pool = pool or self.pool
         generated, cache = pool.stats.generated, self.agent.encoder.cache
         known = dict(cache)
-        reader = getattr(policy, "reader", None)
-        memory = {"reader": reader, "submits": self.config.env.submits if reader else "last"}
+        memory = {"submits": submits, "reader": getattr(policy, "reader", None)}
         routes = play(sealed, policy, pool, judge, t_max, **memory)
         if pool.stats.generated > generated:
             cache.clear()
@@ -481,7 +481,15 @@ class Evaluation:
         `over`: quality at which an oracle will end its routes; none: it decides alone.
         """
         reward = self.config.reward
-        key = fit_key(self.agent, self._tree_questions, self.pool, self._t_max, reward, over)
+        key = fit_key(
+            self.agent,
+            self._tree_questions,
+            self.pool,
+            self._t_max,
+            reward,
+            over,
+            self.config.env.submits,
+        )
         path = FITS / f"{key}.pt"
         if path.is_file():
             router = FullInformationRouter.load(path, self.agent)
@@ -514,6 +522,7 @@ class Evaluation:
             self.pool,
             self._t_max,
             expand_solved=expand_solved,
+            submits=self.config.env.submits,
             on_level=lambda t, calls, new: self.say(
                 f"  call {t}: {calls} answers, {new} of them new"
             ),

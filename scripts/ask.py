@@ -27,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 from agent import load_agent
 from config import SourceConfig
+from der_env import Step
 from experts import ExpertPool, build_pool
 from questions import Question, read_questions
 from reward import charge
@@ -51,7 +52,6 @@ class Router:
         self.judge = make_judge(self.agent, load_terminator(run / "terminator", device))
 
     def route(self, questions: Sequence[Question]) -> list[Route]:
-        reader = getattr(self.agent, "reader", None)
         return play(
             questions,
             self.agent,
@@ -59,7 +59,7 @@ class Router:
             self.judge,
             self.config.env.t_max,
             submits=self.config.env.submits,
-            reader=reader,
+            reader=getattr(self.agent, "reader", None),
         )
 
     def show(self, route: Route) -> str:
@@ -80,9 +80,16 @@ class Router:
             "stopped": "the agent expects no gain from another call",
             "t_max": f"{self.config.env.t_max} calls are the most",
         }
+        submitted = route.episode.submitted
+        by = "" if submitted is route.episode.steps[-1] else self._submitted_words(submitted)
         lines.append(f"stopped: {reasons[route.episode.stop_reason]}")
-        lines.append(f"answer: {route.episode.submitted.answer.text}")
+        lines.append(f"answer: {submitted.answer.text}{by}")
         return "\n".join(lines)
+
+    def _submitted_words(self, step: Step) -> str:
+        """Whose answer is submitted, where it is not the last."""
+        why = "estimated best" if self.config.env.submits == "best" else "agreed upon by most"
+        return f"  (of {self.pool.names[step.expert_idx]}, {why})"
 
     def record(self, route: Route) -> dict[str, object]:
         episode = route.episode
@@ -95,15 +102,15 @@ class Router:
             }
             for s in episode.steps
         ]
-        last = steps[-1]
+        submitted = episode.submitted
         return {
             "id": episode.question.id,
             "text": episode.question.text,
-            "answer": last["answer"],
-            "expert": last["expert"],
+            "answer": submitted.answer.text,
+            "expert": self.pool.names[submitted.expert_idx],
             "calls": len(steps),
             "params_b": episode.cost.params_b,
-            "p_stop": last["p_stop"],
+            "p_stop": steps[-1]["p_stop"],
             "route": steps,
         }
 

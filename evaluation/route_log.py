@@ -97,6 +97,7 @@ class Played:
     seed: int = 0
     hands_on: bool = True  # whether each call is given the answer before it
     role: Role = "custom"
+    validation_return: float | None = None  # mean return on the validation questions, if known
 
 
 def route_records(
@@ -154,6 +155,7 @@ def route_records(
             "stop_reason": route.episode.stop_reason,
             "quality": route.quality,
             "return": route.value_under(config.reward),
+            "validation_return": played.validation_return,
             "overhead": asdict(overhead),
             "steps": steps,
         }
@@ -198,6 +200,7 @@ def reprice(records: Sequence[Record], reward: RewardConfig) -> list[Record]:
             {
                 **record,
                 "steps": steps,
+                "validation_return": None,  # it was that of the old prices
                 "return": record["quality"] - reward.alpha * sum(step["charge"] for step in steps),
             }
         )

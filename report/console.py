@@ -14,6 +14,9 @@ VERDICTS = {"better": "better", "worse": "worse", "not separable": "unclear"}
 def show(results: Mapping[str, Any]) -> str:
     """The table, what it says, and its footnotes."""
     parts = [table(results), "", *map(wrapped, results["summary"]), ""]
+    curves = results.get("curves")
+    if curves:
+        parts += [curve_table(curves), "", *map(wrapped, curves["summary"]), ""]
     parts += map(wrapped, results["notes"])
     return "\n".join(parts)
 
@@ -49,6 +52,19 @@ def table(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def curve_table(curves: Mapping[str, Any]) -> str:
+    """Return at every alpha and area, for the policies that could be deployed."""
+    heads = [f"{alpha:>7g}" for alpha in curves["alphas"]]
+    lines = [f"{'return at alpha':<{NAME_WIDTH}}{''.join(heads)}   area"]
+    for row in curves["rows"]:
+        if not row["deployable"]:
+            continue
+        cells = [f"{point['return']['mean']:>7.3f}" for point in row["points"]]
+        area = f"  {row['area']['mean']:.3f}" if row["area"] else ""
+        lines.append(f"{cut(row['policy'], NAME_WIDTH):<{NAME_WIDTH}}{''.join(cells)}{area}")
+    return "\n".join(line[:WIDTH] for line in lines)
+
+
 def _interval(span: Mapping[str, float]) -> str:
     return f"{span['mean']:.3f} [{span['lo']:.3f}, {span['hi']:.3f}]"
 
@@ -56,4 +72,4 @@ def _interval(span: Mapping[str, float]) -> str:
 def _millions(params_b: float) -> str:
     """Parameters in millions, to three digits or to the whole million."""
     millions = 1000 * params_b
-    return f"{millions:,.0f}" if millions >= 1000 else f"{millions:.3g}"
+    return f"{millions:,.0f}" if millions >= 99.95 else f"{millions:.3g}"

@@ -33,6 +33,13 @@ from runtime.errors import ReportError
 BEST = "best rule"
 BEST_ONE_SHOT = "best one-shot rule"
 BEST_READING = "best rule that reads answers"
+SPOKEN_ROLES = (
+    "task_lookup",
+    "knn_router",
+    "logistic_router",
+    "agreement_cascade",
+    "learned_stop",
+)  # yardsticks with a sentence of their own
 SHARED_ROLES = ("single", "custom")  # roles of several policies, told apart by their names
 
 
@@ -255,8 +262,12 @@ def _sentences(
     sentences = []
     if any(line.name == BEST_ONE_SHOT for line in lines):
         sentences += _where_reading_pays(lines[0].name, cells)
+    sentences.append(
+        "Differences in return below are paired by question; * marks an interval that leaves out 0."
+    )
     for line in _rivals(lines):
-        sentences.append(_against(lines[0].name, line.name, cells))
+        if line.name in (BEST, BEST_ONE_SHOT) or line.role in SPOKEN_ROLES:
+            sentences.append(_against(lines[0].name, line.name, cells))
     if samples:
         sentences.append(_areas_sentence(lines, samples))
     return sentences
@@ -294,7 +305,7 @@ def _listed(values: Sequence[str]) -> str:
 
 
 def _against(agent: str, rival: str, cells: Sequence[Mapping[str, Any]]) -> str:
-    """`DER minus task lookup in return: +0.031 at alpha 0*, ...; area +0.012 [...]`."""
+    """`DER minus task lookup: +0.031* at alpha 0, +0.002 at 0.1; area +0.012 [...]`."""
     parts = []
     area = ""
     for cell in cells:
@@ -304,11 +315,9 @@ def _against(agent: str, rival: str, cells: Sequence[Mapping[str, Any]]) -> str:
         if cell["alpha"] is None:
             area = f"; area {cell['diff']:+.3f}{star} [{cell['lo']:+.3f}, {cell['hi']:+.3f}]"
         else:
-            parts.append(f"{cell['diff']:+.3f}{star} at {cell['alpha']:g}")
-    return (
-        f"{agent} minus {rival}, return by alpha (*: the interval leaves out 0):"
-        f" {', '.join(parts)}{area}."
-    )
+            alpha = f"{cell['alpha']:g}" if parts else f"alpha {cell['alpha']:g}"
+            parts.append(f"{cell['diff']:+.3f}{star} at {alpha}")
+    return f"{agent} minus {rival}: {', '.join(parts)}{area}."
 
 
 def _areas_sentence(lines: Sequence[Line], samples: Mapping[str, np.ndarray]) -> str:

@@ -14,7 +14,16 @@ from report.view import Results
 
 MAX_QUESTIONS = 1000  # the routes of further questions are left out of the page
 PROMPT_CHARACTERS = 6_000_000  # prompts beyond this are left out, the agent's last
-ROUTE_FIELDS = ("policy", "seed", "question", "stop_reason", "quality", "return", "steps")
+ROUTE_FIELDS = (
+    "policy",
+    "seed",
+    "question",
+    "stop_reason",
+    "submitted",
+    "quality",
+    "return",
+    "steps",
+)
 STEP_FIELDS = (
     "expert",
     "prompt",
@@ -81,6 +90,7 @@ def route_data(results: Results, records: Sequence[Record]) -> dict[str, Any]:
             record["seed"],
             questions.setdefault(question, len(questions)),
             texts.add(record["stop_reason"]),
+            record.get("submitted", len(record["steps"]) - 1),
             _short(record["quality"]),
             _short(record["return"]),
             [_step(step, texts) for step in record["steps"]],

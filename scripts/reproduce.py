@@ -181,7 +181,7 @@ class Evaluated:
         return np.array(
             [
                 score(
-                    predictions=[r["steps"][-1]["answer"] for r in row],
+                    predictions=[r["steps"][r.get("submitted", -1)]["answer"] for r in row],
                     references=[r["reference"] for r in row],
                 )
                 for row in rows

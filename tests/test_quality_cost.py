@@ -15,6 +15,7 @@ from made_results import made_records, made_results
 
 from evaluation.stats import adjust, paired_difference
 from report import figures, tables
+from report.console import show
 from report.page import write_report_files
 from report.policies import PolicyResults
 from report.quality_cost import curves_section
@@ -159,10 +160,16 @@ def test_it_is_said_where_reading_answers_pays(by_alpha: ByAlpha) -> None:
     assert summary[0].startswith("Reading answers pays at alpha 0: DER returns more than the best")
     assert summary[1].startswith("Reading answers does not pay at alpha 0.2: DER returns less")
     assert summary[2].startswith("At alpha 0.1 it cannot be told whether reading answers pays")
-    assert summary[6].startswith(
-        "DER minus per-task lookup, return by alpha (*: the interval leaves out 0): +0.350* at 0,"
-        " +0.000 at 0.1, -0.400* at 0.2; area "
-    )
+    assert summary[3].endswith("* marks an interval that leaves out 0.")
+    spoken = [line.split(":")[0] for line in summary[4:-1]]
+    assert spoken == [
+        "DER minus best rule",
+        "DER minus best one-shot rule",
+        "DER minus per-task lookup",
+        "DER minus agreement",
+    ]
+    lookup = "DER minus per-task lookup: +0.350* at alpha 0, +0.000 at 0.1, -0.400* at 0.2; area "
+    assert summary[6].startswith(lookup)
     assert "best rule 0.519" in summary[-1] and "optimum" not in summary[-1]
 
 
@@ -182,6 +189,15 @@ def test_experts_of_equal_cost_leave_no_area(by_alpha: ByAlpha) -> None:
     section = curves_section(by_alpha)
     assert section["rows"][0]["area"] is None
     assert all(cell["alpha"] is not None for cell in section["cells"])
+
+
+def test_curves_are_printed_in_120_columns(by_alpha: ByAlpha) -> None:
+    lines = show({**made_results(), "curves": curves_section(by_alpha)}).splitlines()
+    assert max(map(len, lines)) <= 120
+    start = lines.index("return at alpha                         0    0.1    0.2   area")
+    assert lines[start + 1].split() == ["DER", "0.950", "0.400", "-0.200", "0.775"]
+    assert lines[start + 2].split() == ["best", "single", "0.500", "0.200", "0.050", "0.375"]
+    assert not any(line.startswith("optimum") for line in lines)
 
 
 def test_the_report_shows_the_curves(tmp_path: Path, by_alpha: ByAlpha) -> None:

@@ -127,6 +127,7 @@ def records() -> list[dict[str, Any]]:
                     "task": TASKS[idx % 2],
                 }
                 outcome = {"stop_reason": "satisfied", "quality": quality, "return": quality - 0.05}
+                outcome["submitted"] = 0 if idx == 7 else len(steps) - 1
                 made.append(
                     {
                         "policy": policy,
@@ -697,6 +698,7 @@ def test_a_link_to_a_search_filters_and_opens_a_single_hit_as_text(page: Path) -
             texts: [...page.querySelectorAll(".route pre")].map((pre) => pre.textContent),
         inside: page.querySelectorAll(".route pre *, .route .question *").length,
             facts: page.querySelector(".step .caption").textContent,
+            experts: [...page.querySelectorAll(".step b")].map((b) => b.textContent),
         hacked: page.documentElement.dataset.hacked || null };""",
         address="#search=HACKED+small&seed=1",
     )
@@ -713,6 +715,7 @@ def test_a_link_to_a_search_filters_and_opens_a_single_hit_as_text(page: Path) -
         f"{EVIL} Another student says: guess 7",
         "answer 7",
     ]
+    assert found["experts"] == ["1. small (submitted)", "2. large"]
     assert found["inside"] == 0 and found["hacked"] is None  # text, no elements
     assert (
         found["facts"]

@@ -3,7 +3,8 @@ import re
 import pytest
 
 from config import HFExpertConfig, RewardConfig
-from metrics.answers import choice_in, numbers_in
+from metrics.choices import choice_in
+from metrics.numbers import numbers_in
 from metrics.registry import check_metrics, get_metric, score_answers
 from questions import Question
 from reward import Cost, call_cost, charge, final_reward, paper_reward

@@ -89,9 +89,16 @@ class SourceConfig(Section):
 
 
 class DataConfig(Section):
-    train: SourceConfig = SourceConfig(path="data/tiny_questions/train.jsonl")
-    validation: SourceConfig = SourceConfig(path="data/tiny_questions/validation.jsonl")
-    test: SourceConfig = SourceConfig(path="data/tiny_questions/test.jsonl")
+    train: SourceConfig = Field(
+        SourceConfig(path="data/tiny_questions/train.jsonl"), description="training questions"
+    )
+    validation: SourceConfig = Field(
+        SourceConfig(path="data/tiny_questions/validation.jsonl"),
+        description="questions that choose the epoch, the threshold and the baselines",
+    )
+    test: SourceConfig = Field(
+        SourceConfig(path="data/tiny_questions/test.jsonl"), description="questions of the report"
+    )
 
 
 class DecodingConfig(Section):
@@ -100,19 +107,25 @@ class DecodingConfig(Section):
     Temperature 0 is greedy; above 0, sampling is seeded per prompt and so repeatable.
     """
 
-    max_new_tokens: int = Field(64, ge=1)
-    temperature: float = Field(0.0, ge=0.0)
-    top_p: float = Field(1.0, gt=0.0, le=1.0)
-    seed: int = 0
+    max_new_tokens: int = Field(64, ge=1, description="most tokens of one answer")
+    temperature: float = Field(0.0, ge=0.0, description="0: greedy decoding; above 0: sampling")
+    top_p: float = Field(
+        1.0, gt=0.0, le=1.0, description="sampling: probability mass of the tokens to draw from"
+    )
+    seed: int = Field(0, description="sampling: seed, combined with each prompt")
 
 
 class ExpertConfig(Section):
     """One LLM of the pool: what every kind of expert has."""
 
-    name: str
+    name: str = Field(description="name in tables and logs; unique in the pool")
     params_b: float = Field(gt=0, description="parameters in billions; what the paper charges")
-    usd_per_million_prompt_tokens: float | None = Field(None, ge=0)
-    usd_per_million_completion_tokens: float | None = Field(None, ge=0)
+    usd_per_million_prompt_tokens: float | None = Field(
+        None, ge=0, description="price of a million tokens read; none: prompts cost nothing"
+    )
+    usd_per_million_completion_tokens: float | None = Field(
+        None, ge=0, description="price of a million tokens generated; none: the expert has no price"
+    )
     tokens_per_second: float | None = Field(
         None, gt=0, description="generation speed to plan with where none was measured (--dry_run)"
     )
@@ -126,7 +139,7 @@ class RecordedExpertConfig(ExpertConfig):
     a tokenizer; no call takes any time.
     """
 
-    kind: Literal["recorded"]
+    kind: Literal["recorded"] = Field(description="replays recorded answers")
     path: str | tuple[str, ...] = Field(
         description=(
             "JSONL, one file or several, with an object a question: {question, reference, answers:"
@@ -185,7 +198,7 @@ class PromptedExpertConfig(ExpertConfig):
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         (), description="the answer ends before any of these"
     )
-    decoding: DecodingConfig = DecodingConfig()
+    decoding: DecodingConfig = Field(DecodingConfig(), description="how answers are generated")
     first_answers: str | tuple[str, ...] | None = Field(
         None,
         description=(
@@ -212,13 +225,15 @@ class PromptedExpertConfig(ExpertConfig):
 class HFExpertConfig(PromptedExpertConfig):
     """A Hugging Face causal or sequence-to-sequence model run in this process."""
 
-    kind: Literal["hf"] = "hf"
+    kind: Literal["hf"] = Field("hf", description="a Hugging Face model in this process")
     source: str = Field(description="local folder or hub id")
     revision: str | None = Field(None, description="hub commit; pin it for a result to stand")
     gguf_file: str | None = Field(
         None, description="file in the source to read instead of safetensors"
     )
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
+        "float32", description="precision of the weights; auto: as they are stored"
+    )
     quantization: Literal["8bit", "4bit"] | None = Field(
         None, description="weights in 8 or 4 bits through bitsandbytes"
     )
@@ -236,7 +251,9 @@ class HFExpertConfig(PromptedExpertConfig):
             "for device_map auto: most that each device may hold, e.g. {0: 20GiB, cpu: 60GiB}"
         ),
     )
-    trust_remote_code: bool = False
+    trust_remote_code: bool = Field(
+        False, description="run Python code that comes with the weights; only for sources you trust"
+    )
 
     @model_validator(mode="after")
     def _weights_can_be_held_so(self) -> HFExpertConfig:
@@ -257,7 +274,7 @@ class HFExpertConfig(PromptedExpertConfig):
 class RayExpertConfig(HFExpertConfig):
     """The same model as Ray actors, on one machine or many."""
 
-    kind: Literal["ray"]
+    kind: Literal["ray"] = Field(description="a Hugging Face model as Ray actors")
     replicas: int = Field(
         1,
         ge=1,
@@ -284,7 +301,7 @@ class EndpointExpertConfig(PromptedExpertConfig):
     transformers serve.
     """
 
-    kind: Literal["endpoint"]
+    kind: Literal["endpoint"] = Field(description="a model behind an OpenAI-compatible server")
     model: str = Field(description="model name as the server knows it")
     urls: tuple[str, ...] = Field(
         min_length=1, description="base URLs of replicas, e.g. http://localhost:8000/v1"
@@ -365,7 +382,7 @@ class PoolConfig(Section):
     max_batch_tokens: int = Field(
         16384, ge=64, description="padded prompt and new tokens of one generate call"
     )
-    max_batch_size: int = Field(128, ge=1)
+    max_batch_size: int = Field(128, ge=1, description="most prompts of one generate call")
 
     @field_validator("experts")
     @classmethod
@@ -398,7 +415,7 @@ class RewardConfig(Section):
     kind: Literal["final", "paper"] = Field(
         "final",
         description=(
-            "final: quality once, at the end; paper: quality at every step (see README, deviations)"
+            "final: quality once, at the end; paper: quality at every step (see docs/paper.md)"
         ),
     )
     alpha: float = Field(0.1, ge=0, description="weight of cost against quality")
@@ -413,7 +430,7 @@ class RewardConfig(Section):
     gamma_bonus: float = Field(
         2.0, description="reward paper: bonus for reaching p0, penalty for not"
     )
-    discount: float = Field(1.0, gt=0, le=1)
+    discount: float = Field(1.0, gt=0, le=1, description="discount of a step (paper: 0.95)")
 
 
 class AgentConfig(Section):
@@ -421,13 +438,17 @@ class AgentConfig(Section):
         "sentence-transformers/all-MiniLM-L6-v2",
         description="any Hugging Face encoder: folder or hub id",
     )
-    revision: str | None = None
-    pooling: Literal["cls", "mean", "last"] = "mean"
+    revision: str | None = Field(None, description="hub commit of the encoder")
+    pooling: Literal["cls", "mean", "last"] = Field(
+        "mean", description="which token features make the state: first, mean of all, or last"
+    )
     freeze_encoder: bool = Field(
         True, description="keep the encoder as it is and cache its features"
     )
     max_tokens: int = Field(256, ge=16, description="length of the state text in tokens")
-    hidden_sizes: tuple[Annotated[int, Field(ge=1)], ...] = (128,)
+    hidden_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (128,), description="hidden layers of the policy head and of the value head"
+    )
     sees_calls_left: bool = Field(
         True, description="tell the heads how many calls are left (paper: false)"
     )
@@ -438,20 +459,25 @@ class PPOConfig(Section):
     lr_encoder: float = Field(2e-5, gt=0, description="learning rate of a trainable encoder")
     batch_size: int = Field(64, ge=2, description="transitions a gradient step")
     repeats: int = Field(4, ge=1, description="passes over each collected batch")
-    eps_clip: float = Field(0.2, gt=0)
-    gae_lambda: float = Field(0.95, ge=0, le=1)
-    ent_coef: float = Field(0.01, ge=0)
-    vf_coef: float = Field(0.5, ge=0)
-    max_grad_norm: float = Field(0.5, gt=0)
+    eps_clip: float = Field(0.2, gt=0, description="clip range of the probability ratio")
+    gae_lambda: float = Field(
+        0.95, ge=0, le=1, description="lambda of generalised advantage estimation; 1: full returns"
+    )
+    ent_coef: float = Field(0.01, ge=0, description="weight of the entropy bonus")
+    vf_coef: float = Field(0.5, ge=0, description="weight of the value loss")
+    max_grad_norm: float = Field(0.5, gt=0, description="gradient norm above which it is scaled")
 
 
 class TrainConfig(Section):
-    epochs: int = Field(10, ge=1)
+    epochs: int = Field(10, ge=1, description="epochs; each ends with a validation")
     updates_per_epoch: int = Field(4, ge=1, description="PPO updates between two validations")
     episodes_per_update: int = Field(
         128,
         ge=2,
-        description="of one alone, a single call perhaps, PPO cannot standardise advantages",
+        description=(
+            "episodes collected per PPO update; at least 2, since PPO normalises advantages over"
+            " the batch"
+        ),
     )
     num_envs: int = Field(
         64, ge=1, description="questions in flight; their expert calls are batched"
@@ -463,12 +489,12 @@ class TrainConfig(Section):
 
 
 class TerminatorConfig(Section):
-    hidden_size: int = Field(64, ge=1)
+    hidden_size: int = Field(64, ge=1, description="hidden units")
     steps: int = Field(400, ge=1, description="optimiser steps of a fit")
-    lr: float = Field(2e-3, gt=0)
-    weight_decay: float = Field(1e-2, ge=0)
+    lr: float = Field(2e-3, gt=0, description="learning rate of a fit")
+    weight_decay: float = Field(1e-2, ge=0, description="weight decay of a fit")
     dropout: float = Field(
-        0.0, ge=0, lt=1, description="of features and hidden units while learning"
+        0.0, ge=0, lt=1, description="dropout of features and hidden units during a fit"
     )
     max_states: int = Field(20_000, ge=1, description="learn from the newest N distinct states")
     max_threshold: float = Field(
@@ -524,7 +550,7 @@ class Config(Section):
     name: str | None = Field(
         None, description="folder under runs/; none: configuration name, seed and time"
     )
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="seed of everything random in training")
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",

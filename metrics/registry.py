@@ -21,6 +21,7 @@ from metrics.base import Metric, PairMetric, accepted
 from metrics.choices import choice_in, multiple_choice
 from metrics.mathematics import math_match, read_expression, same_expression
 from metrics.numbers import numeric_match, read_number, same_number
+from metrics.programs import program_in, same_program
 from questions import RECORDED, Question, Reference
 from runtime.errors import MetricError
 
@@ -137,6 +138,7 @@ METRICS: dict[str, Callable[[], Metric]] = {
     "numeric_match": lambda: PairMetric(numeric_match, read_number, same_number),
     "math": lambda: PairMetric(math_match, read_expression, same_expression),
     "multiple_choice": lambda: PairMetric(multiple_choice, choice_in),
+    "code": lambda: PairMetric(same_program, program_in),
     "rouge_1": lambda: rouge("rouge1"),
     "rouge_2": lambda: rouge("rouge2"),
     "rouge_l": lambda: rouge("rougeL"),

@@ -1,40 +1,38 @@
-"""The figures of an evaluation as PNG files, drawn from `report/results.json` and the runs'
-`metrics.jsonl`.
+"""The figures of a report, drawn by matplotlib from what view.py selects.
 
-Each figure function returns a matplotlib Figure, or None where the results lack what it shows. What
-two views share (which policies, which cells, which colours) stands here too; plots.py draws the
-same numbers for the browser.
+Each figure function returns a matplotlib Figure, or None where the results lack what it shows. The
+same figures are written as PNG files (`write_figures`) and as SVG inside report.html (`svg`). A
+Figure made without pyplot leaves no global state.
 """
 
 from __future__ import annotations
 
+import io
 import math
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from report.results import YARDSTICKS, cost_words
+from report import view
+from report.view import Grid, LearningCurves, Results
 
-Results = Mapping[str, Any]
-Curves = Mapping[Any, Sequence[Mapping[str, Any]]]
-
-# Okabe and Ito's palette, which the colour-blind can tell apart; black and yellow are left out,
-# unreadable on a dark or a white page.
-BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, GREY = (
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#D55E00",
-    "#CC79A7",
-    "#56B4E9",
-    "#808080",
-)
+# Okabe and Ito's palette, which colour-blind readers can tell apart. Black and yellow are left out:
+# they cannot be read on a dark or a white page.
+BLUE = "#0072B2"
+ORANGE = "#E69F00"
+GREEN = "#009E73"
+VERMILLION = "#D55E00"
+PURPLE = "#CC79A7"
+SKY = "#56B4E9"
+GREY = "#808080"
 KIND_COLOURS = {
     "der": VERMILLION,
     "single": BLUE,
@@ -46,201 +44,92 @@ KIND_COLOURS = {
     "oracle": GREY,
 }
 EXPERT_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION, GREY)
-MARKERS = {
-    "o": "circle",
-    "s": "square",
-    "^": "triangle-up",
-    "D": "diamond",
-    "v": "triangle-down",
-    "P": "cross",
-    "X": "x",
-    "*": "star",
-}  # plotly's names
-CURVE_PANELS = {
-    "return": ("train/return", "eval/return"),
-    "quality": ("train/quality", "eval/quality"),
-    "policy entropy (nats)": ("losses/entropy", "eval/entropy"),
-}
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+INK = "#1c1c1e"  # of text and axes; the page replaces it by its own text colour
 DPI = 160
+LABEL_WIDTH = 30  # characters of a legend's line
+STYLE = {
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.parse_math": False,  # names of policies and experts are plain text
+    "svg.fonttype": "none",  # text stays text
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.axisbelow": True,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+}
+SVG_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 
-def write_figures(folder: Path, results: Results, curves: Curves) -> list[str]:
-    """Write every figure whose data is there into `folder`; returns the file names, in the report's
-    order.
-    """
-    figures = {
-        "quality_cost.png": quality_cost(results),
-        "learning_curves.png": learning_curves(curves),
-        "routes.png": routes(results),
-        "experts_by_task.png": experts_by_task(results),
-        "calibration.png": calibration(results),
-        "transfer.png": transfer(results),
-    }
-    drawn = {name: figure for name, figure in figures.items() if figure is not None}
-    for name, figure in drawn.items():
-        figure.savefig(
-            folder / name, dpi=DPI
-        )  # a Figure made without pyplot draws with Agg and leaves no global state
-    return list(drawn)
+# Drawing and writing
 
 
-# What both views show
+def draw_figures(results: Results, curves: LearningCurves) -> dict[str, Figure]:
+    """Every figure whose data is there, by name, in the report's order."""
+    with matplotlib.rc_context(STYLE):
+        figures = {
+            "quality_cost": quality_cost(results),
+            "learning_curves": learning_curves(curves),
+            "routes": routes(results),
+            "experts_by_task": experts_by_task(results),
+            "calibration": calibration(results),
+            "transfer": transfer(results),
+        }
+    return {name: figure for name, figure in figures.items() if figure is not None}
 
 
-def centre(value: float | Mapping[str, float]) -> float:
-    """The number of an entry that may carry an interval."""
-    return value["mean"] if isinstance(value, Mapping) else value
+def write_figures(folder: Path, figures: Mapping[str, Figure]) -> list[str]:
+    """Write each figure as NAME.png into `folder`; returns the file names."""
+    names = []
+    with matplotlib.rc_context(STYLE):
+        for name, figure in figures.items():
+            figure.savefig(folder / f"{name}.png", dpi=DPI)
+            names.append(f"{name}.png")
+    return names
+
+
+def svg(name: str, figure: Figure) -> str:
+    """The figure as an <svg> element for a page: its text and axes have the page's colour."""
+    file = io.StringIO()
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+        figure.savefig(file, format="svg", transparent=True, metadata=SVG_METADATA)
+    text = file.getvalue()
+    element = text[text.index("<svg") :]
+    element = re.sub(r"<style.*?</style>", "", element, flags=re.DOTALL)  # it names every element
+    element = re.sub(r'<g id="[^"]*"', "<g", element)  # the same ids stand in every figure
+    return element.replace(INK, "currentColor")
 
 
 def markers(rows: Sequence[Results]) -> list[str]:
-    """One matplotlib marker per row: rows of one colour differ in shape."""
+    """One marker for each row: rows of one colour differ in shape."""
     seen: Counter[str] = Counter()
     shapes = []
     for row in rows:
         colour = KIND_COLOURS[row["kind"]]
-        shapes.append(list(MARKERS)[seen[colour] % len(MARKERS)])
+        shapes.append(MARKERS[seen[colour] % len(MARKERS)])
         seen[colour] += 1
     return shapes
 
 
 def expert_colours(results: Results) -> dict[str, str]:
-    """A colour per expert, the same in every figure."""
-    return {
-        expert["name"]: EXPERT_COLOURS[idx % len(EXPERT_COLOURS)]
-        for idx, expert in enumerate(results["experts"])
-    }
-
-
-def cost_axis(results: Results) -> str:
-    return f"experts' cost C ({cost_words(results['cost_unit'], results.get('cost_scale', 1.0))})"
-
-
-def needs_log(costs: Sequence[float]) -> bool:
-    """Whether costs span more than a factor of 20 (and none is 0)."""
-    return min(costs) > 0 and max(costs) > 20 * min(costs)
-
-
-def family(results: Results) -> list[Results]:
-    """The trade-off's points of the agents of a sweep, by rising cost; the others are rows of the
-    table and drawn as such.
-    """
-    return sorted(
-        (
-            point
-            for point in results.get("tradeoff", {}).get("points", [])
-            if point["value"] is not None
-        ),
-        key=lambda point: point["cost"]["mean"],
-    )
-
-
-def family_name(results: Results) -> str:
-    points = family(results)
-    return (
-        f"{points[0]['policy']}, {results['tradeoff']['setting']}"
-        f" {', '.join(point['value'] for point in points)} (by rising cost)"
-    )
-
-
-def beyond(span: Mapping[str, float]) -> tuple[float, float]:
-    """How far an interval reaches below and above its mean."""
-    return span["mean"] - span["lo"], span["hi"] - span["mean"]
-
-
-def convex_hull(results: Results) -> Sequence[Sequence[float]]:
-    """Corners (cost, quality) of the trade-off's upper hull; empty where it is less than a line."""
-    hull = results.get("tradeoff", {}).get("hull", [])
-    return hull if len(hull) > 1 else []
-
-
-def curve(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    """(updates, values) of one metric of one seed."""
-    found = [(row["update"], row[key]) for row in rows if key in row]
-    return [update for update, _ in found], [value for _, value in found]
-
-
-def mean_curve(curves: Curves, key: str) -> tuple[list[int], list[float]]:
-    """(updates, mean over the seeds), at the updates that every seed has."""
-    by_seed = [dict(zip(*curve(rows, key), strict=True)) for rows in curves.values()]
-    shared = sorted(set.intersection(*(set(values) for values in by_seed))) if by_seed else []
-    return shared, [sum(values[update] for values in by_seed) / len(by_seed) for update in shared]
-
-
-def quality_by_task(results: Results) -> tuple[list[str], list[str], np.ndarray] | None:
-    """(policies, tasks, quality (policy, task)) of single experts, then DER, then oracles; NaN
-    where a task was not played.
-    """
-    rows = [
-        row
-        for kind in ("single", "der", "oracle")
-        for row in results["rows"]
-        if row["kind"] == kind and row.get("by_task")
-    ]
-    tasks = sorted({task for row in rows for task in row["by_task"]})
-    grid = [
-        [row["by_task"][task]["quality"] if task in row["by_task"] else math.nan for task in tasks]
-        for row in rows
-    ]
-    return ([row["policy"] for row in rows], tasks, np.array(grid)) if rows else None
-
-
-def transfer_gains(results: Results) -> dict[str, tuple[list[str], np.ndarray]]:
-    """Task group -> (experts, gain (first, second)): quality given the first expert's answer minus
-    quality given another question's.
-
-    NaN where a pair was not measured both ways.
-    """
-    pairs = [
-        pair
-        for pair in results.get("transfer", {}).get("pairs", [])
-        if {"previous", "swapped"} <= set(pair["variants"])
-    ]
-    gains = {}
-    for group in sorted({pair["task_group"] for pair in pairs}):
-        members = [pair for pair in pairs if pair["task_group"] == group]
-        used = {name for pair in members for name in (pair["first"], pair["second"])}
-        names = [expert["name"] for expert in results["experts"] if expert["name"] in used]
-        grid = np.full((len(names), len(names)), math.nan)
-        for pair in members:
-            grid[names.index(pair["first"]), names.index(pair["second"])] = (
-                pair["variants"]["previous"]["mean"] - pair["variants"]["swapped"]["mean"]
-            )
-        gains[group] = (names, grid)
-    return gains
-
-
-def thresholds_in_use(results: Results) -> list[float]:
-    """The stop probabilities that end a route, of each seed where the results tell them apart."""
-    threshold = results["terminator"].get("threshold", [])
-    return list(threshold) if isinstance(threshold, Sequence) else [threshold]
-
-
-def oracle_stop(results: Results, measure: str) -> float | None:
-    """Quality or return of the first seed's routes, whose Terminator is drawn, when the oracle ends
-    them; None if that was not played.
-    """
-    by_seed = next(
-        (row["by_seed"] for row in results["rows"] if row["policy"] == YARDSTICKS["oracle_stop"]),
-        None,
-    )
-    return None if by_seed is None else by_seed[str(results["seeds"][0])][measure]
-
-
-def calls_at(results: Results, position: int) -> int:
-    """How many routes made the call at this position (from 0)."""
-    return sum(
-        flow["count"]
-        for flow in results["routes"].get("flows", [])
-        if flow["step"] == position + 1 and flow["to"] != "stop"
-    )
+    """A colour for each expert, the same in every figure."""
+    colours = {}
+    for idx, expert in enumerate(results["experts"]):
+        colours[expert["name"]] = EXPERT_COLOURS[idx % len(EXPERT_COLOURS)]
+    return colours
 
 
 # The figures
 
 
 def quality_cost(results: Results) -> Figure | None:
-    """Mean quality against mean cost of every row, with quality's interval; the agents of a sweep
-    and their hull where there are any.
+    """Mean quality against mean cost of every row, with the interval of the quality.
+
+    With the agents of a sweep and their hull, where there are any.
     """
     rows = results["rows"]
     if not rows:
@@ -249,139 +138,123 @@ def quality_cost(results: Results) -> Figure | None:
     axes = figure.subplots()
     costs = [row["charge"] for row in rows]
     for row, marker in zip(rows, markers(rows), strict=True):
-        quality, is_der = row["quality"], row["kind"] == "der"
-        error = np.array([beyond(quality)]).T
-        style = {
-            "fmt": marker,
-            "color": KIND_COLOURS[row["kind"]],
-            "markersize": 9 if is_der else 6,
-            "capsize": 2,
-            "elinewidth": 1,
-            "zorder": 4 if is_der else 3,
-        }
-        axes.errorbar(
-            row["charge"],
-            quality["mean"],
-            yerr=error,
-            label=textwrap.fill(row["policy"], 30),
-            **style,
-        )
-        if is_der:  # the others are named by the legend: their names would cover one another
-            axes.annotate(
-                row["policy"],
-                (row["charge"], quality["mean"]),
-                xytext=(9, -14),
-                textcoords="offset points",
-                fontsize=9,
-                fontweight="bold",
-            )
-    if points := family(results):
-        x, y = ([point[name]["mean"] for point in points] for name in ("cost", "quality"))
-        spread = {
-            f"{axis}err": np.array([beyond(point[name]) for point in points]).T
-            for axis, name in (("x", "cost"), ("y", "quality"))
-        }
-        label = textwrap.fill(
-            family_name(results), 30
-        )  # points of a family lie too close for names of their own
-        axes.errorbar(
-            x,
-            y,
-            **spread,
-            fmt=".-",
-            color=VERMILLION,
-            alpha=0.6,
-            capsize=2,
-            elinewidth=1,
-            label=label,
-        )
-        costs += x
-    if hull := convex_hull(results):
-        axes.plot(
-            *zip(*hull, strict=True), "--", color=GREY, linewidth=1, zorder=1, label="convex hull"
-        )
-    if needs_log(costs):
+        _draw_policy(axes, row, marker)
+    if view.sweep_points(results):
+        costs += _draw_sweep(axes, results)
+    hull = view.sweep_hull(results)
+    if hull:
+        cost, quality = zip(*hull, strict=True)
+        axes.plot(cost, quality, "--", color=GREY, linewidth=1, zorder=1, label="upper hull")
+    if view.needs_log(costs):
         axes.set_xscale("log")
     axes.margins(x=0.12)
-    axes.set(xlabel=cost_axis(results), ylabel="mean quality")
-    axes.grid(alpha=0.25)
-    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    axes.set(xlabel=view.cost_axis(results), ylabel="mean quality")
+    figure.legend(loc="outside right upper")
     return figure
 
 
-def learning_curves(curves: Curves) -> Figure | None:
-    """Return, quality and entropy per update: training and validation, seeds thin and their mean
-    thick.
-    """
-    panels = {
-        title: keys
-        for title, keys in CURVE_PANELS.items()
-        if any(mean_curve(curves, key)[0] for key in keys)
-    }
-    if not panels:
-        return None
-    figure = Figure(figsize=(3.2 * len(panels), 3.1), layout="constrained")
-    for axes, (title, keys) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
-    ):
-        for key, name, colour in zip(
-            keys, ("training", "validation"), (BLUE, VERMILLION), strict=True
-        ):
-            for rows in curves.values() if len(curves) > 1 else ():
-                axes.plot(*curve(rows, key), color=colour, linewidth=0.8, alpha=0.4)
-            updates, means = mean_curve(curves, key)
-            if updates:
-                label = f"{name}, mean" if len(curves) > 1 else name
-                axes.plot(
-                    updates,
-                    means,
-                    color=colour,
-                    linewidth=2,
-                    marker="o" if name == "validation" else None,
-                    markersize=4,
-                    label=label,
-                )
-        axes.set(title=title, xlabel="update")
-        axes.grid(alpha=0.25)
-        axes.legend(fontsize=8, frameon=False)
-    return figure
-
-
-def heat_map(
-    axes: Axes, grid: np.ndarray, rows: Sequence[str], columns: Sequence[str], **colours: Any
-) -> None:
-    """Numbers in coloured cells; a cell that is NaN stays empty."""
-    image = axes.imshow(grid, aspect="auto", **colours)
-    axes.set_xticks(
-        range(len(columns)), columns, rotation=35, ha="right", rotation_mode="anchor", fontsize=8
+def _draw_policy(axes: Axes, row: Results, marker: str) -> None:
+    is_der = row["kind"] == "der"
+    quality = row["quality"]
+    axes.errorbar(
+        row["charge"],
+        quality["mean"],
+        yerr=np.array([view.reach(quality)]).T,
+        label=textwrap.fill(row["policy"], LABEL_WIDTH),
+        fmt=marker,
+        color=KIND_COLOURS[row["kind"]],
+        markersize=9 if is_der else 6,
+        capsize=2,
+        elinewidth=1,
+        zorder=4 if is_der else 3,
     )
-    axes.set_yticks(range(len(rows)), rows, fontsize=8)
-    for (row, column), value in np.ndenumerate(grid):
-        if not math.isnan(value):
-            luminance = np.dot(image.cmap(image.norm(value))[:3], (0.299, 0.587, 0.114))
-            axes.text(
-                column,
-                row,
-                f"{round(value, 2) + 0.0:.2f}",
-                ha="center",
-                va="center",
-                fontsize=8,
-                color="black" if luminance > 0.55 else "white",
-            )
+    if is_der:  # the legend names the others: their names would cover one another
+        axes.annotate(
+            view.label_of(row["policy"]),
+            (row["charge"], quality["mean"]),
+            xytext=(9, -14),
+            textcoords="offset points",
+            fontsize=9,
+            fontweight="bold",
+        )
+
+
+def _draw_sweep(axes: Axes, results: Results) -> list[float]:
+    """The agents of a sweep with both intervals; returns their costs."""
+    points = view.sweep_points(results)
+    costs = [point["cost"]["mean"] for point in points]
+    axes.errorbar(
+        costs,
+        [point["quality"]["mean"] for point in points],
+        xerr=np.array([view.reach(point["cost"]) for point in points]).T,
+        yerr=np.array([view.reach(point["quality"]) for point in points]).T,
+        fmt=".-",
+        color=VERMILLION,
+        alpha=0.6,
+        capsize=2,
+        elinewidth=1,
+        label=textwrap.fill(view.sweep_name(results), LABEL_WIDTH),
+    )
+    return costs
+
+
+def learning_curves(curves: LearningCurves) -> Figure | None:
+    """Return, quality and entropy at each update, in training and validation.
+
+    Seeds are thin lines, their mean is a thick one.
+    """
+    measures = view.learning_measures(curves)
+    if not measures:
+        return None
+    figure = Figure(figsize=(3.2 * len(measures), 3.1), layout="constrained")
+    panels = figure.subplots(1, len(measures), squeeze=False)[0]
+    for axes, (title, (training, validation)) in zip(panels, measures.items(), strict=True):
+        _draw_learning_curve(axes, curves, training, "training", color=BLUE)
+        style = {"color": VERMILLION, "marker": "o", "markersize": 4}
+        _draw_learning_curve(axes, curves, validation, "validation", **style)
+        axes.set(title=title, xlabel="update")
+        axes.legend()
+    return figure
+
+
+def _draw_learning_curve(
+    axes: Axes, curves: LearningCurves, key: str, name: str, **style: Any
+) -> None:
+    if len(curves) > 1:
+        for lines in curves.values():
+            updates, values = view.learning_curve(lines, key)
+            axes.plot(updates, values, color=style["color"], linewidth=0.8, alpha=0.4)
+        name += ", mean"
+    updates, means = view.mean_learning_curve(curves, key)
+    if updates:
+        axes.plot(updates, means, linewidth=2, label=name, **style)
+
+
+def heat_map(axes: Axes, grid: Grid, **colours: Any) -> None:
+    """Numbers in coloured cells; a cell that is NaN stays empty."""
+    axes.grid(visible=False)
+    image = axes.imshow(grid.values, aspect="auto", **colours)
+    ticks = range(len(grid.columns))
+    slanted = {"rotation": 35, "ha": "right", "rotation_mode": "anchor", "fontsize": 8}
+    axes.set_xticks(ticks, grid.columns, **slanted)
+    axes.set_yticks(range(len(grid.rows)), grid.rows, fontsize=8)
+    for (row, column), value in np.ndenumerate(grid.values):
+        if math.isnan(value):
+            continue
+        luminance = np.dot(image.cmap(image.norm(value))[:3], (0.299, 0.587, 0.114))
+        text = f"{round(value, 2) + 0.0:.2f}"  # + 0.0: no -0.00
+        colour = "black" if luminance > 0.55 else "white"
+        axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
 
 
 def experts_by_task(results: Results) -> Figure | None:
     """Quality of each single expert, of DER and of the oracles on each task."""
-    found = quality_by_task(results)
-    if found is None:
+    grid = view.quality_by_task(results)
+    if grid is None:
         return None
-    policies, tasks, grid = found
-    figure = Figure(
-        figsize=(max(5.0, 1.6 + 0.75 * len(tasks)), 1.4 + 0.34 * len(policies)),
-        layout="constrained",
-    )
-    axes = figure.subplots()
-    heat_map(axes, grid, policies, tasks, cmap="cividis", vmin=0, vmax=1)
+    width = max(5.0, 1.6 + 0.75 * len(grid.columns))
+    figure = Figure(figsize=(width, 1.4 + 0.34 * len(grid.rows)), layout="constrained")
+    heat_map(figure.subplots(), grid, cmap="cividis", vmin=0, vmax=1)
     return figure
 
 
@@ -391,19 +264,17 @@ def calibration(results: Results) -> Figure | None:
     Right: what its threshold does to quality, return and cost.
     """
     terminator = results.get("terminator", {})
-    drawers = [
-        draw
-        for key, draw in (("calibration", _draw_reliability), ("thresholds", _draw_thresholds))
-        if terminator.get(key)
-    ]
-    if not drawers:
+    columns = []
+    if terminator.get("calibration"):
+        columns.append(_draw_reliability)
+    if terminator.get("thresholds"):
+        columns.append(_draw_thresholds)
+    if not columns:
         return None
-    figure = Figure(figsize=(3.7 * len(drawers), 3.8), layout="constrained")
-    grid = figure.subplots(2, len(drawers), squeeze=False, sharex="col", height_ratios=(3, 1))
-    for column, draw in enumerate(drawers):
-        draw(results, *grid[:, column])
-    for axes in grid.flat:
-        axes.grid(alpha=0.25)
+    figure = Figure(figsize=(3.7 * len(columns), 3.8), layout="constrained")
+    panels = figure.subplots(2, len(columns), squeeze=False, sharex="col", height_ratios=(3, 1))
+    for idx, draw in enumerate(columns):
+        draw(results, *panels[:, idx])
     return figure
 
 
@@ -413,45 +284,40 @@ def _draw_reliability(results: Results, upper: Axes, lower: Axes) -> None:
     upper.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1, label="calibrated")
     upper.plot(predicted, [b["good"] for b in bins], "o-", color=BLUE, label="Terminator")
     upper.set(ylabel="share of good answers", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
-    upper.legend(fontsize=8, frameon=False)
+    upper.legend()
     lower.bar(predicted, [b["count"] for b in bins], width=0.03, color=BLUE)
     lower.set(xlabel="stop probability", ylabel="answers")
 
 
 def _draw_thresholds(results: Results, upper: Axes, lower: Axes) -> None:
     points = sorted(results["terminator"]["thresholds"], key=lambda point: point["threshold"])
-    chosen = [point["threshold"] for point in points]
+    thresholds = [point["threshold"] for point in points]
     for measure, colour in (("quality", VERMILLION), ("return", BLUE)):
-        upper.plot(
-            chosen, [centre(point[measure]) for point in points], ".-", color=colour, label=measure
-        )
-        if (level := oracle_stop(results, measure)) is not None:
-            upper.axhline(
-                level, color=colour, linestyle=":", linewidth=1, label=f"{measure}, oracle stop"
-            )
-    lower.plot(chosen, [centre(point["cost"]) for point in points], ".-", color=GREEN)
+        values = [view.mean_of(point[measure]) for point in points]
+        upper.plot(thresholds, values, ".-", color=colour, label=measure)
+        level = view.oracle_stop(results, measure)
+        if level is not None:
+            label = f"{measure}, oracle stop"
+            upper.axhline(level, color=colour, linestyle=":", linewidth=1, label=label)
+    costs = [view.mean_of(point["cost"]) for point in points]
+    lower.plot(thresholds, costs, ".-", color=GREEN)
     for axes in (upper, lower):
-        for threshold in thresholds_in_use(results):
+        for threshold in view.thresholds_in_use(results):
             axes.axvline(threshold, color=GREY, linestyle="--", linewidth=1)
-    upper.legend(
-        fontsize=8, frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0)
-    )  # above: the curves may run anywhere
+    # Above the axes: the curves may run anywhere.
+    upper.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     lower.set(xlabel="threshold (dashed: in use)", ylabel="cost C")
 
 
 def routes(results: Results) -> Figure | None:
-    """Which experts are called at each position of a route, as stacked shares of the calls at that
-    position.
-    """
+    """Which experts are called at each position of a route, as shares of the calls there."""
     by_position = results.get("routes", {}).get("by_position")
     if not by_position:
         return None
     figure = Figure(figsize=(6.4, 1.2 + 0.5 * len(by_position)), layout="constrained")
     axes = figure.subplots()
-    labels = [
-        f"call {idx + 1}" + (f"\n{calls_at(results, idx)} routes" if calls_at(results, idx) else "")
-        for idx in range(len(by_position))
-    ]
+    axes.grid(visible=False)
+    labels = view.call_labels(results)
     left = np.zeros(len(by_position))
     for name, colour in expert_colours(results).items():
         shares = np.array([position.get(name, 0.0) for position in by_position])
@@ -459,23 +325,24 @@ def routes(results: Results) -> Figure | None:
         left += shares
     axes.invert_yaxis()
     axes.set(xlim=(0, 1), xlabel=f"share of {results['routes']['policy']}'s calls at this position")
-    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    figure.legend(loc="outside right upper")
     return figure
 
 
 def transfer(results: Results) -> Figure | None:
-    """What the first expert's answer is worth to the second, per ordered pair; tasks that need two
-    experts (composition) apart.
+    """What the first expert's answer is worth to the second, for each ordered pair.
+
+    Tasks that need two experts (composition) have a panel of their own.
     """
-    gains = transfer_gains(results)
+    gains = view.transfer_gains(results)
     if not gains:
         return None
     figure = Figure(figsize=(1.2 + 3.2 * len(gains), 3.6), layout="constrained")
-    bound = max(float(np.nanmax(np.abs(grid))) for _, grid in gains.values()) or 1.0
-    for axes, (group, (names, grid)) in zip(
-        figure.subplots(1, len(gains), squeeze=False)[0], gains.items(), strict=True
-    ):
-        heat_map(axes, grid, names, names, cmap="RdBu", vmin=-bound, vmax=bound)
+    largest = max(float(np.nanmax(np.abs(grid.values))) for grid in gains.values())
+    bound = largest or 1.0
+    panels = figure.subplots(1, len(gains), squeeze=False)[0]
+    for axes, (group, grid) in zip(panels, gains.items(), strict=True):
+        heat_map(axes, grid, cmap="RdBu", vmin=-bound, vmax=bound)
         axes.set_title(f"{group} tasks", fontsize=10)
         axes.set(xlabel="second expert", ylabel="first expert")
     figure.suptitle("Quality gained from the passed-on answer, over a swapped one", fontsize=10)

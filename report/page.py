@@ -1,9 +1,9 @@
 """The report of an evaluation for readers: `report.md` and a self-contained `report.html`.
 
-The page holds plotly.js, the figures, the tables and the single routes, loads nothing from a
-network and says so to the browser (Content-Security-Policy). Its markup and script are in
-template.html. Texts of questions, prompts and answers travel as JSON and are put on the page as
-text, never as markup.
+The page holds the figures (SVG), the tables and the single routes. It loads nothing from a network
+and says so to the browser (Content-Security-Policy). Its markup and script are in template.html.
+Texts of questions, prompts and answers travel as JSON and are put on the page as text, never as
+markup.
 
 A link such as `report.html#search=planet&outcome=wrong` opens the routes with these filters set.
 """
@@ -16,11 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from plotly.offline import get_plotlyjs
+from matplotlib.figure import Figure
 
-from report import figures
-from report.figures import Curves, Results
-from report.plots import plots
+from report.figures import draw_figures, svg, write_figures
 from report.results import cost_words
 from report.tables import (
     Table,
@@ -34,6 +32,7 @@ from report.tables import (
     trade_off_words,
     transfer_table,
 )
+from report.view import LearningCurves, Results
 from runtime.files import write_atomically
 
 TEMPLATE = Path(__file__).with_name("template.html")
@@ -58,7 +57,7 @@ STEP_FIELDS = (
 
 
 def write_report_files(
-    folder: Path, results: Results, records: Sequence[Mapping[str, Any]], curves: Curves
+    folder: Path, results: Results, records: Sequence[Mapping[str, Any]], curves: LearningCurves
 ) -> None:
     """Write the PNG figures, report.md and report.html into `folder`.
 
@@ -66,9 +65,10 @@ def write_report_files(
     metrics.jsonl. A section whose data `results` lacks is left out. Raises ValueError where a
     number is NaN or infinite: JSON has no such number.
     """
-    images = figures.write_figures(folder, results, curves)
+    figures = draw_figures(results, curves)
+    images = write_figures(folder, figures)
     write_atomically(folder / "report.md", markdown(results, images).encode())
-    write_atomically(folder / "report.html", html(results, records, curves).encode())
+    write_atomically(folder / "report.html", html(results, records, figures).encode())
 
 
 # report.md
@@ -95,9 +95,7 @@ def markdown(results: Results, images: Sequence[str]) -> str:
     parts.append(plain(trade_off_words(results)))
     parts.append("\n".join(f"- {plain(note)}" for note in results.get("notes", [])))
     parts += _titled({"The other policies, paired by question": other_comparisons(results)})
-    parts.append(
-        "Every column, interactive figures and the single routes: [report.html](report.html)."
-    )
+    parts.append("Every column and the single routes: [report.html](report.html).")
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -237,7 +235,9 @@ def _short(value: float | None) -> float | None:
 # report.html
 
 
-def html(results: Results, records: Sequence[Mapping[str, Any]], curves: Curves) -> str:
+def html(
+    results: Results, records: Sequence[Mapping[str, Any]], figures: Mapping[str, Figure]
+) -> str:
     """The self-contained page. Raises ValueError for a number that is NaN or infinite."""
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -261,7 +261,7 @@ def html(results: Results, records: Sequence[Mapping[str, Any]], curves: Curves)
         transfer=transfer_table(results),
         terminator=terminator_facts(results),
         trade_off=trade_off_words(results),
-        plots=plots(results, curves),
+        gap_is_split="gap" in results.get("oracle", {}),
+        figures={name: svg(name, figure) for name, figure in figures.items()},
         routes=route_data(results, records),
-        plotlyjs=get_plotlyjs(),
     )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from report.figures import Results
+from report.view import Results
 
 COMPARED = ("verdict", "p adjusted", "p", "wins", "ties", "losses")
 

@@ -1,15 +1,18 @@
-"""Turn a public question set into train, validation and test JSONL, disjoint by question text;
-data/README.md has a card for each.
+"""Turn a public question set into train, validation and test JSONL, or LLMs' published answers into
+recorded.jsonl; docs/data.md has a card for each.
 
-python scripts/prepare_data.py gsm8k                       # from the hub, at the pinned commit,
-into data/gsm8k python scripts/prepare_data.py mixinstruct --limit 1000    # 1,000 questions of each
-split, drawn with --seed python scripts/prepare_data.py mmlu --source FOLDER        # from a copy of
-the hub's repository; or from another hub id
+    python scripts/prepare_data.py gsm8k                     # hub, pinned commit -> data/gsm8k
+    python scripts/prepare_data.py mixinstruct --limit 1000  # of each split, drawn with --seed
+    python scripts/prepare_data.py mmlu --source FOLDER      # a copy, or another hub id
+    python scripts/prepare_data.py lookahead                 # answers of six LLMs to four sets
+    python scripts/prepare_data.py lm_eval --source FOLDER   # answers that you have
 
-Names: mixinstruct, gsm8k, mmlu, arc_challenge, triviaqa, hellaswag, and multidomain, a mix of all
-but the first (--source: a folder of folders by these names). Rows are written in a seeded order, so
-that the first N of a file are a fair sample. Beside them: for mixinstruct `recorded.jsonl`, the
-eleven experts' answers; `provenance.json`, written last: commit, versions, counts, checksums.
+Question sets: mixinstruct, gsm8k, mmlu, arc_challenge, triviaqa, hellaswag, and multidomain, a mix
+of all but the first (--source: a folder of folders by these names). Rows are written in a seeded
+order, so that the first N of a file are a fair sample. Beside them: for mixinstruct
+`recorded.jsonl`, the eleven experts' answers; `provenance.json`, written last: commit, versions,
+counts, checksums. Answers: lookahead, mmlu_pro_answers; your own: lm_eval, alpaca_eval,
+routerbench. `python scripts/prepare_data.py lookahead --help` shows the options of these.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from questions import text_key
 from runtime.command_line import run_command
 from runtime.errors import DataError
+from scripts.support import prepare_answers
 from scripts.support.data_sources import (
     MULTIDOMAIN,
     MULTIDOMAIN_SIZES,
@@ -43,8 +47,10 @@ from scripts.support.data_sources import (
     Row,
     Source,
 )
+from scripts.support.prepare_answers import ANSWER_NAMES
 
 NAMES = (*SOURCES, "multidomain")
+KNOWN = (*NAMES, *ANSWER_NAMES)
 SPLITS = (
     "test",
     "validation",
@@ -322,11 +328,11 @@ def check_name(name: str) -> None:
     """Raise DataError with the nearest known name."""
     if name not in NAMES:
         asked = name.lower().replace("-", "_")
-        near = [known for known in NAMES if asked in known] or difflib.get_close_matches(
-            asked, NAMES, n=2
+        near = [known for known in KNOWN if asked in known] or difflib.get_close_matches(
+            asked, KNOWN, n=2
         )
         hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise DataError(f"unknown data set {name!r}; {hint}known: {', '.join(NAMES)}")
+        raise DataError(f"unknown data set {name!r}; {hint}known: {', '.join(KNOWN)}")
 
 
 def open_sources(name: str, place: str | None, revision: str | None) -> list[Opened]:
@@ -353,12 +359,15 @@ def open_sources(name: str, place: str | None, revision: str | None) -> list[Ope
 
 
 def main(arguments: list[str]) -> None:
+    if arguments and arguments[0] in ANSWER_NAMES:
+        prepare_answers.main(arguments)
+        return
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("name", help=", ".join(NAMES))
+    parser.add_argument("name", help=", ".join(KNOWN))
     parser.add_argument("--out", type=Path, help="default: data/NAME")
     parser.add_argument(
         "--limit", type=int, help="questions of each split at most (multidomain: of each domain)"

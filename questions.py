@@ -221,6 +221,14 @@ def _reference_of(value: Any, place: str) -> Reference | None:
     return texts if isinstance(value, list) else texts[0]
 
 
+def _is_blank(reference: Reference | None) -> bool:
+    """Whether a reference accepts no answer: there is none, or a text of it is blank."""
+    if reference is None or isinstance(reference, dict):
+        return not reference
+    texts = reference if isinstance(reference, list) else [reference]
+    return not texts or not all(text.strip() for text in texts)
+
+
 def read_questions(source: SourceConfig, *, need_reference: bool = True) -> list[Question]:
     """All questions of a source, in order, repeats included.
 
@@ -229,7 +237,7 @@ def read_questions(source: SourceConfig, *, need_reference: bool = True) -> list
     out, other_splits = [], set()
     for row_idx, (place, row) in enumerate(_rows(source)):
         is_recorded = _is_recorded(row, source)
-        fields = {**RECORDED_FIELDS, **source.fields} if is_recorded else source.fields
+        fields: dict[str, str] = {**(RECORDED_FIELDS if is_recorded else {}), **source.fields}
         if is_recorded and (split := _pick(row, fields["split"])) not in (None, source.split):
             other_splits.add(str(split))
             continue
@@ -249,11 +257,7 @@ def read_questions(source: SourceConfig, *, need_reference: bool = True) -> list
             )
         if reference is None and metric == RECORDED:
             reference = ""  # the scores stand for it
-        if (
-            need_reference
-            and metric != RECORDED
-            and (reference is None or reference == "" or reference == [])
-        ):
+        if need_reference and metric != RECORDED and _is_blank(reference):
             raise DataError(
                 f"{place}: no reference answer in field {fields.get('reference', 'reference')!r}"
             )

@@ -12,7 +12,8 @@ import itertools
 import json
 import sqlite3
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ CREATE TABLE IF NOT EXISTS answers (
 """
 COLUMNS = "text, prompt_tokens, completion_tokens, latency_s, prompt_cut"
 ALL_COLUMNS = ["key", "expert", "prompt", *COLUMNS.split(", "), "made_with"]
+stored_fields = attrgetter(*COLUMNS.split(", "))
 LOOKUP_CHUNK = 500  # keys per SELECT; SQLite's limit on variables is far above
 
 
@@ -41,6 +43,12 @@ class Answer:
     completion_tokens: int
     latency_s: float  # its share of the batch it was first generated in
     prompt_cut: bool = False  # the prompt was longer than the model's context
+    whole_text: str | None = None  # with the thinking part, where `text` is without; never stored
+
+    @property
+    def never_ended_thinking(self) -> bool:
+        """Whether it is empty because the model never came to an answer."""
+        return bool(self.whole_text) and not self.text.strip()
 
 
 @dataclass(frozen=True)
@@ -145,7 +153,9 @@ class AnswerStore:
         """Store in one transaction and return what the store now holds: an earlier writer's answer
         where there was one.
         """
-        rows = [(a.key, a.expert, a.prompt, *astuple(a.answer), self.made_with) for a in answers]
+        rows = [
+            (a.key, a.expert, a.prompt, *stored_fields(a.answer), self.made_with) for a in answers
+        ]
         try:
             self._db.execute("BEGIN IMMEDIATE")
             try:

@@ -7,7 +7,9 @@ last counts.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+Mark = tuple[str, re.Pattern[str], str]
 
 ANSWER_IS = (
     r"(?i:\banswer\b(?:\s+(?:to|for|of)\b[^.:\n]{0,80}?)?"  # "the answer to the question is"
@@ -15,7 +17,7 @@ ANSWER_IS = (
 )
 
 # (name, pattern of the mark and of what it marks as group 1, an example)
-MARKS = (
+MARKS: tuple[Mark, ...] = (
     ("box", re.compile(r"(?:\\|\b)(?:boxed|fbox)\s*\{"), r"\boxed{72}"),
     (
         "hashes",  # not a heading such as "#### Step 2" or "#### 2. Add"
@@ -35,6 +37,8 @@ MARKS = (
     ("bold in the last line", re.compile(r"\*\*([^*\n]+)\*\*(?=[^\n]*\s*\Z)"), "It is **72** km."),
 )
 
+STRICT_MARKS = MARKS[:-1]  # without what may only stress a word
+
 # A base model goes on with a question of its own making; its answer has ended there.
 NEXT_QUESTION = re.compile(r"(?<=\S)\s*\n\s*(?:\*\*)?(?:Question|Problem|Q|Human|User)\s*\d*\s*:")
 
@@ -49,9 +53,9 @@ def last_line(text: str) -> str:
     return text.strip().rpartition("\n")[2]
 
 
-def marked_parts(text: str) -> Iterator[str]:
+def marked_parts(text: str, marks: Sequence[Mark] = MARKS) -> Iterator[str]:
     """What each kind of mark marks, the strongest kind first; of one kind the last mark first."""
-    for name, pattern, _ in MARKS:
+    for name, pattern, _ in marks:
         for match in reversed(list(pattern.finditer(text))):
             part = _in_braces(text, match.end()) if name == "box" else match[1]
             if part.strip():

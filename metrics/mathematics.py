@@ -45,6 +45,7 @@ SPELLING = (
     ),
     (re.compile(r"^\\(?:text|mbox|mathrm|textbf)\{([^{}]*)\}$"), r"\1", r"\text{even}"),
     (re.compile(r"^\(([A-Z])\)$"), r"\1", "(A)"),
+    (re.compile(r"\\text\{\s*([ap]\.?m\b)\.?\s*\}"), r" \1", r"4:30 \text{ p.m.}"),
     (re.compile(r"(?<![\d.])\.(?=\d)"), "0.", ".5"),
     (re.compile(r"\s*([-+*/=,(){}\[\]^_<>|&])\s*"), r"\1", "x + 1"),
     (re.compile(r"\s+"), " ", ""),
@@ -76,10 +77,12 @@ def expression_in(answer: str) -> str | None:
     then the last expression typeset in its last line, then the last number there.
     """
     text = before_next_question(answer).strip()
-    for part in [*marked_parts(text), text]:
+    for part in marked_parts(text):
         found = _expression_in_part(part)
         if found is not None:
             return found
+    if text and not _is_sentence(text) and not _is_prose(text) and len(text) <= MAX_LENGTH:
+        return text
     line = last_line(text)
     if FINISHED.search(line) is None:  # cut off: its last formula is a step on the way
         return None
@@ -98,19 +101,28 @@ def _segments(text: str) -> list[str]:
     return found
 
 
+def _is_sentence(text: str) -> bool:
+    """Whether words stand around what is typeset in a text."""
+    around = WORDS.sub(" ", SEGMENT.sub(" ", text))
+    return SEGMENT.search(text) is not None and re.search("[A-Za-z]", around) is not None
+
+
+def _is_prose(text: str) -> bool:
+    """Whether two words stand side by side outside LaTeX's commands."""
+    return PROSE.search(WORDS.sub(" ", text)) is not None
+
+
 def _expression_in_part(part: str) -> str | None:
     """A part that is an expression; of a sentence the one that opens it, else the last typeset in
     its first clause; of prose what follows its last "=" or ":", None where that is prose, too.
     """
-    match = SEGMENT.search(part)
-    around = SEGMENT.sub(" ", part)
-    if match and re.search("[A-Za-z]", WORDS.sub(" ", around)):
+    if _is_sentence(part):
         in_clause = _segments(END_OF_CLAUSE.split(part)[0])
-        return in_clause[-1] if match.start() and in_clause else _segments(part)[0]
+        opens = SEGMENT.match(part) is not None
+        return _segments(part)[0] if opens or not in_clause else in_clause[-1]
     for candidate in (part, re.split(r"[=:]", part)[-1]):
         candidate = candidate.strip(" \t\n*_`")
-        is_prose = PROSE.search(WORDS.sub(" ", candidate)) is not None
-        if candidate and not is_prose and len(candidate) <= MAX_LENGTH:
+        if candidate and not _is_prose(candidate) and len(candidate) <= MAX_LENGTH:
             return candidate
     return None
 

@@ -11,6 +11,7 @@ from runtime.errors import MetricError
 
 # Where the statement of a result ends and a remark on it begins
 END_OF_CLAUSE = re.compile(r"[.!?;]\s|,\s|\s\(|\s(?i:because|since|which|as)\s")
+BOLD_NUMBER = re.compile(r"\*\*([^*\n]*\d[^*\n]*)\*\*")
 TOLERANCE = 1e-6  # relative, and absolute below 1
 
 # How LaTeX writes what numbers need, and what stands for it: (pattern, replacement, example)
@@ -108,9 +109,11 @@ def _word_in(text: str) -> float | None:
 
 
 def _number_in_part(part: str) -> float | None:
-    """Of a marked part, up to the end of its first clause: the number after its last "=", else the
-    one it opens with, else its last.
+    """Of a marked part, up to the end of its first clause: the number that is bold, else the one
+    after its last "=", else the one it opens with, else its last.
     """
+    bold = BOLD_NUMBER.search(part)
+    part = bold[1] if bold else part
     part = END_OF_CLAUSE.split(part, maxsplit=1)[0]
     part = part.rpartition("=")[2]
     numbers = numbers_in(part)

@@ -72,6 +72,8 @@ class ReasoningGymMetric:
         return " ".join(answer.split()) or None
 
     def _score(self, prediction: str, entry: dict[str, Any]) -> float:
+        if not prediction.strip():
+            return 0.0
         try:
             return float(self._scorer(prediction, entry))
         except (KeyError, ValueError, TypeError, AttributeError) as error:

@@ -355,7 +355,17 @@ def notes(
         )
     cut = sum(step["prompt_cut"] for r in records for step in r["steps"])
     empty = sum(not step["answer"].strip() for r in records for step in r["steps"])
+    unended = sum(
+        "whole_answer" in step and not step["answer"].strip()
+        for r in records
+        for step in r["steps"]
+    )
     lines += _recorded_notes(config, records)
+    if unended:
+        lines.append(
+            f"{unended} answers never left their thinking part, so they are empty. More"
+            " max_new_tokens may help."
+        )
     if cut or empty:
         lines.append(
             f"Over all policies, {cut} prompts were longer than an expert's context and lost their"

@@ -7,6 +7,8 @@ the field, the value, what is allowed and, for an unknown key, the nearest known
 
 from __future__ import annotations
 
+import math
+import os
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -28,6 +30,13 @@ TEMPLATE_ARGUMENTS = {
     "return_dict", "return_tensors", "tokenize",
 }  # fmt: skip
 DEVICE_MAPS = r"^(auto|balanced|balanced_low_0|sequential|cpu|mps|cuda(:\d+)?)$"
+LARGEST = 2**32  # no setting needs a number beyond; products of some stay finite
+MAX_SIZE = 65_536  # of a layer
+NAME_CHARS, NAME_BYTES = 100, 200  # of a run; file systems take 255 bytes
+RESERVED = ("answers.sqlite", "full_information")  # what else lies under runs/
+WEIGHT = 1e6  # in a reward, at most: sums and squares stay finite
+RATE = 10.0  # of learning, at most
+SPLITS = ("train", "validation", "test")
 TOKEN_UNITS = ("flops", "tokens", "usd")  # costs that depend on how long prompts and answers are
 
 
@@ -38,10 +47,19 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _true_is_no_number(cls, given: Any, info: ValidationInfo) -> Any:
+    def _is_plain(cls, given: Any, info: ValidationInfo) -> Any:
         if isinstance(given, bool) and cls.model_fields[info.field_name].annotation is not bool:
             raise ValueError("true and false (yes and no) are no values of this setting")
+        if isinstance(given, str) and any(c == "\0" or "\ud800" <= c <= "\udfff" for c in given):
+            raise ValueError("holds a character that no path or text may have")
         return given
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _is_of_this_world(cls, value: Any) -> Any:
+        if isinstance(value, int | float) and abs(value) > LARGEST:
+            raise ValueError(f"at most {LARGEST:g} in size")
+        return value
 
 
 class SourceConfig(Section):
@@ -91,6 +109,8 @@ class SourceConfig(Section):
     def _score_range_rises(cls, given: tuple[float, float]) -> tuple[float, float]:
         if not given[0] < given[1]:
             raise ValueError("expected [lowest, highest]")
+        if math.isinf(given[1] - given[0]):
+            raise ValueError("too wide a range to map to [0, 1]")
         return given
 
 
@@ -104,6 +124,13 @@ class DataConfig(Section):
     )
     test: SourceConfig = Field(
         SourceConfig(path="data/tiny_questions/test.jsonl"), description="questions of the report"
+    )
+    metrics: tuple[Annotated[str, Field(pattern=r"^[^\s:]+:\S+$")], ...] = Field(
+        (),
+        description=(
+            "metrics with code of their own that rows may name: package.module:name,"
+            " evaluate:NAME; a row may name no other code"
+        ),
     )
 
 
@@ -429,6 +456,17 @@ class EnvConfig(Section):
     continue_past_p0: float = Field(
         0.15, ge=0, le=1, description="share of training episodes that run on past p0 (paper: 0)"
     )
+    submits: Literal["last", "agreed", "best"] = Field(
+        "last",
+        description=(
+            "which answer of a route counts: the last (paper), the one that most answers agree"
+            " with, or the one estimated best"
+        ),
+    )
+    stop: Literal["terminator", "action"] = Field(
+        "terminator",
+        description="who ends a route: the Terminator (paper), or an action of the agent",
+    )
     ktp: Literal["paper-v1", "code-v1", "none-v1"] = Field(
         "paper-v1", description="Knowledge Transfer Prompt wording; none-v1 is the ablation"
     )
@@ -441,22 +479,39 @@ class RewardConfig(Section):
             "final: quality once, at the end; paper: quality at every step (see docs/paper.md)"
         ),
     )
-    alpha: float = Field(0.1, ge=0, description="weight of cost against quality")
+    alpha: float = Field(0.1, ge=0, le=WEIGHT, description="weight of cost against quality")
     cost: CostUnit = Field(
         "params",
         description=(
             "what a call costs: params (billions), flops (1e12), tokens (1000s), latency (s), usd"
         ),
     )
-    cost_scale: float = Field(1.0, gt=0, description="C = raw units x cost_scale (authors: 0.001)")
-    beta: float = Field(5.0, description="reward paper: weight of the quality gained by a step")
+    cost_scale: float = Field(
+        1.0, gt=0, le=WEIGHT, description="C = raw units x cost_scale (authors: 0.001)"
+    )
+    beta: float = Field(
+        5.0,
+        ge=-WEIGHT,
+        le=WEIGHT,
+        description="reward paper: weight of the quality gained by a step",
+    )
     gamma_bonus: float = Field(
-        2.0, description="reward paper: bonus for reaching p0, penalty for not"
+        2.0,
+        ge=-WEIGHT,
+        le=WEIGHT,
+        description="reward paper: bonus for reaching p0, penalty for not",
     )
     discount: float = Field(1.0, gt=0, le=1, description="discount of a step (paper: 0.95)")
 
 
 class AgentConfig(Section):
+    reads: Literal["text", "belief"] = Field(
+        "text",
+        description=(
+            "what the agent decides by: the question and the last answer (paper), or the belief:"
+            " estimates of all experts and answers, and how the answers agree"
+        ),
+    )
     encoder: str = Field(
         "sentence-transformers/all-MiniLM-L6-v2",
         description="any Hugging Face encoder: folder or hub id",
@@ -469,7 +524,7 @@ class AgentConfig(Section):
         True, description="keep the encoder as it is and cache its features"
     )
     max_tokens: int = Field(256, ge=16, description="length of the state text in tokens")
-    hidden_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+    hidden_sizes: tuple[Annotated[int, Field(ge=1, le=MAX_SIZE)], ...] = Field(
         (128,), description="hidden layers of the policy head and of the value head"
     )
     sees_calls_left: bool = Field(
@@ -478,8 +533,10 @@ class AgentConfig(Section):
 
 
 class PPOConfig(Section):
-    lr: float = Field(1e-3, gt=0, description="learning rate of the heads")
-    lr_encoder: float = Field(2e-5, gt=0, description="learning rate of a trainable encoder")
+    lr: float = Field(1e-3, gt=0, le=RATE, description="learning rate of the heads")
+    lr_encoder: float = Field(
+        2e-5, gt=0, le=RATE, description="learning rate of a trainable encoder"
+    )
     batch_size: int = Field(64, ge=2, description="transitions a gradient step")
     repeats: int = Field(4, ge=1, description="passes over each collected batch")
     eps_clip: float = Field(0.2, gt=0, description="clip range of the probability ratio")
@@ -512,9 +569,9 @@ class TrainConfig(Section):
 
 
 class TerminatorConfig(Section):
-    hidden_size: int = Field(64, ge=1, description="hidden units")
+    hidden_size: int = Field(64, ge=1, le=MAX_SIZE, description="hidden units")
     steps: int = Field(400, ge=1, description="optimiser steps of a fit")
-    lr: float = Field(2e-3, gt=0, description="learning rate of a fit")
+    lr: float = Field(2e-3, gt=0, le=RATE, description="learning rate of a fit")
     weight_decay: float = Field(1e-2, ge=0, description="weight decay of a fit")
     dropout: float = Field(
         0.0, ge=0, lt=1, description="dropout of features and hidden units during a fit"
@@ -571,9 +628,12 @@ class Config(Section):
     """Everything a run is made of. `name` is the run's folder under `runs/`."""
 
     name: str | None = Field(
-        None, description="folder under runs/; none: configuration name, seed and time"
+        None,
+        min_length=1,
+        max_length=NAME_CHARS,
+        description="folder under runs/; none: configuration name, seed and time",
     )
-    seed: int = Field(0, ge=0, description="seed of everything random in training")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of everything random in training")
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
@@ -591,6 +651,27 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     terminator: TerminatorConfig = TerminatorConfig()
     eval: EvalConfig = EvalConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_one_part_of_a_path(cls, name: str | None) -> str | None:
+        if name is None:
+            return None
+        if name in (".", "..") or set(name) & set("/\\") or not name.isprintable():
+            raise ValueError("expected one part of a path, a folder of runs/")
+        if name != name.strip() or len(name.encode()) > NAME_BYTES:
+            raise ValueError(f"no spaces around it, and at most {NAME_BYTES} bytes")
+        if name in RESERVED:
+            raise ValueError("this name is taken by the project itself")
+        return name
+
+    @field_validator("threads")
+    @classmethod
+    def _threads_are_not_far_beyond_the_cores(cls, threads: int | None) -> int | None:
+        cores = os.cpu_count() or 1
+        if threads is not None and threads > 4 * cores:
+            raise ValueError(f"this machine has {cores} cores; at most {4 * cores}")
+        return threads
 
     @model_validator(mode="after")
     def _priced_where_usd_counts(self) -> Config:

@@ -1,30 +1,29 @@
 """The decision process: an episode, the judge that ends it, and the environments around both.
 
-`Episode` is one question on its route. `DEREnv` is a Gymnasium environment over one episode,
-`DERVectorEnv` steps many with one call to the expert pool; `rollout.play` walks the same episodes
-outside training.
+`Episode` is one question on its route. `DEREnv` is a Gymnasium environment over one episode.
+`training.vector_env` steps many with one call to the expert pool, and `rollout.play` walks the same
+episodes outside training.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
 import gymnasium as gym
 import numpy as np
-from tianshou.env import BaseVectorEnv
-from tianshou.env.worker import DummyEnvWorker
 
 from backends.answer_store import Answer
 from config import EnvConfig, RewardConfig
 from experts import ExpertPool, Request
+from metrics.agreement import group_question_answers
 from metrics.registry import score_answers
 from prompts import StateTokenizer
-from questions import Question, QuestionSampler
+from questions import Question
 from reward import Cost, charge, final_reward, paper_reward
 
-STOP_REASONS = ("running", "satisfied", "t_max")  # info["stop_reason"] is an index into these
+STOP_REASONS = ("running", "satisfied", "t_max", "stopped")  # info["stop_reason"] is an index
 
 
 @dataclass(frozen=True)
@@ -40,18 +39,43 @@ class Step:
 
 @dataclass
 class Episode:
-    """A question on its route: what has been asked and answered. Holds no reference."""
+    """A question on its route: what has been asked and answered. Holds no reference.
+
+    `estimates` are the probabilities that the answers are right, as last estimated. `submissions`
+    holds, after each call, the step whose answer would be submitted.
+    """
 
     question: Question
     t_max: int
     steps: list[Step] = field(default_factory=list)
     stop_reason: str = "running"
     runs_on: bool = False  # to T_max, whatever the judge says
+    submits: str = "last"  # see EnvConfig.submits
+    estimates: list[float] = field(default_factory=list)
+    submissions: list[int] = field(default_factory=list)
 
     @property
     def answer(self) -> str | None:
-        """The current answer; None before the first call."""
+        """The current answer, which is handed on; None before the first call."""
         return self.steps[-1].answer.text if self.steps else None
+
+    @property
+    def answers(self) -> list[str]:
+        return [step.answer.text for step in self.steps]
+
+    @property
+    def groups(self) -> list[int | None]:
+        """Which answers agree, as the question's metric reads them; None agrees with nothing."""
+        return group_question_answers(self.question, self.answers)
+
+    @property
+    def submitted_idx(self) -> int:
+        """The step whose answer is submitted; the last where nothing else was chosen."""
+        return self.submissions[-1] if self.submissions else len(self.steps) - 1
+
+    @property
+    def submitted(self) -> Step:
+        return self.steps[self.submitted_idx]
 
     @property
     def calls_left(self) -> int:
@@ -71,16 +95,41 @@ class Episode:
         """
         return Request(int(expert_idx), self.question.text, self.answer)
 
-    def apply(self, step: Step, *, is_satisfied: bool) -> None:
-        """Append an answered and judged call.
-
-        Both ends are terminal: the horizon is finite and the agent can see it.
-        """
+    def hear(self, step: Step) -> None:
+        """Append an answered call, not judged yet."""
         self.steps.append(step)
-        if is_satisfied and not self.runs_on:
+
+    def choose_submission(self) -> None:
+        """Choose among the answers heard. Of equals the latest."""
+        latest = len(self.steps) - 1
+        if self.submits == "last":
+            self.submissions.append(latest)
+            return
+        groups = self.groups
+        estimates = self.estimates or [0.0] * len(self.steps)
+
+        def merit(step_idx: int) -> tuple[float, float, int]:
+            group = groups[step_idx]
+            votes = 0 if group is None else groups.count(group)
+            if self.submits == "agreed":
+                return votes, estimates[step_idx], step_idx
+            return estimates[step_idx], votes, step_idx
+
+        self.submissions.append(max(range(len(self.steps)), key=merit))
+
+    def settle(self, judgement: Judgement) -> None:
+        """Note the judgement of the last call. Both ends are terminal: the horizon is finite and
+        the agent can see it.
+        """
+        self.steps[-1] = replace(self.steps[-1], quality=judgement.quality, p_stop=judgement.p_stop)
+        if judgement.is_satisfied and not self.runs_on:
             self.stop_reason = "satisfied"
         elif self.calls_left == 0:
             self.stop_reason = "t_max"
+
+    def stop(self) -> None:
+        """End the route by the agent's own action."""
+        self.stop_reason = "stopped"
 
 
 @dataclass(frozen=True)
@@ -95,47 +144,57 @@ class Judgement:
 
 
 class Judge(Protocol):
-    """Decides after every call whether the answer is good enough.
+    """Decides after every call whether the route may end. Only the oracle judge has references.
 
-    Only the oracle judge has references.
+    The last step of each episode is new and not judged yet.
     """
 
-    def judge(
-        self, episodes: Sequence[Episode], expert_idxs: Sequence[int], answers: Sequence[str]
-    ) -> list[Judgement]: ...
+    def judge(self, episodes: Sequence[Episode]) -> list[Judgement]: ...
+
+
+class Reader(Protocol):
+    """Estimates how likely each answer of an episode is right (`Episode.estimates`)."""
+
+    def estimate(self, episodes: Sequence[Episode]) -> None: ...
 
 
 class OracleJudge:
-    """Knows the references: used in training, and in evaluation rows of kind `oracle` only."""
+    """Knows the references: used in training, and in evaluation rows of kind `oracle` only.
 
-    def __init__(self, questions: Sequence[Question], p0: float, experts: Sequence[str]):
-        self.p0, self.experts = p0, list(experts)  # their names, in the pool's order
+    Satisfied when the answer that would be submitted has quality p0; never with p0 None.
+    """
+
+    def __init__(self, questions: Sequence[Question], p0: float | None, experts: Sequence[str]):
+        self.p0 = p0
+        self.experts = list(experts)  # their names, in the pool's order
         self._with_reference = {question.id: question for question in questions}
 
-    def judge(
-        self, episodes: Sequence[Episode], expert_idxs: Sequence[int], answers: Sequence[str]
-    ) -> list[Judgement]:
-        qualities = score_answers(
-            [self._with_reference[e.question.id] for e in episodes],
-            answers,
-            [self.experts[idx] for idx in expert_idxs],
-        )
-        return [Judgement(quality >= self.p0, quality=quality) for quality in qualities]
+    def judge(self, episodes: Sequence[Episode]) -> list[Judgement]:
+        questions = [self._with_reference[episode.question.id] for episode in episodes]
+        answers = [episode.steps[-1].answer.text for episode in episodes]
+        experts = [self.experts[episode.steps[-1].expert_idx] for episode in episodes]
+        judgements = []
+        qualities = score_answers(questions, answers, experts)
+        for episode, quality in zip(episodes, qualities, strict=True):
+            is_last = episode.submitted_idx == len(episode.steps) - 1
+            submitted = quality if is_last else episode.submitted.quality
+            is_satisfied = self.p0 is not None and submitted >= self.p0
+            judgements.append(Judgement(is_satisfied, quality=quality))
+        return judgements
 
 
 def step_episodes(
-    episodes: Sequence[Episode], expert_idxs: Sequence[int], pool: ExpertPool, judge: Judge
+    episodes: Sequence[Episode],
+    expert_idxs: Sequence[int],
+    pool: ExpertPool,
+    judge: Judge,
+    reader: Reader | None = None,
 ) -> None:
     """Advance every episode by one call: one `pool.answer`, one `judge.judge` for all of them."""
-    take_answers(
-        episodes,
-        expert_idxs,
-        pool.answer(
-            [episode.propose(idx) for episode, idx in zip(episodes, expert_idxs, strict=True)]
-        ),
-        pool,
-        judge,
-    )
+    requests = []
+    for episode, expert_idx in zip(episodes, expert_idxs, strict=True):
+        requests.append(episode.propose(expert_idx))
+    take_answers(episodes, expert_idxs, pool.answer(requests), pool, judge, reader)
 
 
 def take_answers(
@@ -144,68 +203,116 @@ def take_answers(
     answers: Sequence[Answer],
     pool: ExpertPool,
     judge: Judge,
+    reader: Reader | None = None,
 ) -> None:
-    """Append an answered call to every episode: one `judge.judge` for all of them."""
-    judgements = judge.judge(episodes, expert_idxs, [answer.text for answer in answers])
-    for episode, idx, answer, judgement in zip(
-        episodes, expert_idxs, answers, judgements, strict=True
-    ):
-        step = Step(
-            int(idx), answer, pool.cost(int(idx), answer), judgement.quality, judgement.p_stop
-        )
-        episode.apply(step, is_satisfied=judgement.is_satisfied)
+    """Append an answered call to every episode: read by one `reader.estimate`, judged by one
+    `judge.judge`.
+    """
+    for episode, expert_idx, answer in zip(episodes, expert_idxs, answers, strict=True):
+        cost = pool.cost(int(expert_idx), answer)
+        episode.hear(Step(int(expert_idx), answer, cost))
+    if reader is not None and episodes:
+        reader.estimate(episodes)
+    for episode in episodes:
+        episode.choose_submission()
+    for episode, judgement in zip(episodes, judge.judge(episodes), strict=True):
+        episode.settle(judgement)
 
 
 def step_reward(episode: Episode, p0: float, reward: RewardConfig) -> float:
-    """Reward of the episode's last call. Without references only its cost is known."""
-    step, step_idx = episode.steps[-1], len(episode.steps) - 1
-    cost = charge(step.cost, reward)
-    if step.quality is None:
+    """Reward of the episode's last call. Without references only its cost is known.
+
+    Quality is that of the answer that would be submitted.
+    """
+    step_idx = len(episode.steps) - 1
+    cost = charge(episode.steps[-1].cost, reward)
+    quality = episode.submitted.quality
+    if quality is None:
         return -reward.alpha * cost
-    previous = episode.steps[-2].quality if step_idx else 0.0
+    previous = 0.0
+    if step_idx > 0:
+        previous = episode.steps[episode.submissions[-2]].quality
     if reward.kind == "paper":
         return paper_reward(
             step_idx,
-            step.quality,
+            quality,
             previous,
             cost,
-            is_satisfied=step.quality >= p0,
+            is_satisfied=quality >= p0,
             is_last=episode.calls_left == 0,
             reward=reward,
         )
-    return final_reward(step.quality, previous, cost, is_end=episode.is_over, reward=reward)
+    return final_reward(quality, previous, cost, is_end=episode.is_over, reward=reward)
+
+
+def stop_reward(episode: Episode, reward: RewardConfig) -> float:
+    """Reward of the stop action: the quality of the submitted answer, less the potential that was
+    paid for it before (`final`); nothing (`paper`).
+    """
+    if not episode.steps or episode.submitted.quality is None or reward.kind == "paper":
+        return 0.0
+    quality = episode.submitted.quality
+    return final_reward(quality, quality, 0.0, is_end=True, reward=reward)
+
+
+class Observer(Protocol):
+    """What the agent sees: observation rows of episodes, and the space they lie in."""
+
+    space: gym.spaces.Box
+
+    def observe(self, episodes: Sequence[Episode]) -> np.ndarray: ...
+
+
+class TextObserver:
+    """The paper's state: question and current answer as token ids, see `StateTokenizer`."""
+
+    def __init__(self, state_tokenizer: StateTokenizer):
+        self.state_tokenizer = state_tokenizer
+        length = StateTokenizer.HEADER + state_tokenizer.max_tokens
+        self.space = gym.spaces.Box(0, np.iinfo(np.int32).max, (length,), np.int32)
+
+    def observe(self, episodes: Sequence[Episode]) -> np.ndarray:
+        return encode_states(episodes, self.state_tokenizer)
 
 
 class DEREnv(gym.Env):
     """Dynamic ensemble reasoning: which LLM expert to ask next.
 
-    ## Description A question and a pool of LLM experts. Each step asks one expert; from the second
-    call on it is handed the current answer in a Knowledge Transfer Prompt, and its own answer
-    becomes the current one (paper section 3).
+    ## Description
+    A question and a pool of LLM experts. Each step asks one expert. From the second call on it is
+    handed the current answer in a Knowledge Transfer Prompt, and its own answer becomes the current
+    one (paper section 3).
 
     ## Action Space
-    `Discrete(N)`: the expert to ask. There is no stop action; a judge ends the episode.
+    `Discrete(N)`: the expert to ask. A judge ends the episode. With `env.stop: action` it is
+    `Discrete(N + 1)`, and the last action ends the episode.
 
-    ## Observation Space `Box(int32)` of shape (2 + max_tokens,): calls left, start of the answer
-    segment, token ids of "question, current answer", padding. See `prompts.StateTokenizer`.
+    ## Observation Space
+    That of the observer that is handed in. `TextObserver`: `Box(int32)` of shape (2 + max_tokens,):
+    calls left, start of the answer segment, token ids of "question, current answer", padding.
 
-    ## Rewards `reward.kind: final` pays the quality of the final answer once, minus alpha C at
-    every step, with potential-based shaping; `paper` is the paper's reward. See `reward.py`. With a
-    judge that holds no references only the cost is paid.
+    ## Rewards
+    `reward.kind: final` pays the quality of the submitted answer once, minus alpha C at every step,
+    with potential-based shaping; `paper` is the paper's reward. See `reward.py`. With a judge that
+    holds no references only the cost is paid.
 
-    ## Starting State A question drawn from `questions` by the environment's random generator, or
+    ## Starting State
+    A question drawn from `questions` by the environment's random generator, or
     `options={"question_idx": i}`. No answer yet.
 
-    ## Episode End `terminated` when the judge is satisfied or after T_max calls (a finite horizon
-    that the agent can see); `info["stop_reason"]` tells which. A share `continue_past_p0` of the
-    episodes runs on past the judge's satisfaction. Never `truncated`.
+    ## Episode End
+    `terminated` when the judge is satisfied, by the stop action, or after T_max calls (a finite
+    horizon that the agent can see); `info["stop_reason"]` tells which. A share `continue_past_p0`
+    of the episodes runs on past the judge's satisfaction. Never `truncated`.
 
-    ## Information `quality` (-1 before the first call or where unknown), `cost` (C of the step),
-    `stop_reason` (index into `STOP_REASONS`), `question_idx`. Numeric only: texts belong to the
-    route log.
+    ## Information
+    `quality` (of the last answer; -1 before the first call or where unknown), `cost` (C of the
+    step), `stop_reason` (index into `STOP_REASONS`), `question_idx`. Numeric only: texts belong to
+    the route log.
 
-    ## Arguments `pool`, `judge` and `state_tokenizer` are handed in. `on_step(episode)` is called
-    after every step.
+    ## Arguments
+    `pool`, `judge`, `observer` and `reader` are handed in. The reader, where there is one,
+    estimates how likely each answer is right. `on_step(episode)` is called after every call.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
@@ -215,31 +322,35 @@ class DEREnv(gym.Env):
         questions: Sequence[Question],
         pool: ExpertPool,
         judge: Judge,
-        state_tokenizer: StateTokenizer,
+        observer: Observer,
         env: EnvConfig,
         reward: RewardConfig,
         on_step: Callable[[Episode], None] | None = None,
+        reader: Reader | None = None,
     ):
         if not questions:
             raise ValueError("DEREnv: no questions to draw from")
         self.questions = [question.sealed() for question in questions]
-        (
-            self.pool,
-            self.judge,
-            self.state_tokenizer,
-            self.config,
-            self.reward_config,
-            self.on_step,
-        ) = (pool, judge, state_tokenizer, env, reward, on_step)
-        self.action_space = gym.spaces.Discrete(len(pool))
-        length = StateTokenizer.HEADER + state_tokenizer.max_tokens
-        self.observation_space = gym.spaces.Box(0, np.iinfo(np.int32).max, (length,), np.int32)
+        self.pool = pool
+        self.judge = judge
+        self.observer = observer
+        self.reader = reader
+        self.config = env
+        self.reward_config = reward
+        self.on_step = on_step
+        self.action_space = gym.spaces.Discrete(len(pool) + (env.stop == "action"))
+        self.observation_space = observer.space
         self.begin(0)
 
     def begin(self, question_idx: int, *, runs_on: bool = False) -> None:
         """Start an episode on a question; `runs_on` makes it ignore the judge's satisfaction."""
         self.question_idx = question_idx
-        self.episode = Episode(self.questions[question_idx], self.config.t_max, runs_on=runs_on)
+        self.episode = Episode(
+            self.questions[question_idx],
+            self.config.t_max,
+            runs_on=runs_on,
+            submits=self.config.submits,
+        )
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -248,24 +359,25 @@ class DEREnv(gym.Env):
         drawn = int(self.np_random.integers(len(self.questions)))
         runs_on = bool(self.np_random.random() < self.config.continue_past_p0)
         self.begin((options or {}).get("question_idx", drawn), runs_on=runs_on)
-        return encode_states([self.episode], self.state_tokenizer)[0], self.info()
+        return self.observer.observe([self.episode])[0], self.info()
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         if self.episode.is_over:
             raise gym.error.ResetNeeded("this episode has ended: call reset() first")
-        step_episodes([self.episode], [int(action)], self.pool, self.judge)
-        return encode_states([self.episode], self.state_tokenizer)[0], *self.outcome()
+        advance([self], [int(action)])
+        return self.observer.observe([self.episode])[0], *self.outcome(int(action))
 
-    def outcome(self) -> tuple[float, bool, bool, dict[str, Any]]:
+    def is_stop(self, action: int) -> bool:
+        """Whether an action ends the route instead of asking an expert."""
+        return action == len(self.pool)
+
+    def outcome(self, action: int) -> tuple[float, bool, bool, dict[str, Any]]:
         """Reward, terminated, truncated and info of the step just taken."""
-        if self.on_step is not None:
-            self.on_step(self.episode)
-        return (
-            step_reward(self.episode, self.config.p0, self.reward_config),
-            self.episode.is_over,
-            False,
-            self.info(),
-        )
+        if self.is_stop(action):
+            reward = stop_reward(self.episode, self.reward_config)
+        else:
+            reward = step_reward(self.episode, self.config.p0, self.reward_config)
+        return reward, self.episode.is_over, False, self.info()
 
     def info(self) -> dict[str, Any]:
         """The same keys and types at every step: Tianshou's buffer keeps the type it saw first."""
@@ -278,6 +390,25 @@ class DEREnv(gym.Env):
         }
 
 
+def advance(envs: Sequence[DEREnv], actions: Sequence[int]) -> None:
+    """One step of several environments that share a pool, a judge and a reader."""
+    asking = []
+    expert_idxs = []
+    for env, action in zip(envs, actions, strict=True):
+        if env.is_stop(action):
+            env.episode.stop()
+        else:
+            asking.append(env)
+            expert_idxs.append(action)
+    if asking:
+        first = envs[0]
+        episodes = [env.episode for env in asking]
+        step_episodes(episodes, expert_idxs, first.pool, first.judge, first.reader)
+    for env in envs:
+        if env.on_step is not None:
+            env.on_step(env.episode)
+
+
 def encode_states(episodes: Sequence[Episode], state_tokenizer: StateTokenizer) -> np.ndarray:
     """Observations (N, 2 + max_tokens) of the episodes' current states."""
     return state_tokenizer.encode(
@@ -285,74 +416,6 @@ def encode_states(episodes: Sequence[Episode], state_tokenizer: StateTokenizer) 
         [e.answer for e in episodes],
         [e.calls_left for e in episodes],
     )
-
-
-class DERVectorEnv(BaseVectorEnv):
-    """Many DEREnvs for Tianshou, stepped with one pool call, one judgement and one tokenisation for
-    all.
-
-    Questions come from one sampler without replacement. An environment that is reset before it was
-    stepped gives its question back: Tianshou resets more often than it plays.
-    """
-
-    def __init__(self, envs: Sequence[DEREnv], rng: np.random.Generator):
-        super().__init__([lambda env=env: env for env in envs], DummyEnvWorker)
-        self.envs = list(envs)
-        self.rng = rng  # decides which episodes run on past p0
-        self.sampler = QuestionSampler(len(envs[0].questions), rng)
-        self._drawn: dict[int, int] = {}  # environment -> question handed out but not acted on
-
-    def reset(self, env_id: Any = None, **kwargs: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Observations and infos of the chosen environments, each on its next question."""
-        ids = [int(i) for i in self._wrap_id(env_id)]
-        for i in ids:
-            if i in self._drawn:
-                self.sampler.give_back(self._drawn.pop(i))
-        for i in ids:
-            self._drawn[i] = self.sampler.draw()
-            self.envs[i].begin(self._drawn[i])
-        return self._observe(ids), self._infos(ids)
-
-    def step(
-        self, action: Any, id: Any = None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """One step of the chosen environments; `action` in the order of `id`."""
-        ids = [int(i) for i in self._wrap_id(id)]
-        envs = [self.envs[i] for i in ids]
-        for i, env in zip(ids, envs, strict=True):
-            if self._drawn.pop(i, None) is not None:
-                env.episode.runs_on = bool(self.rng.random() < env.config.continue_past_p0)
-        step_episodes(
-            [env.episode for env in envs], [int(a) for a in action], envs[0].pool, envs[0].judge
-        )
-        rewards, terminated, truncated, _ = zip(*(env.outcome() for env in envs), strict=True)
-        return (
-            self._observe(ids),
-            np.array(rewards),
-            np.array(terminated),
-            np.array(truncated),
-            self._infos(ids),
-        )
-
-    def seed(self, seed: int | list[int] | None = None) -> list[list[int] | None]:
-        raise NotImplementedError(
-            "seed the generator handed to DERVectorEnv instead: all environments share its question"
-            " sampler"
-        )
-
-    def sampler_state(self) -> dict[str, Any]:
-        """The question sampler as the next reset of all environments will find it."""
-        state = self.sampler.state()
-        state["waiting"] += [self._drawn[i] for i in range(len(self.envs)) if i in self._drawn]
-        return state
-
-    def _observe(self, ids: list[int]) -> np.ndarray:
-        return encode_states([self.envs[i].episode for i in ids], self.envs[0].state_tokenizer)
-
-    def _infos(self, ids: list[int]) -> np.ndarray:
-        infos = np.empty(len(ids), dtype=object)
-        infos[:] = [{**self.envs[i].info(), "env_id": i} for i in ids]
-        return infos
 
 
 gym.register("DER-v0", entry_point="der_env:DEREnv")

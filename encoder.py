@@ -115,6 +115,23 @@ class StateEncoder(ModuleWithVectorOutput):
         self.seconds += time.perf_counter() - began
         return torch.from_numpy(np.stack([self.cache[key] for key in keys])).to(self.device)
 
+    def cache_state(self) -> dict[str, torch.Tensor]:
+        """The cached features as tensors: keys (N, 1 + T) of int32 and vectors (N, D)."""
+        if not self.cache:
+            return {}
+        keys = [np.frombuffer(key, dtype=np.int32) for key in self.cache]
+        return {
+            "keys": torch.from_numpy(np.stack(keys)),
+            "vectors": torch.from_numpy(np.stack(list(self.cache.values()))),
+        }
+
+    def load_cache(self, state: dict[str, torch.Tensor]) -> None:
+        """Replace the cached features by those of `cache_state`."""
+        self.cache = {}
+        if state:
+            for key, vector in zip(state["keys"].numpy(), state["vectors"].numpy(), strict=True):
+                self.cache[key.tobytes()] = vector
+
     def calibrate(self, rows: np.ndarray) -> None:
         """Standardise features by their mean and deviation over `rows`: raw sentence embeddings
         share a large common part.

@@ -391,6 +391,7 @@ def build_pool(config: Config, max_calls: int | None = None) -> ExpertPool:
     ]:
         recorded.check_charge(config.reward.cost)
     store = AnswerStore(config.pool.store, library_versions())
+    store.check_small()
     return ExpertPool(
         experts,
         store,

@@ -9,7 +9,6 @@ Prompt once there is a previous answer), then how this expert wants to be asked
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from jinja2 import TemplateError
 
 from config import THINKING_TAGS, PromptedExpertConfig
 from runtime.errors import PromptError
-from runtime.files import whole_text
+from runtime.files import read_jsonl, whole_text
 
 KTP_TEMPLATES: dict[str, str] = {
     # After the paper (section 3 and figure 2): one other student, whose answer is advice.
@@ -92,23 +91,15 @@ def read_few_shot(path: Path) -> tuple[FewShot, ...]:
     """
     if not path.is_file():
         raise PromptError(f"{path}: no such few-shot file")
-    try:
-        lines = path.read_text(encoding="utf-8").split(
-            "\n"
-        )  # splitlines would also cut inside texts
-    except UnicodeDecodeError as error:
-        raise PromptError(f"{path}: not UTF-8 text ({error})") from error
     out = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                out.append(
-                    FewShot(**{name: whole_text(text) for name, text in json.loads(line).items()})
-                )
-            except (json.JSONDecodeError, TypeError, AttributeError) as error:
-                raise PromptError(
-                    f"{path}:{number}: expected {{question, previous_answer, answer}} ({error})"
-                ) from error
+    for place, row in read_jsonl(path, PromptError):
+        try:
+            texts = {name: whole_text(text) for name, text in row.items()}
+            out.append(FewShot(**texts))
+        except TypeError as error:
+            raise PromptError(
+                f"{place}: expected {{question, previous_answer, answer}} ({error})"
+            ) from error
     if not out:
         raise PromptError(f"{path}: no examples in it")
     return tuple(out)

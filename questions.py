@@ -8,18 +8,19 @@ answers (backends/recorded.py) are read as questions too.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from config import DataConfig, SourceConfig
 from runtime.errors import DataError, ReferenceSealedError
-from runtime.files import whole_text
+from runtime.files import read_jsonl, shown, whole_text
 
 Reference = str | list[str] | dict[str, Any]
 
+RUNS_NO_CODE = ("bertscore", "bartscore", "bleurt", "reasoning_gym")  # KIND:NAME a row may name
 RECORDED = "recorded"  # the metric of questions whose answers were scored before
 RECORDED_FIELDS = {
     "id": "meta.id",
@@ -96,35 +97,7 @@ def _rows(source: SourceConfig) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises DataError for unreadable lines, naming the first three.
     """
     path = Path(source.path)
-    if path.suffix != ".jsonl":
-        yield from _dataset_rows(source)
-        return
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    broken = []
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            broken.append(f"{path}:{number}: not valid JSON ({error})")
-            continue
-        if not isinstance(row, dict):
-            broken.append(f"{path}:{number}: expected an object, found {type(row).__name__}")
-            continue
-        yield f"{path}:{number}", row
-    if broken:
-        more = f"\nand {len(broken) - 3} more lines" if len(broken) > 3 else ""
-        raise DataError("\n".join(broken[:3]) + more)
-
-
-def _lines(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8") as file:
-        try:
-            yield from file
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}: not UTF-8 text ({error})") from error
+    return read_jsonl(path, DataError) if path.suffix == ".jsonl" else _dataset_rows(source)
 
 
 def _dataset_rows(source: SourceConfig) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -185,10 +158,21 @@ def _scores_of(row: dict[str, Any], source: SourceConfig, place: str) -> dict[st
     for expert, score in given.items():
         if not isinstance(score, int | float) or not low <= score <= high:
             raise DataError(
-                f"{place}: the score {score!r} of {expert} is not in [{low:g}, {high:g}]; say what"
-                " range scores have with data.SPLIT.score_range: [lowest, highest]"
+                f"{place}: the score {shown(score)} of {expert} is not in [{low:g}, {high:g}]; say"
+                " what range scores have with data.SPLIT.score_range: [lowest, highest]"
             )
     return {expert: (score - low) / (high - low) for expert, score in given.items()}
+
+
+def _check_code(question: Question, listed: Collection[str | None], place: str) -> None:
+    """Raise DataError for a metric whose code would be imported because a row asks for it."""
+    for metric in (question.metric, question.agreement or ""):
+        kind, colon, _ = metric.partition(":")
+        if colon and kind not in RUNS_NO_CODE and metric not in listed:
+            raise DataError(
+                f"{place}: metric {shown(metric)} is code, and a row cannot have code run. If you"
+                " trust it, list it in the configuration: data.metrics"
+            )
 
 
 def _agreement_of(value: Any, source: SourceConfig, place: str) -> str | None:
@@ -214,27 +198,35 @@ def _reference_of(value: Any, place: str) -> Reference | None:
     for part in parts:
         if not isinstance(part, str | int | float):
             raise DataError(
-                f"{place}: the reference {value!r} holds {part!r}; expected text, a number, or a"
-                " list of them"
+                f"{place}: the reference {shown(value)} holds {shown(part)}; expected text, a"
+                " number, or a list of them"
             )
     texts = [whole_text(str(part)) for part in parts]
     return texts if isinstance(value, list) else texts[0]
 
 
 def _is_blank(reference: Reference | None) -> bool:
-    """Whether a reference accepts no answer: there is none, or a text of it is blank."""
-    if reference is None or isinstance(reference, dict):
-        return not reference
-    texts = reference if isinstance(reference, list) else [reference]
-    return not texts or not all(text.strip() for text in texts)
+    """Whether a reference has nothing an answer could be compared with: an empty answer would be
+    right.
+    """
+    if isinstance(reference, str):
+        return not reference.strip()
+    if isinstance(reference, list):
+        return not reference or not all(text.strip() for text in reference)
+    return not reference
 
 
-def read_questions(source: SourceConfig, *, need_reference: bool = True) -> list[Question]:
+def read_questions(
+    source: SourceConfig, *, need_reference: bool = True, metrics: Sequence[str] = ()
+) -> list[Question]:
     """All questions of a source, in order, repeats included.
 
-    Raises DataError naming the row that lacks a text, reference or score.
+    `metrics` are those with code of their own that rows may name. Raises DataError naming the row
+    that lacks a text, reference or score, or names other code.
     """
-    out, other_splits = [], set()
+    out: list[Question] = []
+    other_splits: set[str] = set()
+    listed = {source.metric, source.agreement, *metrics}
     for row_idx, (place, row) in enumerate(_rows(source)):
         is_recorded = _is_recorded(row, source)
         fields: dict[str, str] = {**(RECORDED_FIELDS if is_recorded else {}), **source.fields}
@@ -278,6 +270,8 @@ def read_questions(source: SourceConfig, *, need_reference: bool = True) -> list
                 agreement=_agreement_of(values["agreement"], source, place),
             )
         )
+        if need_reference:
+            _check_code(out[-1], listed, place)
         if source.limit is not None and len(out) >= source.limit:
             break
     if not out:
@@ -293,6 +287,13 @@ def read_questions(source: SourceConfig, *, need_reference: bool = True) -> list
 def text_key(text: str) -> str:
     """What makes two questions the same: their words, whatever the white space between them."""
     return " ".join(text.split())
+
+
+def repeats_line(splits: Splits) -> str:
+    """What to say of repeats."""
+    return (
+        f"{splits.num_merged} questions repeat others, within or across splits, and were left out"
+    )
 
 
 def merge_repeats(questions: Iterable[Question], taken: set[str]) -> list[Question]:
@@ -314,16 +315,17 @@ def load_splits(data: DataConfig) -> Splits:
     split.
     """
     taken: set[str] = set()
-    read = {name: read_questions(getattr(data, name)) for name in ("test", "validation", "train")}
+    read = {
+        name: read_questions(getattr(data, name), metrics=data.metrics)
+        for name in ("test", "validation", "train")
+    }
     kept = {name: merge_repeats(questions, taken) for name, questions in read.items()}
     for name, questions in kept.items():
         if not questions:
             raise DataError(f"data.{name}: every question in it also occurs in another split")
-        ids = [question.id for question in questions]
-        if len(set(ids)) < len(ids):
-            raise DataError(
-                f"data.{name}: id {next(i for i in ids if ids.count(i) > 1)!r} occurs twice"
-            )
+        most_common = Counter(question.id for question in questions).most_common(1)
+        if most_common[0][1] > 1:
+            raise DataError(f"data.{name}: id {shown(most_common[0][0])} occurs twice")
     return Splits(**kept, num_merged=sum(map(len, read.values())) - len(taken))
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from config import RewardConfig
-from der_env import Episode, Judge, Judgement, take_answers
-from experts import ExpertPool
+from der_env import Episode, Judge, Judgement, Reader, take_answers
+from experts import Call, ExpertPool
 from metrics.registry import score_answers
 from questions import Question
 from reward import charge
@@ -44,10 +44,7 @@ class NeverSatisfied:
     T_max.
     """
 
-    def judge(
-        self, episodes: Sequence[Episode], expert_idxs: Sequence[int], answers: Sequence[str]
-    ) -> list[Judgement]:
-        del expert_idxs, answers
+    def judge(self, episodes: Sequence[Episode]) -> list[Judgement]:
         return [Judgement(False)] * len(episodes)
 
 
@@ -60,8 +57,8 @@ class Route:
 
     @property
     def quality(self) -> float:
-        """Quality of the final answer. Raises ValueError before `score_routes`."""
-        quality = self.episode.steps[-1].quality
+        """Quality of the submitted answer. Raises ValueError before `score_routes`."""
+        quality = self.episode.submitted.quality
         if quality is None:
             raise ValueError(f"route of question {self.episode.question.id} has not been scored")
         return quality
@@ -75,7 +72,10 @@ class Route:
     def cut(self, num_steps: int) -> Route:
         """The route as it would have been had the judge been satisfied after `num_steps` calls."""
         episode = replace(
-            self.episode, steps=self.episode.steps[:num_steps], stop_reason="satisfied"
+            self.episode,
+            steps=self.episode.steps[:num_steps],
+            submissions=self.episode.submissions[:num_steps],
+            stop_reason="satisfied",
         )
         return Route(episode, self.decisions[:num_steps])
 
@@ -89,6 +89,8 @@ def play(
     *,
     width: int = PLAY_WIDTH,
     in_step: bool = False,
+    submits: str = "last",
+    reader: Reader | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Route]:
     """Play each question exactly once, begun in order of the list, `width` in flight. Deterministic
@@ -100,8 +102,12 @@ def play(
     same to the last digit whatever is stored. A policy must ask at least one expert per question
     (ValueError otherwise).
     """
-    routes = [Route(Episode(question.sealed(), t_max), []) for question in questions]
-    waiting, to_move, asked = deque(routes), [], {}  # `asked`: call -> route
+    routes = []
+    for question in questions:
+        routes.append(Route(Episode(question.sealed(), t_max, submits=submits), []))
+    waiting = deque(routes)
+    to_move: list[Route] = []
+    asked: dict[Call, Route] = {}
     while waiting or to_move or asked:
         while waiting and len(to_move) + len(asked) < width:
             to_move.append(waiting.popleft())
@@ -120,6 +126,7 @@ def play(
             [call.answer for call in answered],
             pool,
             judge,
+            reader,
         )
         still = [route for route in to_move if not route.episode.is_over]
         if on_progress is not None:
@@ -144,7 +151,7 @@ def _decide(routes: Sequence[Route], policy: Policy) -> tuple[list[Route], int]:
         elif not route.episode.steps:
             raise ValueError(f"{type(policy).__name__} stopped before the first call")
         else:
-            route.episode.stop_reason = "satisfied"
+            route.episode.stop()
     return moving, len(routes) - len(moving)
 
 

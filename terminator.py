@@ -9,7 +9,6 @@ here.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,16 +16,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from pydantic import Field
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from agent import Agent
-from config import Config, RewardConfig, TerminatorConfig
-from der_env import Episode, Judgement
+from config import MAX_SIZE, Config, RewardConfig, TerminatorConfig
+from der_env import Episode, Judgement, encode_states
 from questions import Question
 from reward import charge
 from rollout import Route
+from runtime.errors import AgentError
+from runtime.model_folder import ModelSpec, check_shapes, read_model_folder, write_model_folder
+from text_agent import Agent
 
 NEVER = 2.0  # a threshold no probability reaches
 FIT_BATCH = 256
@@ -54,15 +55,20 @@ class TerminatorData:
         rows, experts, good = zip(*list(self.rows.values())[-newest:], strict=True)
         return np.stack(rows), np.array(experts), np.array(good, dtype=np.float32)
 
-    def state(self) -> dict[str, np.ndarray]:
+    def state(self) -> dict[str, torch.Tensor]:
+        """All states as tensors: `rows` (N, L), `experts` (N,) and `good` (N,)."""
         if not self.rows:
             return {}
-        return dict(zip(("rows", "experts", "good"), self.arrays(len(self.rows)), strict=True))
+        arrays = self.arrays(len(self.rows))
+        names = ("rows", "experts", "good")
+        return {name: torch.from_numpy(array) for name, array in zip(names, arrays, strict=True)}
 
-    def load_state(self, state: dict[str, np.ndarray]) -> None:
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Replace all states by those of `state`."""
         self.rows.clear()
         if state:
-            self.add(state["rows"], state["experts"].tolist(), state["good"].astype(bool).tolist())
+            rows, good = state["rows"].numpy(), state["good"].bool()
+            self.add(rows, state["experts"].tolist(), good.tolist())
 
 
 class Terminator(nn.Module):
@@ -73,6 +79,7 @@ class Terminator(nn.Module):
     ):
         super().__init__()
         self.num_experts, self.t_max, self.dropout = num_experts, t_max, dropout
+        self.reads = (width, num_experts, t_max)
         self.net = nn.Sequential(
             nn.Linear(width + num_experts + t_max, hidden_size),
             nn.ReLU(),
@@ -154,21 +161,23 @@ class TerminatorJudge:
     """Ends a route when the stop probability reaches the threshold. Holds no reference."""
 
     def __init__(self, agent: Agent, terminator: Terminator, threshold: float | None = None):
+        if terminator.reads != (agent.encoder.width, agent.num_experts, agent.t_max):
+            raise AgentError(
+                f"the Terminator reads (features, experts, calls) of {terminator.reads}, the agent"
+                f" has {(agent.encoder.width, agent.num_experts, agent.t_max)}: take both from the"
+                " same run"
+            )
         self.agent, self.terminator = agent, terminator
         self.threshold = terminator.threshold if threshold is None else threshold
 
-    def judge(
-        self, episodes: Sequence[Episode], expert_idxs: Sequence[int], answers: Sequence[str]
-    ) -> list[Judgement]:
-        # The state after the call: the agent will read the same text if the route goes on, so the
-        # encoder's work is shared.
-        rows = self.agent.state_tokenizer.encode(
-            [e.question.text for e in episodes], answers, [e.calls_left - 1 for e in episodes]
-        )
-        return [
-            Judgement(bool(p >= self.threshold), p_stop=float(p))
-            for p in self.terminator.probabilities(self.agent, rows, expert_idxs)
-        ]
+    def judge(self, episodes: Sequence[Episode]) -> list[Judgement]:
+        # The agent will read the same text if the route goes on, so the encoder's work is shared.
+        rows = encode_states(episodes, self.agent.state_tokenizer)
+        expert_idxs = [episode.steps[-1].expert_idx for episode in episodes]
+        judgements = []
+        for p in self.terminator.probabilities(self.agent, rows, expert_idxs):
+            judgements.append(Judgement(bool(p >= self.threshold), p_stop=float(p)))
+        return judgements
 
 
 def cut_at(route: Route, threshold: float) -> Route:
@@ -265,26 +274,34 @@ def _auroc(good: np.ndarray, p: np.ndarray) -> float | None:
     return float(roc_auc_score(good, p)) if good.any() and not good.all() else None
 
 
+class TerminatorSpec(ModelSpec):
+    """config.json of a terminator folder."""
+
+    width: int = Field(ge=1)
+    num_experts: int = Field(ge=1)
+    t_max: int = Field(ge=1)
+    hidden_size: int = Field(ge=1, le=MAX_SIZE)
+    threshold: float
+
+
 def save_terminator(terminator: Terminator, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(terminator.net.state_dict(), folder / "model.safetensors")
-    hidden = terminator.net[0].out_features
-    width = terminator.net[0].in_features - terminator.num_experts - terminator.t_max
+    """Write the terminator folder: config.json, model.safetensors."""
+    width, num_experts, t_max = terminator.reads
     spec = {
         "width": width,
-        "num_experts": terminator.num_experts,
-        "t_max": terminator.t_max,
-        "hidden_size": hidden,
+        "num_experts": num_experts,
+        "t_max": t_max,
+        "hidden_size": terminator.net[0].out_features,
         "threshold": terminator.threshold,
     }
-    (folder / "config.json").write_text(json.dumps(spec, indent=2))
+    write_model_folder(folder, spec, terminator.net.state_dict())
 
 
 def load_terminator(folder: Path, device: torch.device) -> Terminator:
-    """The Terminator of a folder, threshold included."""
-    spec = json.loads((folder / "config.json").read_text())
-    threshold = spec.pop("threshold")
-    terminator = Terminator(**spec)
-    terminator.net.load_state_dict(load_file(folder / "model.safetensors"))
-    terminator.threshold = threshold
+    """The Terminator of a folder, threshold included. Raises AgentError for a damaged one."""
+    spec, tensors = read_model_folder(folder, TerminatorSpec, AgentError)
+    terminator = Terminator(spec.width, spec.num_experts, spec.t_max, spec.hidden_size)
+    check_shapes(tensors, terminator.net.state_dict(), folder, AgentError)
+    terminator.net.load_state_dict(tensors)
+    terminator.threshold = spec.threshold
     return terminator.to(device)

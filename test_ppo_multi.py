@@ -24,16 +24,18 @@ from typing import Any
 
 os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 
-from config import TOKEN_UNITS, Config, RewardConfig
+from config import TOKEN_UNITS, Config
 from evaluation.route_log import Record, read_records, reprice, route_records
+from evaluation.route_schema import check_complete
 from evaluation.runner import Evaluation
+from questions import repeats_line
 from report.page import write_report_files
 from report.results import YARDSTICKS, build_results, cost_words, table, uncounted
 from report.schema import read_results, to_json
-from runtime.command_line import load_config, merge, overrides_from, parse, run_command, validate
+from runtime.command_line import merge, overrides_from, parse, run_command, validate
 from runtime.errors import ConfigError, ReportError
-from runtime.files import write_atomically
-from runtime.run_folder import newest_run
+from runtime.files import refuse_links, write_atomically
+from runtime.run_folder import load_run_config, newest_run, read_metrics
 
 
 def evaluate(evaluation: Evaluation) -> tuple[dict[str, Any], list[Record]]:
@@ -58,7 +60,10 @@ def evaluate(evaluation: Evaluation) -> tuple[dict[str, Any], list[Record]]:
     experts = [
         {"name": expert.config.name, "params_b": expert.config.params_b} for expert in pool.experts
     ]
-    return build_results(records, config, experts, extra), records
+    results = build_results(records, config, experts, extra)
+    if evaluation.splits.num_merged:
+        results["notes"].append(repeats_line(evaluation.splits))
+    return results, records
 
 
 def repriced(folder: Path, unit: str, overrides: list[str]) -> tuple[dict[str, Any], list[Record]]:
@@ -67,6 +72,7 @@ def repriced(folder: Path, unit: str, overrides: list[str]) -> tuple[dict[str, A
     """
     records = read_records(folder / "routes.jsonl")
     before = read_results(folder / "report" / "results.json")
+    check_complete(records, before, folder / "routes.jsonl")
     given = overrides_from([*overrides, "--reward.cost", unit])
     if other := given.keys() - {"reward", "threads", "device"}:
         raise ConfigError(
@@ -86,10 +92,8 @@ def repriced(folder: Path, unit: str, overrides: list[str]) -> tuple[dict[str, A
     kept["terminator"] = {
         name: value for name, value in kept["terminator"].items() if name != "thresholds"
     }  # their costs are in the old unit
-    records, chosen_for = (
-        reprice(records, config.reward),
-        RewardConfig.model_validate(before["evaluation"]["config"]["reward"]),
-    )
+    records = reprice(records, config.reward)
+    chosen_for = validate(before["evaluation"]["config"], f"{folder}, as evaluated").reward
     if config.reward == chosen_for:
         return build_results(records, config, before["experts"], kept), records
     records = [
@@ -130,15 +134,12 @@ def refuse_to_replace(folder: Path, config: Config) -> None:
 
 
 def learning_curves(runs: list[str]) -> dict[int, list[Record]]:
-    """metrics.jsonl of each run that still has one, by seed."""
-    logs = {run: Path(run) / "metrics.jsonl" for run in runs}
-    return {
-        load_config(Path(run) / "config.yaml").seed: [
-            json.loads(line) for line in log.read_text().splitlines()
-        ]
-        for run, log in logs.items()
-        if log.is_file()
-    }
+    """metrics.jsonl of each run that still has one, by seed. Raises RunError for a damaged one."""
+    curves = {}
+    for run in map(Path, runs):
+        if (run / "metrics.jsonl").is_file():
+            curves[load_run_config(run).seed] = read_metrics(run / "metrics.jsonl")
+    return curves
 
 
 def show(results: dict[str, Any]) -> str:
@@ -179,6 +180,8 @@ def main(arguments: list[str]) -> Path:
     if options.out is None and len(runs) > 1:
         raise ConfigError("several runs need --out FOLDER for their common report")
     out = options.out or runs[0]
+    refuse_links(out, ReportError)
+    learning_curves([str(run) for run in runs])  # damage is named before anything is played
     if options.reprice:
         results, records = repriced(out, options.reprice, overrides)
         folder = out / "report" / f"in_{options.reprice}"

@@ -21,7 +21,6 @@ import hashlib
 import json
 import os
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +34,18 @@ from tianshou.utils.torch_utils import policy_within_training_step
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from agent import build_agent, save_agent
+from agent import AgentSpec, build_agent, save_agent
 from config import Config
-from der_env import DEREnv, DERVectorEnv, Episode, OracleJudge, encode_states
-from distributed import help_encode, is_helper, share_encoder
+from der_env import DEREnv, Episode, OracleJudge, encode_states
 from dry_run.plan import make_plan
 from dry_run.table import plan_text
+from evaluation.progress import collapse_warning, epoch_line, route_figures, update_line
 from experts import build_pool
-from questions import load_splits
-from reward import charge
+from questions import load_splits, repeats_line
 from rollout import Route, play, score_routes
 from runtime.command_line import dump_config, load_config, parse, run_command
 from runtime.errors import ConfigError, RunError
+from runtime.files import shown
 from runtime.machine import (
     pick_device,
     random_state,
@@ -54,17 +53,20 @@ from runtime.machine import (
     seed_everything,
     set_threads,
 )
-from runtime.run_folder import RunFolder, load_run_config, run_name
+from runtime.model_folder import read_model_folder
+from runtime.run_folder import RunFolder, load_run_config, run_name, shaping_settings
+from runtime.signals import Terminated, finishing_first
 from terminator import (
     Terminator,
     TerminatorData,
     TerminatorJudge,
+    TerminatorSpec,
     choose_threshold,
     cut_at,
     save_terminator,
 )
-
-COLLAPSE_SHARE = 0.95  # of greedy first calls to one expert
+from training.distributed import help_encode, is_helper, share_encoder
+from training.vector_env import DERVectorEnv
 
 
 class Trainer:
@@ -80,6 +82,7 @@ class Trainer:
         self.pool.on_generated = folder.count_expert_calls
         seed_everything(config.seed)
         self.agent = build_agent(config.agent, len(self.pool), config.env.t_max).to(self.device)
+        self.encoder_hash = self.agent.encoder_hash()  # before it learns
         share_encoder(self.agent)
         self.terminator = Terminator(
             self.agent.encoder.width,
@@ -113,7 +116,7 @@ class Trainer:
                 self.splits.train,
                 self.pool,
                 judge,
-                self.agent.state_tokenizer,
+                self.agent.observer,
                 config.env,
                 config.reward,
                 self._on_step,
@@ -231,10 +234,19 @@ class Trainer:
         """Checkpoint; the agent and terminator folders follow the best epoch."""
         # Before the checkpoint: a run killed in between repeats the epoch and writes the same again
         if is_best:
-            with self.folder.saving(self.folder.path / "agent"):
-                save_agent(self.agent, self.folder.path / "agent", self.pool)
-                save_terminator(self.terminator, self.folder.path / "terminator")
+            self.save_learned()
         self.folder.save_checkpoint(self.state(), is_best=is_best)
+
+    def save_learned(self) -> None:
+        """Write the agent and terminator folders."""
+        with self.folder.saving(self.folder.path / "agent"):
+            save_agent(self.agent, self.folder.path / "agent", self.pool)
+            save_terminator(self.terminator, self.folder.path / "terminator")
+
+    @property
+    def updates_left(self) -> int:
+        """Updates to the end of this epoch; a run that was terminated goes on within one."""
+        return self.config.train.updates_per_epoch * (self.epoch + 1) - self.update_idx
 
     def state(self) -> dict[str, Any]:
         return {
@@ -244,11 +256,13 @@ class Trainer:
             "best_return": self.best_return,
             "algorithm": self._algorithm_state(),
             "schedulers": [scheduler.state_dict() for scheduler in self.algorithm.lr_schedulers],
-            "features": self.agent.encoder.cache,
+            "features": self.agent.encoder.cache_state(),
             "terminator": self.terminator.state_dict(),
             "threshold": self.terminator.threshold,
             "terminator_data": self.terminator_data.state(),
+            "judged": [list(judged) for judged in self.judged],
             "sampler": self.envs.sampler_state(),
+            "settings": shaping_settings(self.config),
             "learns_from": self.learns_from(),
             "random": random_state(),
         }
@@ -261,7 +275,10 @@ class Trainer:
             f"data.{name}": [vars(question) for question in getattr(self.splits, name)]
             for name in ("train", "validation")
         }
-        made_of = splits | {"pool.experts": self.pool.fingerprint()}
+        made_of = splits | {
+            "pool.experts": self.pool.fingerprint(),
+            "agent.encoder": self.encoder_hash,
+        }
         return {
             name: (
                 hashlib.sha256(json.dumps(part, sort_keys=True, default=str).encode()).hexdigest()[
@@ -283,16 +300,34 @@ class Trainer:
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from `state`.
 
-        Raises RunError where questions or experts are not those it was saved with.
+        Raises RunError where settings, questions or experts are not those it was saved with, and
+        for a state of another shape.
         """
-        now = self.learns_from()
-        if changed := [
-            name for name, then in state.get("learns_from", now).items() if then != now[name]
-        ]:  # checkpoints from before it was kept have none
+        try:
+            self._check_unchanged(state)
+            self._load_state(state)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise RunError(
+                f"{self.folder.path}: its checkpoint is not one of this run"
+                f" ({type(error).__name__}: {error}); restore it, or train a new run"
+            ) from error
+
+    def _check_unchanged(self, state: dict[str, Any]) -> None:
+        settings, parts = shaping_settings(self.config), self.learns_from()
+        changed = []
+        for name, then in state["settings"].items():
+            if name in settings and settings[name] != then:
+                changed.append(f"{name} (was {shown(then)})")
+        for name, then in state["learns_from"].items():
+            if parts[name] != then:
+                changed.append(name)
+        if changed:
             raise RunError(
                 f"{self.folder.path}: {' and '.join(changed)} changed since its last checkpoint:"
                 " restore what was there, or train a new run"
             )
+
+    def _load_state(self, state: dict[str, Any]) -> None:
         for name in ("epoch", "update_idx", "env_step", "best_return"):
             setattr(self, name, state[name])
         self.algorithm.load_state_dict(
@@ -300,47 +335,13 @@ class Trainer:
         )  # a copy: Tianshou pops from it; a frozen encoder is not in it
         for scheduler, saved in zip(self.algorithm.lr_schedulers, state["schedulers"], strict=True):
             scheduler.load_state_dict(saved)
-        self.agent.encoder.cache = state["features"]
+        self.agent.encoder.load_cache(state["features"])
         self.terminator.load_state_dict(state["terminator"])
         self.terminator.threshold = state["threshold"]
         self.terminator_data.load_state(state["terminator_data"])
+        self.judged = [tuple(judged) for judged in state["judged"]]
         self.envs.sampler.load_state(state["sampler"])
         restore_random_state(state["random"])
-
-
-def route_figures(
-    routes: list[Route], config: Config, names: list[str], prefix: str
-) -> dict[str, float]:
-    """Mean return, quality, calls and cost of finished routes, and each expert's share of the calls
-    and of the first calls.
-    """
-    calls = Counter(step.expert_idx for route in routes for step in route.episode.steps)
-    first = Counter(route.episode.steps[0].expert_idx for route in routes)
-    return {
-        f"{prefix}/return": float(np.mean([route.value_under(config.reward) for route in routes])),
-        f"{prefix}/quality": float(np.mean([route.quality for route in routes])),
-        f"{prefix}/calls": float(np.mean([len(route.episode.steps) for route in routes])),
-        f"{prefix}/cost": float(
-            np.mean([charge(route.episode.cost, config.reward) for route in routes])
-        ),
-        **{f"{prefix}/share/{name}": calls[idx] / calls.total() for idx, name in enumerate(names)},
-        **{f"{prefix}/first/{name}": first[idx] / first.total() for idx, name in enumerate(names)},
-    }
-
-
-def collapse_warning(figures: dict[str, float], names: list[str]) -> str | None:
-    """Plain words when nearly every question goes to one expert first; None otherwise, and for a
-    pool of one.
-    """
-    name = max(names, key=lambda n: figures[f"eval/first/{n}"])
-    share = figures[f"eval/first/{name}"]
-    if len(names) == 1 or share < COLLAPSE_SHARE:
-        return None
-    return (
-        f"WARNING: the policy has collapsed: {share:.0%} of the validation questions are sent to"
-        f" {name} first. It is no better than always asking that expert. Usual causes: reward.alpha"
-        " too high, ppo.ent_coef too low, or one expert that is best everywhere."
-    )
 
 
 def train(trainer: Trainer) -> None:
@@ -350,28 +351,31 @@ def train(trainer: Trainer) -> None:
         str(folder.path / "tb"), purge_step=trainer.update_idx + 1
     )  # what a killed run wrote after its checkpoint
     total = config.train.epochs * config.train.updates_per_epoch
-    bar = tqdm(total=total, initial=trainer.update_idx, unit="update", dynamic_ncols=True)
-    while trainer.epoch < config.train.epochs:
-        for _ in range(config.train.updates_per_epoch):
-            figures = trainer.update()
-            record(trainer, writer, figures, epoch=trainer.epoch + 1)
-            bar.set_postfix_str(
-                f"return {figures['train/return']:.3f} quality {figures['train/quality']:.3f} cost"
-                f" {figures['train/cost']:.3f} entropy {figures['losses/entropy']:.2f} top expert"
-                f" {max(figures[f'train/share/{n}'] for n in trainer.pool.names):.0%} stored"
-                f" {figures['pool/hit_rate']:.0%}"
-            )
-            bar.update()
-        figures = trainer.validate()
-        trainer.epoch += 1
-        is_best = figures["eval/return"] > trainer.best_return
-        trainer.best_return = max(trainer.best_return, figures["eval/return"])
-        record(trainer, writer, figures | {"eval/is_best": float(is_best)}, epoch=trainer.epoch)
-        trainer.save(is_best=is_best)
-        bar.write(epoch_line(trainer, figures, is_best=is_best))
-        if warning := collapse_warning(figures, trainer.pool.names):
-            bar.write(warning)
-    bar.close()
+    with (
+        tqdm(total=total, initial=trainer.update_idx, unit="update", dynamic_ncols=True) as bar,
+        finishing_first("SIGTERM: this update is finished and saved first") as asked_to_end,
+    ):
+        while trainer.epoch < config.train.epochs:
+            for _ in range(trainer.updates_left):
+                figures = trainer.update()
+                record(trainer, writer, figures, epoch=trainer.epoch + 1)
+                bar.set_postfix_str(update_line(figures, trainer.pool.names))
+                bar.update()
+                if asked_to_end.is_set():
+                    trainer.save(is_best=False)
+                    raise Terminated(saved_line(trainer))
+            figures = trainer.validate()
+            trainer.epoch += 1
+            is_best = figures["eval/return"] > trainer.best_return
+            trainer.best_return = max(trainer.best_return, figures["eval/return"])
+            record(trainer, writer, figures | {"eval/is_best": float(is_best)}, epoch=trainer.epoch)
+            trainer.save(is_best=is_best)
+            names = trainer.pool.names
+            bar.write(epoch_line(trainer.epoch, figures, names, is_best=is_best))
+            if warning := collapse_warning(figures, names):
+                bar.write(warning)
+            if asked_to_end.is_set():
+                raise Terminated(saved_line(trainer))
     writer.close()
     folder.close()
 
@@ -386,14 +390,23 @@ def record(
         writer.add_scalar(name, value, trainer.update_idx)
 
 
-def epoch_line(trainer: Trainer, figures: dict[str, float], *, is_best: bool) -> str:
-    shares = ", ".join(f"{name} {figures[f'eval/share/{name}']:.0%}" for name in trainer.pool.names)
+def saved_line(trainer: Trainer) -> str:
     return (
-        f"epoch {trainer.epoch}: validation return {figures['eval/return']:.3f}, quality"
-        f" {figures['eval/quality']:.3f}, calls {figures['eval/calls']:.2f}, cost"
-        f" {figures['eval/cost']:.3f}, threshold {figures['terminator/threshold']:.2f};"
-        f" {shares}{' (best)' if is_best else ''}"
+        f"terminated; saved after update {trainer.update_idx}; continue with --resume"
+        f" {trainer.folder.path}"
     )
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a run's agent and Terminator can be read, or there are none yet."""
+    if not (path / "checkpoints" / "best.pt").exists():
+        return True
+    try:
+        read_model_folder(path / "agent", AgentSpec, RunError)
+        read_model_folder(path / "terminator", TerminatorSpec, RunError)
+    except RunError:
+        return False
+    return True
 
 
 def new_run(config_path: Path, overrides: list[str]) -> Trainer:
@@ -421,12 +434,14 @@ def resumed_run(path: Path, overrides: list[str]) -> Trainer:
     config = load_run_config(path, overrides)
     set_threads(config.threads)
     trainer = Trainer(config, RunFolder(path, resume=True))
-    state = trainer.folder.load_checkpoint()
-    if state is None:
-        trainer.calibrate()
-    else:
+    if not is_whole(path):  # what it had learned is in its best checkpoint
+        trainer.load_state(trainer.folder.load_checkpoint("best"))
+        trainer.save_learned()
+    if state := trainer.folder.load_checkpoint("last"):
         trainer.load_state(state)
-    trainer.folder.cut_metrics(trainer.epoch)
+    else:
+        trainer.calibrate()
+    trainer.folder.cut_metrics(trainer.epoch, trainer.update_idx)
     return trainer
 
 
@@ -478,10 +493,7 @@ def main(arguments: list[str]) -> Path | None:
         f" {len(splits.validation)} validation questions"
     )
     if splits.num_merged:
-        print(
-            f"{splits.num_merged} questions repeat others, within or across splits, and were"
-            " left out"
-        )
+        print(repeats_line(splits))
     train(trainer)
     if trainer.agent.encoder.team:
         trainer.agent.encoder.team.stop()

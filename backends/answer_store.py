@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import shutil
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import Any
 from runtime.errors import StoreError
 
 SQLITE_MAGIC = b"SQLite format 3\0"
+CHECKED_BYTES = 64_000_000  # a store up to this size is read whole before a run: 0.2 s
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
     key BLOB PRIMARY KEY, expert TEXT NOT NULL, prompt TEXT NOT NULL, text TEXT NOT NULL,
@@ -31,6 +34,9 @@ CREATE TABLE IF NOT EXISTS answers (
 COLUMNS = "text, prompt_tokens, completion_tokens, latency_s, prompt_cut"
 ALL_COLUMNS = ["key", "expert", "prompt", *COLUMNS.split(", "), "made_with"]
 stored_fields = attrgetter(*COLUMNS.split(", "))
+HEADER_BYTES = 100
+NUM_RANGES = 4096  # of keys, by their first three hexadecimal digits
+MAX_GROWTH = 1000  # a header that promises more is damaged itself
 LOOKUP_CHUNK = 500  # keys per SELECT; SQLite's limit on variables is far above
 
 
@@ -184,11 +190,21 @@ class AnswerStore:
         if (verdict := self._run("PRAGMA quick_check")[0][0]) != "ok":
             raise self._explained(sqlite3.DatabaseError(verdict))
 
+    def check_small(self) -> None:
+        """Check a store that is read in no time; a larger one shows its damage when it is met.
+
+        Raises StoreError.
+        """
+        if self.path.stat().st_size <= CHECKED_BYTES:
+            self.check()
+
     def merge(self, other: Path) -> tuple[int, int]:
         """Take over another store's answers; where both have one, this store's stays.
 
         Returns how many came, and how many of the rest differ in text.
         """
+        for store in (AnswerStore(other), self):  # damage is blamed on the file that has it
+            store.check()
         before = len(self)
         self._run("ATTACH ? AS other", [str(other)])
         try:
@@ -233,7 +249,8 @@ def rebuild(path: Path) -> int:
     file is kept beside it.
 
     Returns the number rescued. Raises StoreError for a file that never was a store. Rows are read
-    in 4,096 ranges of keys, so that a damaged page costs its own range at most.
+    in 4,096 ranges of keys, so that a damaged page costs its own range at most. A file that was cut
+    short is read as if zeros followed: SQLite refuses a shorter one as a whole.
     """
     with path.open("rb") as file:
         if file.read(len(SQLITE_MAGIC)) != SQLITE_MAGIC:
@@ -243,10 +260,54 @@ def rebuild(path: Path) -> int:
             )
     fresh_path = path.with_name(path.name + ".rebuilt")
     fresh_path.unlink(missing_ok=True)
-    fresh, damaged = sqlite3.connect(fresh_path), sqlite3.connect(path)
+    with _padded(path) as whole:
+        count, lost = _copy_readable(whole, fresh_path)
+    if lost == NUM_RANGES:
+        fresh_path.unlink()
+        raise StoreError(
+            f"{path}: no answer can be read from it, if it ever was a store; it is left as it is"
+        )
+    if lost:
+        print(f"{path}: {lost} of {NUM_RANGES} key ranges could not be read whole")
+    path.rename(_free_name(path.with_name(path.name + ".damaged")))
+    for leftover in ("-wal", "-shm"):
+        path.with_name(path.name + leftover).unlink(missing_ok=True)
+    fresh_path.rename(path)
+    return count
+
+
+@contextmanager
+def _padded(path: Path) -> Iterator[Path]:
+    """The store itself, or where it is shorter than its header says, a copy of full length."""
+    with path.open("rb") as file:
+        header = file.read(HEADER_BYTES)
+    page_size = int.from_bytes(header[16:18], "big")
+    page_size = 65_536 if page_size == 1 else page_size
+    length = page_size * int.from_bytes(header[28:32], "big")
+    if not path.stat().st_size < length <= MAX_GROWTH * path.stat().st_size:
+        yield path
+        return
+    copy = path.with_name(path.name + ".padded")
+    parts = ("", "-wal")  # what was written last may be in the write-ahead log alone
+    try:
+        for part in parts:
+            source = path.with_name(path.name + part)
+            if source.exists():
+                shutil.copyfile(source, copy.with_name(copy.name + part))
+        with copy.open("ab") as file:
+            file.truncate(length)
+        yield copy
+    finally:
+        for part in (*parts, "-shm"):
+            copy.with_name(copy.name + part).unlink(missing_ok=True)
+
+
+def _copy_readable(source: Path, target: Path) -> tuple[int, int]:
+    """Copy what can be read; the number of answers, and of key ranges with a damaged page."""
+    fresh, damaged = sqlite3.connect(target), sqlite3.connect(source)
     fresh.execute(SCHEMA)
     lost = 0
-    for prefix in range(4096):
+    for prefix in range(NUM_RANGES):
         bounds = (
             (prefix << 4).to_bytes(2, "big"),
             (((prefix + 1) << 4).to_bytes(3, "big")[1:] if prefix < 4095 else b"\xff" * 17),
@@ -255,22 +316,10 @@ def rebuild(path: Path) -> int:
             [_copy_range(damaged, fresh, bounds, direction) for direction in ("ASC", "DESC")]
         )
     damaged.close()
-    if lost == 4096:
-        fresh.close()
-        fresh_path.unlink()
-        raise StoreError(
-            f"{path}: no answer can be read from it, if it ever was a store; it is left as it is"
-        )
     fresh.commit()
     count = fresh.execute("SELECT COUNT(*) FROM answers").fetchone()[0]
     fresh.close()
-    if lost:
-        print(f"{path}: {lost} of 4096 key ranges could not be read whole")
-    path.rename(_free_name(path.with_name(path.name + ".damaged")))
-    for leftover in ("-wal", "-shm"):
-        path.with_name(path.name + leftover).unlink(missing_ok=True)
-    fresh_path.rename(path)
-    return count
+    return count, lost
 
 
 def _copy_range(

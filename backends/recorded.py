@@ -25,6 +25,7 @@ from backends.model_source import resolve_source, weights_fingerprint
 from config import TOKEN_UNITS, CostUnit, RecordedExpertConfig
 from questions import Question, text_key
 from runtime.errors import ExpertError
+from runtime.files import read_lines
 
 BATCH = 1024  # answers tokenised and stored together
 ROWS_KEPT = (
@@ -96,13 +97,8 @@ class Recording:
         ] = {}  # expert -> first of these without a text to count either
         digest = hashlib.sha256()
         for file_idx, path in enumerate(self.paths):
-            offset = 0
-            with Path(path).open("rb") as file:
-                for number, line in enumerate(file, start=1):
-                    digest.update(line)
-                    if line.strip():
-                        self._add(parse_row(line, f"{path}:{number}"), (file_idx, number, offset))
-                    offset += len(line)
+            for line in read_lines(Path(path), ExpertError, digest.update):
+                self._add(parse_row(line.data, line.place), (file_idx, line.number, line.offset))
         self.fingerprint = digest.hexdigest()[:16]
         if not self._places:
             raise ExpertError(f"{', '.join(self.paths)}: no recorded answers in it")

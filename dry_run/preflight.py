@@ -161,7 +161,9 @@ def plan_splits(data: DataConfig, problems: list[str], notes: list[str]) -> dict
         questions = (
             vars(load_splits(data))
             if len(here) == len(SPLITS)
-            else {name: read_questions(source) for name, source in here.items()}
+            else {
+                name: read_questions(source, metrics=data.metrics) for name, source in here.items()
+            }
         )
         for name in here:
             texts = [question.text for question in questions[name]]

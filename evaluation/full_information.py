@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from agent import Agent
 from config import RewardConfig
 from der_env import Episode, encode_states
 from evaluation.route_tree import RouteTree, optimal_values
@@ -27,6 +26,7 @@ from questions import Question
 from rollout import Decision
 from runtime.errors import ConfigError
 from runtime.files import write_atomically
+from text_agent import Agent
 
 HIDDEN, DROPOUT, LR, WEIGHT_DECAY, BATCH = 256, 0.3, 1e-3, 1e-2, 256
 STEPS, CHECK_EVERY, PATIENCE = (

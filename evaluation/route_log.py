@@ -8,13 +8,13 @@ reported together, without asking an expert.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from config import Config, RewardConfig
+from evaluation.route_schema import read_routes
 from experts import ExpertPool, Request
 from prompts import content
 from reward import Cost, charge
@@ -22,6 +22,56 @@ from rollout import Route
 from runtime.errors import ReportError
 
 Record = dict[str, Any]  # one line of routes.jsonl
+
+Role = Literal[
+    "der",
+    "best_single",
+    "best_single_return",
+    "best_route",
+    "task_lookup",
+    "random",
+    "random_without_ktp",
+    "round_robin",
+    "cascade",
+    "agreement_cascade",
+    "threshold_cascade",
+    "learned_stop",
+    "cascade_routing",
+    "knn_router",
+    "logistic_router",
+    "belief_policy",
+    "full_information",
+    "vote",
+    "ranker",
+    "single",
+    "oracle_pick",
+    "der_oracle",
+    "full_information_oracle",
+    "optimum",
+    "custom",  # a user's own, named by import path
+]
+ROLES: tuple[str, ...] = get_args(Role)
+
+# Labels of logs that were written before records had a role. Each is the start of a label.
+LABELLED_ROLES: dict[str, Role] = {
+    "best fixed in return: ": "best_single_return",
+    "best fixed route: ": "best_route",
+    "best fixed: ": "best_single",
+    "per-task lookup": "task_lookup",
+    "random with KTP": "random",
+    "random without KTP": "random_without_ktp",
+    "round-robin": "round_robin",
+    "cascade, cheapest first": "cascade",
+    "k-NN router": "knn_router",
+    "logistic router": "logistic_router",
+    "majority vote of all": "vote",
+    "pairwise ranker of all": "ranker",
+    "all once, oracle's pick": "oracle_pick",
+    "DER, oracle stop": "der_oracle",
+    "full-information, oracle stop": "full_information_oracle",
+    "full-information": "full_information",
+    "optimum (hindsight)": "optimum",
+}
 
 
 @dataclass(frozen=True)
@@ -35,7 +85,10 @@ class Overhead:
 
 @dataclass
 class Played:
-    """A policy's scored routes on a split, one per question, in the split's order."""
+    """A policy's scored routes on a split, one per question, in the split's order.
+
+    `policy` is a label for readers. Programs go by `role`: an expert may have any name.
+    """
 
     policy: str
     kind: str  # der | single | static | random | cascade | learned | ensemble | oracle
@@ -43,6 +96,7 @@ class Played:
     overheads: list[Overhead] | None = None  # one per route; none: nothing had to be computed
     seed: int = 0
     hands_on: bool = True  # whether each call is given the answer before it
+    role: Role = "custom"
 
 
 def route_records(
@@ -94,6 +148,7 @@ def route_records(
             previous = step.answer.text if played.hands_on else None
         yield {
             "policy": played.policy,
+            "role": played.role,
             "kind": played.kind,
             "seed": played.seed,
             "split": split,
@@ -110,22 +165,30 @@ def route_records(
 
 
 def read_records(path: Path) -> list[Record]:
-    """The lines of a route log. Raises ReportError naming file and line."""
+    """The lines of a route log; those without a role get theirs from their label.
+
+    Raises ReportError naming file and line.
+    """
     if not path.is_file():
         raise ReportError(
             f"{path}: no route log here; evaluate the run first: python test_ppo_multi.py --run"
             f" {path.parent}"
         )
-    records = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ReportError(
-                    f"{path}:{number}: not a JSON line ({error}); evaluate the run again"
-                ) from error
+    records = read_routes(path)
+    for record in records:
+        record.setdefault("role", role_of(record))
     return records
+
+
+def role_of(record: Record) -> Role:
+    """The role of a record from before records had one, by its kind and the start of its label."""
+    kind = record["kind"]
+    if kind in ("der", "single"):
+        return kind
+    for start, role in LABELLED_ROLES.items():
+        if record["policy"].startswith(start):
+            return role
+    return "custom"
 
 
 def reprice(records: Sequence[Record], reward: RewardConfig) -> list[Record]:

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from agent import Agent, load_agent
+from agent import load_agent
 from config import Config
 from der_env import Episode, Judge, OracleJudge, encode_states
 from encoder import ENCODE_ROWS
 from evaluation import baselines
 from evaluation.full_information import FullInformationRouter, fit_full_information, fit_key
 from evaluation.pair_ranker import PairRanker
-from evaluation.route_log import Overhead, Played
+from evaluation.route_log import Overhead, Played, Role
 from evaluation.route_tree import RouteTree, best_fixed_route, grow, max_calls, optimal_routes
 from evaluation.transfer import audit, best_pairs, reading_experts
 from experts import ExpertPool, build_pool
@@ -41,6 +41,7 @@ from terminator import (
     load_terminator,
     terminator_figures,
 )
+from text_agent import Agent
 
 NEIGHBOURS = (5, 10, 20, 50)  # of the k-NN router; the best on validation is taken
 FITS = Path("runs/full_information")
@@ -130,8 +131,20 @@ class Evaluation:
         t_max: int,
         pool: ExpertPool | None = None,
     ) -> list[Route]:
-        """Play sealed copies of the questions, then score the routes."""
-        routes = play([q.sealed() for q in questions], policy, pool or self.pool, judge, t_max)
+        """Play sealed copies of the questions, then score the routes.
+
+        Where answers were generated on the way, everything is played again from the store, in
+        step: so what agent and Terminator say is the same to the last digit, whatever was stored.
+        """
+        sealed = [q.sealed() for q in questions]
+        pool = pool or self.pool
+        generated, cache = pool.stats.generated, self.agent.encoder.cache
+        known = dict(cache)
+        routes = play(sealed, policy, pool, judge, t_max)
+        if pool.stats.generated > generated:
+            cache.clear()
+            cache.update(known)
+            routes = play(sealed, policy, pool, judge, t_max, in_step=True)
         score_routes(routes, questions, self.pool.names)
         return routes
 
@@ -173,43 +186,61 @@ class Evaluation:
         return self.config.env.t_max
 
     def played(self) -> Iterator[Played]:
-        """Every policy on the test split, the agent first.
+        """Every policy on the test split, the agent first, no label standing for two roles.
 
         What has to be chosen is chosen on validation.
         """
+        roles: dict[str, Role] = {}
+        for played in self._policies():
+            if roles.setdefault(played.policy, played.role) != played.role:
+                played.policy += f" ({played.role})"  # an expert may be named like a policy
+            yield played
+
+    def _policies(self) -> Iterator[Played]:
         config, test, pool, num = self.config, self.splits.test, self.pool, len(self.pool)
         for run in self.runs:
             self.say(f"DER, seed {run.seed}")
             routes = [
                 cut_at(route, run.terminator.threshold) for route in self.long_routes[run.seed]
             ]
-            yield Played("DER", "der", routes, self.overheads(run.agent, routes), run.seed)
+            taken = self.overheads(run.agent, routes)
+            yield Played("DER", "der", routes, taken, run.seed, role="der")
         self.say("every expert alone")
         best = self.best_expert
-        yield self._shared(f"best fixed: {pool.names[best]}", "static", self.test_singles[best])
+        yield self._shared(
+            f"best fixed: {pool.names[best]}", "static", self.test_singles[best], role="best_single"
+        )
         best_in_return = baselines.best_single_expert(self.validation_singles, config.reward)
         if best_in_return != best:  # the constant choice that is hardest to beat in return
             yield self._shared(
                 f"best fixed in return: {pool.names[best_in_return]}",
                 "static",
                 self.test_singles[best_in_return],
+                role="best_single_return",
             )
         lookup = baselines.TaskLookup(
             baselines.best_by_task(self.validation_singles, config.reward), best
         )
         yield self._shared(
-            "per-task lookup", "static", self.play(test, lookup, NeverSatisfied(), 1)
+            "per-task lookup",
+            "static",
+            self.play(test, lookup, NeverSatisfied(), 1),
+            role="task_lookup",
         )
         for run in self.runs:
             yield self._with_terminator(
-                "random with KTP", "random", baselines.RandomRouting(num, run.seed), run
+                "random with KTP",
+                "random",
+                baselines.RandomRouting(num, run.seed),
+                run,
+                role="random",
             )
         if config.eval.full:
             yield from self._more_baselines()
         if config.eval.ranker is not None:
             yield self._ranked()
         for name, routes in zip(pool.names, self.test_singles, strict=True):
-            yield self._shared(name, "single", routes)
+            yield self._shared(name, "single", routes, role="single")
         yield Played(
             "all once, oracle's pick",
             "oracle",
@@ -217,6 +248,7 @@ class Evaluation:
             None,
             self.runs[0].seed,
             hands_on=False,
+            role="oracle_pick",
         )
         for run in self.runs:
             self.say(f"DER, oracle stop, seed {run.seed}")
@@ -224,7 +256,12 @@ class Evaluation:
                 test, run.agent, OracleJudge(test, config.env.p0, pool.names), self._t_max
             )
             yield Played(
-                "DER, oracle stop", "oracle", routes, self.overheads(run.agent, routes), run.seed
+                "DER, oracle stop",
+                "oracle",
+                routes,
+                self.overheads(run.agent, routes),
+                run.seed,
+                role="der_oracle",
             )
         if config.eval.full:
             self.say("the full-information router, oracle stop")
@@ -239,10 +276,14 @@ class Evaluation:
                 "oracle",
                 routes,
                 self.overheads(self.agent, routes),
+                role="full_information_oracle",
             )
             self.say("the exact optimum")
             yield self._shared(
-                "optimum (hindsight)", "oracle", optimal_routes(self.test_tree, config.reward)
+                "optimum (hindsight)",
+                "oracle",
+                optimal_routes(self.test_tree, config.reward),
+                role="optimum",
             )
 
     def _more_baselines(self) -> Iterator[Played]:
@@ -253,15 +294,24 @@ class Evaluation:
             f"best fixed route: {name}",
             "static",
             self.play(test, baselines.FixedRoute(route), NeverSatisfied(), len(route)),
+            role="best_route",
         )
         cheapest_first = baselines.cheapest_first(self.validation_singles, config.reward)
         cascade = [cheapest_first[t % num] for t in range(self._t_max)]
         for run in self.runs:
             yield self._with_terminator(
-                "cascade, cheapest first", "cascade", baselines.FixedRoute(cascade), run
+                "cascade, cheapest first",
+                "cascade",
+                baselines.FixedRoute(cascade),
+                run,
+                role="cascade",
             )
             yield self._with_terminator(
-                "round-robin", "static", baselines.RoundRobin(num, [q.id for q in test]), run
+                "round-robin",
+                "static",
+                baselines.RoundRobin(num, [q.id for q in test]),
+                run,
+                role="round_robin",
             )
             yield self._with_terminator(
                 "random without KTP",
@@ -269,6 +319,7 @@ class Evaluation:
                 baselines.RandomRouting(num, run.seed),
                 run,
                 self.pool.with_ktp("none-v1"),
+                role="random_without_ktp",
             )
         yield from self._fitted_routers()
         yield Played(
@@ -278,11 +329,16 @@ class Evaluation:
             None,
             self.runs[0].seed,
             hands_on=False,
+            role="vote",
         )
         self.say("the full-information router")
         routes = self.play(test, self.full_information_router(None), NeverSatisfied(), self._t_max)
         yield self._shared(
-            "full-information", "learned", routes, self.overheads(self.agent, routes)
+            "full-information",
+            "learned",
+            routes,
+            self.overheads(self.agent, routes),
+            role="full_information",
         )
 
     def _fitted_routers(self) -> Iterator[Played]:
@@ -294,18 +350,18 @@ class Evaluation:
         singles = self.singles(self.splits.train)
         features = self.question_features([route.episode for route in singles[0]])
         fits = {
-            "k-NN router": [
+            ("k-NN router", "knn_router"): [
                 lambda k=k: baselines.fit_nearest_neighbours(features, singles, config.reward, k)
                 for k in NEIGHBOURS
             ],
-            "logistic router": [
+            ("logistic router", "logistic_router"): [
                 lambda c=c: baselines.fit_logistic(
                     features, singles, config.reward, config.env.p0, c
                 )
                 for c in STRENGTHS
             ],
         }
-        for name, candidates in fits.items():
+        for (name, role), candidates in fits.items():
             policies = [
                 baselines.OneCallRouter(self.question_features, fit()) for fit in candidates
             ]
@@ -320,7 +376,11 @@ class Evaluation:
             ]
             routes = self.play(test, policies[int(np.argmax(values))], NeverSatisfied(), 1)
             yield self._shared(
-                name, "learned", routes, self.overheads(self.agent, routes, reads_answers=False)
+                name,
+                "learned",
+                routes,
+                self.overheads(self.agent, routes, reads_answers=False),
+                role=role,
             )
 
     def _ranked(self) -> Played:
@@ -339,17 +399,36 @@ class Evaluation:
             for r in rankings
         ]
         return Played(
-            "pairwise ranker of all", "ensemble", routes, taken, self.runs[0].seed, hands_on=False
+            "pairwise ranker of all",
+            "ensemble",
+            routes,
+            taken,
+            self.runs[0].seed,
+            hands_on=False,
+            role="ranker",
         )
 
     def _shared(
-        self, policy: str, kind: str, routes: list[Route], overheads: list[Overhead] | None = None
+        self,
+        policy: str,
+        kind: str,
+        routes: list[Route],
+        overheads: list[Overhead] | None = None,
+        *,
+        role: Role,
     ) -> Played:
         """A policy that does not depend on the run."""
-        return Played(policy, kind, routes, overheads, self.runs[0].seed)
+        return Played(policy, kind, routes, overheads, self.runs[0].seed, role=role)
 
     def _with_terminator(
-        self, policy: str, kind: str, chooser: Policy, run: Trained, pool: ExpertPool | None = None
+        self,
+        policy: str,
+        kind: str,
+        chooser: Policy,
+        run: Trained,
+        pool: ExpertPool | None = None,
+        *,
+        role: Role,
     ) -> Played:
         self.say(f"{policy}, seed {run.seed}")
         routes = self.play(self.splits.test, chooser, run.judge, self._t_max, pool)
@@ -360,6 +439,7 @@ class Evaluation:
             self.overheads(run.agent, routes, reads_question=False),
             run.seed,
             hands_on=pool is None,
+            role=role,
         )
 
     def question_features(self, episodes: Sequence[Episode]) -> np.ndarray:

@@ -84,7 +84,7 @@ def expression_in(answer: str) -> str | None:
     if text and not _is_sentence(text) and not _is_prose(text) and len(text) <= MAX_LENGTH:
         return text
     line = last_line(text)
-    if FINISHED.search(line) is None:  # cut off: its last formula is a step on the way
+    if _is_cut_off(line):  # its last formula is a step on the way
         return None
     segments = _segments(line)
     if segments:
@@ -99,6 +99,12 @@ def _segments(text: str) -> list[str]:
     for match in SEGMENT.finditer(text):
         found.append(next(group for group in match.groups() if group is not None))
     return found
+
+
+def _is_cut_off(line: str) -> bool:
+    """Whether a line ends before its sentence or its formula does."""
+    is_open = line.count("(") > line.count(")") or line.count(r"\[") > line.count(r"\]")
+    return is_open or line.count("$") % 2 == 1 or FINISHED.search(line) is None
 
 
 def _is_sentence(text: str) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -134,19 +135,39 @@ def evaluate_metric(name: str) -> PairMetric:
     return PairMetric(score)
 
 
+def imported_metric(module: str, name: str) -> Metric:
+    """A metric of a user's own. Its code runs here, so no data file may have named it
+    (questions.py).
+
+    Raises MetricError for what is not made, or cannot be asked, as a metric is.
+    """
+    try:
+        factory = getattr(importlib.import_module(module), name)
+        if not inspect.isclass(factory):
+            raise TypeError(f"{name} is no class")
+        metric = factory()
+        inspect.signature(metric.compute).bind(predictions=[], references=[])
+    except Exception as error:  # whatever the code of others raises
+        raise MetricError(
+            f"metric {module}:{name}: {error}. It must be a class, made without arguments, with"
+            " compute(predictions=, references=)"
+        ) from error
+    return metric
+
+
 METRICS: dict[str, Callable[[], Metric]] = {
     "exact_match": lambda: PairMetric(exact_match),
     "short_answer": lambda: PairMetric(short_answer, read_short_answer),
     "numeric_match": lambda: PairMetric(numeric_match, read_number, same_number),
     "math": lambda: PairMetric(math_match, read_expression, same_expression),
     "multiple_choice": lambda: PairMetric(multiple_choice, choice_in),
-    "code": lambda: PairMetric(same_program, program_in),
     "rouge_1": lambda: rouge("rouge1"),
     "rouge_2": lambda: rouge("rouge2"),
     "rouge_l": lambda: rouge("rougeL"),
     "bertscore": lambda: text_metric("bertscore"),
     "bartscore": lambda: text_metric("bartscore"),
     "bleurt": lambda: text_metric("bleurt"),
+    "code": lambda: PairMetric(same_program, program_in),
 }
 
 
@@ -167,14 +188,8 @@ def get_metric(name: str) -> Metric:
         return text_metric("bertscore", model, int(layers))
     if kind in ("bartscore", "bleurt") and rest:
         return text_metric(kind, rest)
-    if rest:
-        try:
-            return getattr(importlib.import_module(kind), rest)()
-        except (ImportError, AttributeError, TypeError) as error:
-            raise MetricError(
-                f"metric {name!r}: {error}. It must be a class, made without arguments, with"
-                " compute(predictions=, references=)"
-            ) from error
+    if kind and rest:
+        return imported_metric(kind, rest)
     known = [
         *METRICS,
         RECORDED,

@@ -412,7 +412,10 @@ def read_results(path: Path) -> dict[str, Any]:
         raise ReportError(
             f"{path}: no results here; evaluate the run first: python test_ppo_multi.py --run RUN"
         )
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ReportError(f"{path}: cannot be read ({error}); evaluate the run again") from error
     _check(text, str(path))
     return json.loads(text)
 

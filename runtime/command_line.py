@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import shlex
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,22 +21,11 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from config import EXPERT_KINDS, Config, DataConfig, Section
+from config import EXPERT_KINDS, SPLITS, Config, Section
 from runtime.errors import ConfigError, DERError
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML takes the last of two equal keys without a word; this one refuses them."""
-
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
-        node, seen = super().compose_mapping_node(anchor), set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                raise yaml.composer.ComposerError(
-                    None, None, f"{key.value!r} is set twice", key.start_mark
-                )
-            seen.add(key.value)
-        return node
+from runtime.files import shown
+from runtime.signals import INTERRUPTED, TERMINATED, WORDS, Terminated, end, watch_signals
+from runtime.yaml_reader import parse_yaml
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -41,9 +33,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{path}: no such configuration file")
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    data = parse_yaml(text, str(path))
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -104,10 +97,8 @@ def overrides_from(arguments: list[str]) -> dict[str, Any]:
             target = target.setdefault(parent, {})
             if not isinstance(target, dict):
                 raise ConfigError(f"--{key}: {parent} was given a value of its own before")
-        try:
-            target.update(merge(target, {leaf: yaml.load(value, _Loader) if value else ""}))
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--{key} {value}: not a YAML value ({error})") from error
+        given = parse_yaml(value, f"--{key} {value}") if value else ""
+        target.update(merge(target, {leaf: given}))
     return out
 
 
@@ -204,7 +195,7 @@ def _explain(error: ValidationError, origin: str, options: dict[str, Any]) -> st
             lines.append(f"{field}: missing")
         elif problem["type"] == "model_type":
             lines.append(
-                f"{field} = {problem['input']!r}: a section of settings; set"
+                f"{field} = {shown(problem['input'])}: a section of settings; set"
                 f" {', '.join(f'{field}.{name}' for name in _section(problem['loc']).model_fields)}"
             )
         elif problem["type"] == "value_error" and isinstance(
@@ -216,9 +207,8 @@ def _explain(error: ValidationError, origin: str, options: dict[str, Any]) -> st
                 f" {problem['msg'].removeprefix('Value error, ')}"
             )
         else:
-            lines.append(
-                f"{field} = {problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}"
-            )
+            said = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"{field} = {shown(problem['input'])}: {said}")
     return "\n".join([f"{origin}: {len(lines)} problem(s)", *(f"  {line}" for line in lines)])
 
 
@@ -243,10 +233,10 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
         (f"{path} and the command line" if options else str(path)),
     )
     config = validate(merge(Config().model_dump(mode="json"), given), origin, options)
-    named = [split for split in DataConfig.model_fields if _is_in(given, ("data", split, "path"))]
+    named = [split for split in SPLITS if _is_in(given, ("data", split, "path"))]
     if missing := [
         f"data.{split}.path"
-        for split in DataConfig.model_fields
+        for split in SPLITS
         if named not in ([], ["test"]) and split not in named
     ]:
         raise ConfigError(
@@ -262,15 +252,38 @@ def dump_config(config: Config) -> str:
 
 
 def run_command(main: Callable[[list[str]], Any]) -> None:
-    """Run a script's main on the command line; an error that a user can mend ends it with its
-    message alone.
+    """Run a script's main on the command line and end the process as its user should see it.
+
+    An error that a user can mend is one line. A defect of ours is one line, too, and a traceback in
+    a file that the line names.
     """
+    watch_signals()
     try:
         main(sys.argv[1:])
     except DERError as error:
-        sys.exit(f"error: {error}")
+        end(1, f"error: {error}")
+    except OSError as error:
+        if error.filename is None:
+            end(1, f"error: {error.strerror or error}")
+        end(1, f"error: {error.filename}: {error.strerror}")
+    except MemoryError as error:
+        end(1, f"error: not enough memory ({error}); smaller sizes or batches need less")
     except KeyboardInterrupt:
-        sys.exit(
-            "interrupted; what was generated is stored; --resume continues a training from its last"
-            " checkpoint"
-        )
+        end(INTERRUPTED, WORDS[INTERRUPTED])
+    except Terminated as error:
+        end(TERMINATED, str(error))
+    except Exception as error:
+        end(1, _defect(error))
+
+
+def _defect(error: Exception) -> str:
+    """What to say of an error that should not have come about."""
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="der-error-", suffix=".txt", delete=False, errors="backslashreplace"
+    ) as file:
+        file.write(f"{shlex.join(sys.argv)}\n{traceback.format_exc()}")
+    first_line = str(error).partition("\n")[0][:200]
+    return (
+        f"error: a defect of DER, not of yours ({type(error).__name__}: {first_line}); please"
+        f" report it with {file.name}"
+    )

@@ -61,18 +61,24 @@ def seed_everything(seed: int) -> None:
 
 
 def random_state() -> dict[str, Any]:
+    """The state of the random generators in lists, numbers and tensors."""
+    version, numbers, gauss = random.getstate()
+    kind, key, *rest = np.random.get_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
+        "python": [version, list(numbers), gauss],
+        "numpy": [kind, key.tolist(), *rest],
         "torch": torch.get_rng_state(),
         "cuda": cuda,
     }
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
+    """Put the random generators where `random_state` found them."""
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    kind, key, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(key, dtype=np.uint32), *rest))
     torch.set_rng_state(state["torch"])
     if state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -21,12 +19,26 @@ import torch
 from safetensors import SafetensorError
 
 from config import Config
+from runtime.checkpoint import read_checkpoint, read_epoch, write_checkpoint, write_epoch
 from runtime.command_line import dump_config, load_config
 from runtime.errors import ConfigError, RunError
-from runtime.files import write_atomically
+from runtime.files import (
+    parse_json,
+    read_json,
+    read_lines,
+    refuse_links,
+    shown,
+    write_atomically,
+)
 from runtime.machine import library_versions
 
 LEARNED = ("name", "seed", "agent", "ppo", "train", "terminator")  # what training has settled
+SHAPING = ("seed", "env", "reward", "agent", "ppo", "train", "terminator")  # what is learned
+NOT_SHAPING = ("train.max_expert_calls", "agent.encoder", "agent.revision")  # weights are compared
+REMEDIES = {
+    "last": "Copy best.pt over it to go on from the best epoch, or train a new run",
+    "best": "Remove it to go on from last.pt; agent/ is then written at the next best epoch",
+}  # for a checkpoint that is damaged
 BESIDE = (
     "name",
     "seed",
@@ -86,15 +98,6 @@ def differing_settings(one: Config, other: Config) -> list[str]:
     store and what only limits or evaluates.
     """
 
-    def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-        if isinstance(value, dict):
-            return {
-                key: leaf
-                for name, part in value.items()
-                for key, leaf in flat(part, f"{prefix}.{name}".lstrip(".")).items()
-            }
-        return {prefix: value}
-
     a, b = flat(one.model_dump(mode="json")), flat(other.model_dump(mode="json"))
     return sorted(
         key
@@ -103,10 +106,49 @@ def differing_settings(one: Config, other: Config) -> list[str]:
     )
 
 
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted names."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    out: dict[str, Any] = {}
+    for name, part in value.items():
+        out |= flat(part, f"{prefix}.{name}".lstrip("."))
+    return out
+
+
+def shaping_settings(config: Config) -> dict[str, Any]:
+    """Dotted names and values of the settings that shape what a training learns."""
+    settings = flat(config.model_dump(mode="json", include=set(SHAPING)))
+    return {name: value for name, value in settings.items() if name not in NOT_SHAPING}
+
+
 def num_epochs(path: Path) -> int:
     """Epochs that a run has finished and kept: those of its last checkpoint."""
-    last = path / "checkpoints" / "last.pt"
-    return torch.load(last, map_location="cpu", weights_only=False)["epoch"] if last.exists() else 0
+    return read_epoch(path / "checkpoints")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl, without a half line at its end, as a killed run leaves it.
+
+    Raises RunError naming file and line for any other damage.
+    """
+    if not path.exists():
+        return []
+    records = []
+    for line in read_lines(path, RunError):
+        try:
+            record = parse_json(line.data, line.place, RunError)
+        except RunError as error:
+            if not line.data.endswith(b"\n"):
+                break
+            raise RunError(f"{error}; it is a log only: remove the line") from error
+        if not isinstance(record, dict):
+            raise RunError(f"{line.place}: no object; it is a log only: remove the line")
+        for name in ("epoch", "update"):
+            if not isinstance(record.get(name), int):
+                raise RunError(f"{line.place}: no {name} in it; it is a log only: remove the line")
+        records.append(record)
+    return records
 
 
 def run_name(config: Config, config_path: Path) -> str:
@@ -123,6 +165,7 @@ class RunFolder:
                 f"{path} already holds a run: continue it with --resume {path}, or choose another"
                 " --name"
             )
+        refuse_links(path, RunError)
         (path / "checkpoints").mkdir(parents=True, exist_ok=True)
         self._lock = (path / ".lock").open("w")
         try:
@@ -160,43 +203,37 @@ class RunFolder:
             write_atomically(path, json.dumps({"generated": generated}).encode())
 
     def expert_calls(self) -> int:
-        """Answers this run has generated so far."""
+        """Answers this run has generated so far. Raises RunError for a file that does not say."""
         path = self.path / "expert_calls.json"
-        return json.loads(path.read_text())["generated"] if path.exists() else 0
+        if not path.exists():
+            return 0
+        remedy = "remove it to count from 0, metrics.jsonl says how many there were"
+        try:
+            generated = read_json(path, RunError).get("generated")
+        except RunError as error:
+            raise RunError(f"{error}; {remedy}") from error
+        if type(generated) is not int or generated < 0:
+            raise RunError(f"{path}: generated = {shown(generated)} is no number; {remedy}")
+        return generated
 
-    def cut_metrics(self, epoch: int) -> None:
-        """Forget what a killed run logged after its last checkpoint."""
+    def cut_metrics(self, epoch: int, update: int) -> None:
+        """Forget what a killed run logged after its last checkpoint.
+
+        The updates of an epoch that was saved half-way stay, too.
+        """
         path = self.path / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
         kept = []
-        for line in lines:
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:  # the line being written when the process was killed
-                break
-            if record["epoch"] <= epoch:
-                kept.append(line)
-        write_atomically(path, "".join(line + "\n" for line in kept).encode())
+        for record in read_metrics(path):
+            is_saved_update = record["update"] <= update and "eval/return" not in record
+            if record["epoch"] <= epoch or is_saved_update:
+                kept.append(json.dumps(record) + "\n")
+        write_atomically(path, "".join(kept).encode())
 
     def save_checkpoint(self, state: dict[str, Any], *, is_best: bool) -> None:
-        """Write last.pt, and best.pt as a copy; last.pt is replaced at the very end, so that a
-        crash at any moment can be resumed.
-        """
-        last, best = self.path / "checkpoints" / "last.pt", self.path / "checkpoints" / "best.pt"
-        partial, partial_best = last.with_suffix(".partial"), best.with_suffix(".partial")
-        with self.saving(last):
-            try:
-                with partial.open("wb") as file:
-                    torch.save(state, file)
-                    file.flush()
-                    os.fsync(file.fileno())
-                if is_best:
-                    shutil.copyfile(partial, partial_best)
-                    partial_best.replace(best)
-                partial.replace(last)
-            finally:
-                partial.unlink(missing_ok=True)
-                partial_best.unlink(missing_ok=True)
+        """Write last.pt, and best.pt as a copy, as checkpoint.py does."""
+        folder = self.path / "checkpoints"
+        with self.saving(folder / "last.pt"):
+            write_checkpoint(folder, state, is_best=is_best)
 
     @contextmanager
     def saving(self, what: Path) -> Iterator[None]:
@@ -213,12 +250,18 @@ class RunFolder:
         """Release the lock."""
         self._lock.close()
 
-    def load_checkpoint(self) -> dict[str, Any] | None:
-        """The state of last.pt; None before the first."""
-        path = self.path / "checkpoints" / "last.pt"
-        # Not weights_only: the random states of numpy and Python are in it. It is the user's own
-        # file, never a download.
-        return torch.load(path, map_location="cpu", weights_only=False) if path.exists() else None
+    def load_checkpoint(self, name: str) -> dict[str, Any] | None:
+        """The state of last.pt or best.pt; None before the first.
+
+        Raises RunError as `read_checkpoint`.
+        """
+        path = self.path / "checkpoints" / f"{name}.pt"
+        if not path.exists():
+            return None
+        state = read_checkpoint(path, REMEDIES[name])
+        if name == "last":
+            write_epoch(path.parent, state["epoch"])
+        return state
 
 
 def _git_commit() -> str | None:

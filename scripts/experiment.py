@@ -17,7 +17,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from report.trade_off import trade_off
 from runtime.command_line import load_config, parse, run_command, validate
 from runtime.errors import ConfigError
 from runtime.files import write_atomically
-from runtime.run_folder import num_epochs
+from runtime.run_folder import num_epochs, read_metrics
 
 
 def train(config_path: Path, name: str, seed: int, overrides: Sequence[str]) -> Path:
@@ -95,12 +96,25 @@ def evaluate(runs: Sequence[Path], out: Path, overrides: Sequence[str]) -> dict[
     return read_results(out / "report" / "results.json")
 
 
+@contextmanager
+def ended_with_us(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Tell the process to end where this one is told to."""
+    try:
+        yield
+    except BaseException:
+        process.terminate()
+        raise
+
+
 def _python(script: str, *arguments: str) -> None:
     print(f"\n$ python {script} {' '.join(arguments)}", flush=True)
     said = ""
-    with subprocess.Popen(
-        [sys.executable, str(ROOT / script), *arguments], stderr=subprocess.PIPE
-    ) as process:
+    with (
+        subprocess.Popen(
+            [sys.executable, str(ROOT / script), *arguments], stderr=subprocess.PIPE
+        ) as process,
+        ended_with_us(process),
+    ):
         while chunk := process.stderr.read1().decode(
             errors="replace"
         ):  # shown at once, progress bars too; the end is kept for the message
@@ -133,6 +147,11 @@ def parse_sweep(text: str) -> tuple[str, list[str]]:
     ]  # as written: they name the runs
 
 
+def one_part(value: str) -> str:
+    """A value as a part of a path: what would begin a folder of its own is replaced."""
+    return value.replace("/", "_").replace("\\", "_")
+
+
 def sweep(
     config_path: Path,
     name: str,
@@ -149,8 +168,9 @@ def sweep(
     reports = {}
     for value in values:
         of_value = [*overrides, f"--{key}", value]
-        runs = [train(config_path, f"{name}-{value}", seed, of_value) for seed in seeds]
-        reports[value] = evaluate(runs, Path("runs") / name / value, of_value)
+        part = one_part(value)
+        runs = [train(config_path, f"{name}-{part}", seed, of_value) for seed in seeds]
+        reports[value] = evaluate(runs, Path("runs") / name / part, of_value)
     own = load_config(config_path, list(overrides))
     base = next(
         (
@@ -162,7 +182,7 @@ def sweep(
     )
     results, folder = reports[base], Path("runs") / name
     config = validate(results["evaluation"]["config"], f"{folder / base}")
-    routes = {value: read_records(folder / value / "routes.jsonl") for value in values}
+    routes = {value: read_records(folder / one_part(value) / "routes.jsonl") for value in values}
     points = [point for point in results["tradeoff"]["points"] if point["kind"] != "der"] + family(
         routes, config.reward
     )
@@ -173,15 +193,10 @@ def sweep(
     )
     (folder / "report").mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "report" / "results.json", to_json(results))
-    curves = {
-        seed: [
-            json.loads(line)
-            for line in (
-                (Path("runs") / f"{name}-{base}-s{seed}" / "metrics.jsonl").read_text().splitlines()
-            )
-        ]
-        for seed in seeds
-    }
+    curves = {}
+    for seed in seeds:
+        run = Path("runs") / f"{name}-{one_part(base)}-s{seed}"
+        curves[seed] = read_metrics(run / "metrics.jsonl")
     write_report_files(folder / "report", results, routes[base], curves)
     show(results["tradeoff"])
     print(f"Report: {folder / 'report' / 'report.html'}")
@@ -243,7 +258,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--sweep", metavar="KEY=V1,V2", help="a setting to vary")
     options, overrides = parse(parser, arguments)
     seeds = parse_seeds(options.seeds)
-    load_config(options.config, overrides)  # a typo is refused before anything is trained
+    # A typo, in the name too, is refused before anything is trained.
+    load_config(options.config, [*overrides, f"--name={json.dumps(options.name)}"])
     if options.sweep:
         sweep(options.config, options.name, seeds, *parse_sweep(options.sweep), overrides)
     else:

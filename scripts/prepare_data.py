@@ -38,7 +38,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from questions import text_key
 from runtime.command_line import run_command
 from runtime.errors import DataError
-from scripts.support import prepare_answers
 from scripts.support.data_sources import (
     MULTIDOMAIN,
     MULTIDOMAIN_SIZES,
@@ -47,7 +46,7 @@ from scripts.support.data_sources import (
     Row,
     Source,
 )
-from scripts.support.prepare_answers import ANSWER_NAMES
+from scripts.support.prepare_answers import ANSWER_NAMES, prepare
 
 NAMES = (*SOURCES, "multidomain")
 KNOWN = (*NAMES, *ANSWER_NAMES)
@@ -98,7 +97,7 @@ def without_a_hub(name: str) -> str:
     )
 
 
-def resolve_commit(hub_id: str, revision: str | None, advice: str) -> str:
+def resolve_commit(hub_id: str, revision: str | None, advice: str) -> str | None:
     """The commit that a revision (none: main) of a hub data set stands for.
 
     Raises DataError, within HUB_TIMEOUT_S, when the hub has no such thing or does not answer;
@@ -219,8 +218,10 @@ def draw(
         )
 
 
-def record(opened: Opened, split: str, question: dict[str, Any], row: Row) -> dict[str, Any]:
-    """A row of recorded.jsonl."""
+def record(opened: Opened, split: str, question: Row, row: Row) -> Row | None:
+    """A row of recorded.jsonl; None where the source holds no answers."""
+    if opened.source.recorded is None:
+        return None
     answers, scores = opened.source.recorded(row)
     meta = {
         "split": split,
@@ -255,40 +256,57 @@ def write_splits(
     `limits` is the most questions that each source gives to a split. Raises DataError when a split
     stays empty.
     """
-    left_out, answers_of, tasks, taken = Counter(repeats=0, unusable=0), Counter(), {}, set()
+    left_out = Counter(repeats=0, unusable=0)
+    answers_of: Counter[str] = Counter()
+    taken: set[str] = set()
+    tasks: dict[str, dict[str, int]] = {}
+    has_recorded = any(opened.source.recorded for opened in sources)
     with contextlib.ExitStack() as stack:
-        if has_recorded := any(opened.source.recorded for opened in sources):
+        recorded_file = None
+        if has_recorded:
             recorded_file = stack.enter_context(open_jsonl(out / "recorded.jsonl"))
         for split in SPLITS:
             questions = []
             for opened in sources:
+                limit = limits[split]
                 for question, row in draw(
-                    opened, split, limit=limits[split], seed=seed, taken=taken, left_out=left_out
+                    opened, split, limit=limit, seed=seed, taken=taken, left_out=left_out
                 ):
-                    questions.append(
-                        question if len(sources) == 1 else question | {"task": opened.name}
-                    )
-                    if opened.source.recorded:
-                        line = record(opened, split, question, row)
+                    questions.append(question)
+                    line = record(opened, split, question, row)
+                    if line is not None and recorded_file is not None:
                         answers_of.update(line["answers"].keys())
                         write_line(recorded_file, line)
-            if not questions:
-                raise DataError(
-                    f"{split}: no usable question in"
-                    f" {', '.join(opened.place for opened in sources)}"
-                )
-            if len(sources) > 1:
-                np.random.default_rng([seed, zlib.crc32(split.encode())]).shuffle(questions)
-            tasks[split] = dict(sorted(Counter(question["task"] for question in questions).items()))
-            with open_jsonl(out / f"{split}.jsonl") as file:
-                for question in questions:
-                    write_line(file, question)
-    counts = {
+            tasks[split] = write_questions(sources, out, split, questions, seed)
+    counts: dict[str, Any] = {
         "questions": {split: sum(tasks[split].values()) for split in SPLITS},
         "left_out": dict(left_out),
         "tasks": tasks,
     }
-    return counts | ({"recorded_answers": dict(sorted(answers_of.items()))} if has_recorded else {})
+    if has_recorded:
+        counts["recorded_answers"] = dict(sorted(answers_of.items()))
+    return counts
+
+
+def write_questions(
+    sources: Sequence[Opened], out: Path, split: str, questions: list[Row], seed: int
+) -> dict[str, int]:
+    """Write a split, those of several sources shuffled together. Returns the questions of each
+    task.
+
+    Raises DataError when there are none.
+    """
+    if not questions:
+        places = ", ".join(opened.place for opened in sources)
+        raise DataError(f"{split}: no usable question in {places}")
+    if len(sources) > 1:
+        for question in questions:
+            question["task"] = question["id"].partition("-")[0]  # the source's name
+        np.random.default_rng([seed, zlib.crc32(split.encode())]).shuffle(questions)
+    with open_jsonl(out / f"{split}.jsonl") as file:
+        for question in questions:
+            write_line(file, question)
+    return dict(sorted(Counter(question["task"] for question in questions).items()))
 
 
 def write_provenance(
@@ -358,10 +376,35 @@ def open_sources(name: str, place: str | None, revision: str | None) -> list[Ope
     ]
 
 
-def main(arguments: list[str]) -> None:
-    if arguments and arguments[0] in ANSWER_NAMES:
-        prepare_answers.main(arguments)
-        return
+def parse_answers(arguments: list[str]) -> argparse.Namespace:
+    """The options of a set of recorded answers."""
+    parser = argparse.ArgumentParser(prog="prepare_data.py", allow_abbrev=False)
+    parser.add_argument("name", choices=ANSWER_NAMES)
+    parser.add_argument("--source", type=Path, help="folder of a copy, or of your files")
+    parser.add_argument("--out", type=Path, help="default: data/NAME")
+    parser.add_argument("--revision", help="commit to fetch, or of which --source is a copy")
+    parser.add_argument("--limit", type=int, help="questions of each split at most")
+    parser.add_argument(
+        "--missing",
+        choices=("refuse", "drop"),
+        default="refuse",
+        help="drop: leave a question out that some model did not answer",
+    )
+    parser.add_argument(
+        "--leave_out", type=Path, help="file of questions to leave out: SHA-256, 16 digits a line"
+    )
+    parser.add_argument("--agreement", help="metric that decides which answers agree")
+    parser.add_argument("--question", default="question", help="lm_eval: field of doc that asks")
+    parser.add_argument("--score", help="your files: the score to take where there are several")
+    parser.add_argument("--filter", help="lm_eval: the filter to take where there are several")
+    options = parser.parse_args(arguments)
+    if options.limit is not None and options.limit < 1:
+        parser.error("--limit: at least 1")
+    return options
+
+
+def parse_questions(arguments: list[str]) -> argparse.Namespace:
+    """The options of a question set."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -389,17 +432,28 @@ def main(arguments: list[str]) -> None:
         parser.error("--limit: at least 1")
     if options.seed < 0:
         parser.error("--seed: at least 0")
+    return options
+
+
+def prepare_questions(options: argparse.Namespace) -> None:
+    """Write a question set, and say what is in it."""
     out = options.out or Path("data") / options.name
     sources = open_sources(options.name, options.source, options.revision)
-    sizes = MULTIDOMAIN_SIZES if options.name == "multidomain" else dict.fromkeys(SPLITS)
-    limits = {
-        split: min((n for n in (size, options.limit) if n is not None), default=None)
-        for split, size in sizes.items()
-    }
+    limits: dict[str, int | None] = {}
+    for split in SPLITS:
+        sizes = [options.limit]
+        if options.name == "multidomain":
+            sizes.append(MULTIDOMAIN_SIZES[split])
+        limits[split] = min((size for size in sizes if size is not None), default=None)
     out.mkdir(parents=True, exist_ok=True)
     (out / "provenance.json").unlink(missing_ok=True)
     counts = write_splits(sources, out, limits=limits, seed=options.seed)
     write_provenance(sources, out, counts, limit=options.limit, seed=options.seed)
+    describe(out, counts)
+
+
+def describe(out: Path, counts: dict[str, Any]) -> None:
+    """Print what was written."""
     written = ", ".join(f"{counts['questions'][split]} {split}" for split in reversed(SPLITS))
     print(
         f"{out}: {written}; left out: {counts['left_out']['repeats']} repeats,"
@@ -413,6 +467,13 @@ def main(arguments: list[str]) -> None:
             f"{out / 'recorded.jsonl'}: {sum(counts['questions'].values())} questions; answers:"
             f" {answers}"
         )
+
+
+def main(arguments: list[str]) -> None:
+    if arguments and arguments[0] in ANSWER_NAMES:
+        prepare(parse_answers(arguments))
+    else:
+        prepare_questions(parse_questions(arguments))
 
 
 if __name__ == "__main__":

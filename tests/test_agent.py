@@ -18,11 +18,13 @@ from tianshou.utils.torch_utils import policy_within_training_step
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
-from agent import Agent, build_agent, load_agent, save_agent
+from agent import build_agent, load_agent, save_agent
 from config import AgentConfig, EnvConfig, PPOConfig, RewardConfig
-from der_env import DEREnv, DERVectorEnv, Episode, OracleJudge, encode_states
+from der_env import DEREnv, Episode, OracleJudge, encode_states
 from questions import Question
 from runtime.errors import AgentError
+from text_agent import Agent
+from training.vector_env import DERVectorEnv
 
 T_MAX = 3
 NUM_EXPERTS = 4
@@ -71,10 +73,7 @@ def scripted_envs(agent: Agent, make_pool: Callable, num_envs: int = 3) -> DERVe
     )
     reward = RewardConfig(kind="paper", alpha=0.01)
     return DERVectorEnv(
-        [
-            DEREnv(QUESTIONS, pool, judge, agent.state_tokenizer, env, reward)
-            for _ in range(num_envs)
-        ],
+        [DEREnv(QUESTIONS, pool, judge, agent.observer, env, reward) for _ in range(num_envs)],
         np.random.default_rng(0),
     )
 

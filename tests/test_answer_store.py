@@ -216,6 +216,32 @@ def test_rebuild_rescues_all_but_the_damaged_pages_rows(tmp_path, capsys, pages)
     assert f"e: {len(rescued)} answers" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("pages_short", [1, 40])
+def test_rebuild_rescues_what_a_store_that_was_cut_short_still_holds(tmp_path, pages_short):
+    path = tmp_path / "answers.sqlite"
+    rows = damaged_store(path, [])
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - pages_short * 4096)
+    store_script.main(["rebuild", str(path)])
+    store = AnswerStore(path)
+    rescued = store.get_many(row.key for row in rows)
+    store.close()
+    assert all(rescued[row.key] == row.answer for row in rows if row.key in rescued)
+    assert len(rescued) >= NUM_ROWS - 25 * pages_short  # about ten rows a page
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "answers.sqlite",
+        "answers.sqlite.damaged",
+    ]
+
+
+@pytest.mark.parametrize("damaged", ["a.sqlite", "b.sqlite"])
+def test_merge_blames_the_store_that_is_damaged(tmp_path, damaged):
+    for name in ("a.sqlite", "b.sqlite"):
+        damaged_store(tmp_path / name, [0.5] if name == damaged else [])
+    with pytest.raises(StoreError, match=rf"(?s)^[^ ]*{damaged}: .*rebuild [^ ]*{damaged}"):
+        store_script.main(["merge", str(tmp_path / "a.sqlite"), str(tmp_path / "b.sqlite")])
+
+
 def test_a_second_rebuild_keeps_the_first_damaged_file(tmp_path):
     path = tmp_path / "answers.sqlite"
     damaged_store(path, [0.5])

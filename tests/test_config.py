@@ -1,4 +1,5 @@
 import argparse
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ from runtime.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
 ONE_EXPERT = {"experts": [{"name": "a", "source": "some/model", "params_b": 1.0}]}
+LAUGHS = "x0: &a0 [1, 1, 1, 1]\n" + "".join(  # each line four times the one before
+    f"x{n}: &a{n} [*a{n - 1}, *a{n - 1}, *a{n - 1}, *a{n - 1}]\n" for n in range(1, 12)
+)
 
 
 @pytest.fixture
@@ -219,6 +223,75 @@ def test_a_malformed_file_is_named(tmp_path, content, message):
     path.write_text(content)
     with pytest.raises(ConfigError, match=rf"broken\.yaml: {message}"):
         load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("seed: !!int 'x'", "seed: 'x' is no int"),
+        ("seed: !!python/name:os.abort", "tag"),
+        ("reward: {alpha: !!binary aGk=}", "reward.alpha: the tag .*binary is not read"),
+        ("name: 2026-02-30", "name: '2026-02-30' is read as a date; put it in quotes"),
+        ("name: 2026-02-28", "name: '2026-02-28' is read as a date"),
+        ("seed: " + "9" * 5000, "seed: '99999.* is no int"),
+        ("seed: 0x" + "f" * 5000, "seed: '0xffff.* is too large"),
+        ("seed: " + "[" * 101 + "]" * 101, "seed.0.0.*nested more than 100 levels deep"),
+        ("[" * 20_000, "nested more than 100 levels deep"),
+        ("? [a]\n: b", "a key is no text"),
+        ("seed: &a [*a]", "aliases repeat more than 100000 values"),
+        (LAUGHS, "aliases repeat more than 100000 values"),
+        ('name: "a\\0b"', r"name = 'a\\x00b': holds a character that no path or text may have"),
+        ('name: "\\ud800"', "name = .*: holds a character that no path or text may have"),
+        ("1: x", "1 = .*Keys should be strings"),
+        ("pool: {1: x}", "pool.1 = .*Keys should be strings"),
+        ("pool: {experts: {0: x}}", "pool.experts = {0: 'x'}"),
+        ("seed: 4294967296", "seed = 4294967296: .*less than 4294967296"),
+        ("threads: 100000", "threads = 100000: this machine has"),
+        ("reward: {alpha: 1e308}", "reward.alpha = '?1e.?308'?: .*less than"),
+        ("reward: {cost_scale: 1e400}", "reward.cost_scale = .*: "),
+        ("reward: {beta: -1e300}", "reward.beta = .*: .*greater than"),
+        ("ppo: {lr: 1e39}", "ppo.lr = .*: .*less than"),
+        ("terminator: {lr: .inf}", "terminator.lr = inf"),
+    ],
+)
+def test_a_value_that_no_setting_could_take_is_refused_by_its_field(tmp_path, content, said):
+    path = tmp_path / "odd.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=rf"(?s)odd\.yaml: .*{said}"):
+        load_config(path)
+
+
+def test_the_command_line_is_read_as_strictly_as_a_file(load):
+    with pytest.raises(ConfigError, match=r"--seed !!int x: .*is no int"):
+        load("", "--seed", "!!int x")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        "../x",
+        "a/b",
+        "/tmp/x",
+        "a\\b",
+        " a",
+        "a\n",
+        "x" * 101,
+        "日" * 99,
+        "full_information",
+        "answers.sqlite",
+    ],
+)
+def test_a_name_that_is_no_folder_under_runs_is_refused(load, name):
+    with pytest.raises(ConfigError, match="--name = "):
+        load("", f"--name={json.dumps(name)}")
+
+
+@pytest.mark.parametrize("name", ["x" * 100, "toy-agent.hidden_sizes=[16, 16]-s0", "日本語"])
+def test_a_name_may_be_any_one_part_of_a_path(load, name):
+    assert load("", f"--name={json.dumps(name)}").name == name
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -189,13 +189,17 @@ COMMANDS = [
 
 
 def own_options(script: Path) -> set[str]:
-    """The options that a script's parser knows, read from its source."""
+    """The options that a script and the modules of scripts/support it imports know."""
     found = {"--help"}
     for node in ast.walk(ast.parse(read(script))):
         if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument":
             for argument in node.args:
-                if isinstance(argument, ast.Constant) and str(argument.value).startswith("--"):
-                    found.add(argument.value)
+                if isinstance(argument, ast.Constant):
+                    found.add(str(argument.value))
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("scripts.support"):
+            for name in [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]:
+                module = ROOT / f"{str(name).replace('.', '/')}.py"
+                found |= own_options(module) if module.is_file() else set()
     return found
 
 

@@ -17,11 +17,12 @@ from transformers import AutoTokenizer
 
 from agent import build_agent
 from config import AgentConfig, EnvConfig, RewardConfig
-from der_env import STOP_REASONS, DEREnv, DERVectorEnv, OracleJudge
+from der_env import STOP_REASONS, DEREnv, OracleJudge, TextObserver
 from experts import ExpertPool, Request
 from prompts import StateTokenizer
 from questions import Question
 from runtime.errors import ReferenceSealedError
+from training.vector_env import DERVectorEnv
 
 QUESTIONS = [
     Question(f"q{i}", f"question {letter}", _reference=letter)
@@ -78,7 +79,7 @@ def make_env(make_pool: Callable, state_tokenizer: StateTokenizer) -> Callable[.
             questions,
             pool,
             OracleJudge(questions, env.p0, pool.names),
-            state_tokenizer,
+            TextObserver(state_tokenizer),
             env,
             reward,
             **options,
@@ -126,7 +127,7 @@ def test_gym_make_builds_a_checked_environment(
             questions=QUESTIONS,
             pool=pool,
             judge=judge,
-            state_tokenizer=state_tokenizer,
+            observer=TextObserver(state_tokenizer),
             env=NEVER_RIGHT,
             reward=FREE,
         )
@@ -231,9 +232,7 @@ def test_an_environment_holds_no_references_and_a_judge_cannot_get_at_them(
     make_env: Callable,
 ) -> None:
     class CheatingJudge:
-        def judge(
-            self, episodes: Sequence, expert_idxs: Sequence[int], answers: Sequence[str]
-        ) -> list:
+        def judge(self, episodes: Sequence) -> list:
             return [episode.question.reference for episode in episodes]
 
     env = make_env([echo])

@@ -377,6 +377,20 @@ def test_what_does_not_fit_is_said(workplace):
     assert "TOO MUCH" not in text  # nobody knows that device's memory
 
 
+def test_a_dry_run_imports_nothing_that_a_row_names(workplace, monkeypatch):
+    monkeypatch.syspath_prepend(str(workplace))
+    (workplace / "planted.py").write_text("open('ran', 'w')\nclass Metric: pass\n")
+    row = {"id": "x", "text": "why?", "reference": "1", "metric": "planted:Metric"}
+    (workplace / "test.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(ConfigError, match=r"test\.jsonl:1: metric 'planted:Metric' is code"):
+        make_plan(_config([_hf("e")], data=DATA))
+    assert not Path("ran").exists()
+    listed = DATA | {"metrics": ["planted:Metric"]}  # the configuration's own: looked at
+    with pytest.raises(ConfigError, match="has no attribute 'compute'"):
+        make_plan(_config([_hf("e")], data=listed))
+    assert Path("ran").exists()
+
+
 def test_every_set_that_can_be_prepared_has_its_size_and_metrics():
     assert set(PREPARED) == set(prepare_data.NAMES)
     metrics = {name: {source.metric} for name, source in SOURCES.items()} | {

@@ -115,14 +115,17 @@ def test_few_shot_texts_may_hold_line_separators_and_must_be_texts(tmp_path):
         json.dumps(good, ensure_ascii=False) + "\r\n", encoding="utf-8"
     )  # str.splitlines would cut here
     assert read_few_shot(path) == (FewShot(**good),)
-    for line in (good | {"question": 1}, good | {"previous_answer": None}, [1, 2, 3]):
+    shape = r"expected \{question, previous_answer, answer\}"
+    for line, said in (
+        (good | {"question": 1}, shape),
+        (good | {"previous_answer": None}, shape),
+        ([1, 2, 3], "expected an object, found list"),
+    ):
         path.write_text(json.dumps(line) + "\n")
-        with pytest.raises(
-            PromptError, match=r"shots\.jsonl:1: expected \{question, previous_answer, answer\}"
-        ):
+        with pytest.raises(PromptError, match=rf"shots\.jsonl:1: {said}"):
             read_few_shot(path)
     path.write_bytes('{"question": "Où?"}\n'.encode("latin-1"))
-    with pytest.raises(PromptError, match=r"shots\.jsonl: not UTF-8 text"):
+    with pytest.raises(PromptError, match=r"shots\.jsonl:1: not UTF-8 text"):
         read_few_shot(path)
 
 

@@ -1,4 +1,5 @@
 import json
+import time
 
 import numpy as np
 import pytest
@@ -123,6 +124,61 @@ def test_fields_are_mapped_into_nested_objects_and_defaults_fill_the_rest(tmp_pa
     first, second = read_questions(source)
     assert first == Question("7", "Why?", "trivia", "numeric_match", "42")
     assert second == Question("8", "Who?", "trivia", "rouge_l", ["x", "y"])
+
+
+@pytest.mark.parametrize("metric", ["os:abort", "builtins:exit", ":x", "evaluate:./mine.py"])
+def test_code_that_a_row_names_is_refused_by_file_and_line(tmp_path, metric):
+    source = write_jsonl(tmp_path / "q.jsonl", [row("a"), row("b", metric=metric)])
+    with pytest.raises(DataError, match=rf"q\.jsonl:2: metric '{metric}' is code.*data\.metrics"):
+        read_questions(source)
+    assert len(read_questions(source, need_reference=False)) == 2  # nothing will be scored
+
+
+def test_a_row_may_name_the_code_that_the_configuration_lists(tmp_path):
+    sources = {}
+    for name in ("train", "validation", "test"):
+        rows = [row(name, metric="my_metrics:Share")]
+        sources[name] = write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    splits = load_splits(DataConfig(**sources, metrics=["my_metrics:Share"]))
+    assert splits.test[0].metric == "my_metrics:Share"
+    with pytest.raises(DataError, match=r"test\.jsonl:1: metric 'my_metrics:Share' is code"):
+        load_splits(DataConfig(**sources, metrics=["my_metrics:Other"]))
+    of_the_split = sources["test"].model_copy(update={"metric": "my_metrics:Share"})
+    assert read_questions(of_the_split)[0].metric == "my_metrics:Share"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"text": ' + "[" * 101 + "]" * 101 + "}", "nested more than 100 levels deep"),
+        ("[" * 100_000, "nested more than 100 levels deep"),
+        ('{"id": ' + "9" * 5000 + "}", "a number of more than 4,300 digits"),
+    ],
+)
+def test_json_that_no_computer_wants_to_read_is_named_by_file_and_line(tmp_path, line, said):
+    source = write_jsonl(tmp_path / "q.jsonl", [row("a"), line])
+    with pytest.raises(DataError, match=rf"q\.jsonl:2: {said}"):
+        read_questions(source)
+
+
+def test_bytes_that_are_no_text_are_named_by_file_and_line(tmp_path):
+    path = tmp_path / "q.jsonl"
+    path.write_bytes(b'{"text": "a", "reference": "b"}\n{"text": "\xff"}\n')
+    with pytest.raises(DataError, match=r"q\.jsonl:2: not UTF-8 text"):
+        read_questions(SourceConfig(path=str(path)))
+
+
+def test_ids_are_compared_in_linear_time(tmp_path):
+    rows = [row(f"{number}?", id=str(number)) for number in range(40_000)]
+    sources = {
+        "train": write_jsonl(tmp_path / "train.jsonl", [*rows, row("the last", id="39999")]),
+        "validation": write_jsonl(tmp_path / "validation.jsonl", [row("v")]),
+        "test": write_jsonl(tmp_path / "test.jsonl", [row("t")]),
+    }
+    began = time.perf_counter()
+    with pytest.raises(DataError, match=r"data\.train: id '39999' occurs twice"):
+        load_splits(DataConfig(**sources))
+    assert time.perf_counter() - began < 10  # counting each id in all of them took 60 s
 
 
 def test_limit_reads_no_further_than_asked(tmp_path):

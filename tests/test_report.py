@@ -307,7 +307,9 @@ def test_the_route_log_holds_what_was_sent_and_answered_and_can_be_read_back(
         and "another student: no" in record["steps"][1]["prompt"]
     )
     (tmp_path / "routes.jsonl").write_text(lines[0] + "\n{broken\n")
-    with pytest.raises(ReportError, match=r"routes\.jsonl:2: not a JSON line"):
+    with pytest.raises(
+        ReportError, match=r"routes\.jsonl:2: not valid JSON.*evaluate the run again"
+    ):
         read_records(tmp_path / "routes.jsonl")
     with pytest.raises(ReportError, match=r"evaluate the run first"):
         read_records(tmp_path / "none" / "routes.jsonl")

@@ -253,7 +253,7 @@ def test_an_unknown_metric_names_the_known_ones(name):
         MetricError,
         match=(
             f"unknown metric '{name}'; known: exact_match, short_answer, numeric_match,"
-            " math, multiple_choice, code, rouge_1, rouge_2, rouge_l, bertscore"
+            " math, multiple_choice, rouge_1, rouge_2, rouge_l, bertscore"
         ),
     ):
         get_metric(name)
@@ -264,6 +264,9 @@ def test_an_unknown_metric_names_the_known_ones(name):
     [
         ("no_such_package:Metric", "No module named 'no_such_package'"),
         ("json:Metric", "has no attribute 'Metric'"),
+        ("json:JSONDecoder", "has no attribute 'compute'"),
+        ("builtins:exit", "exit is no class"),
+        ("tempfile:TemporaryFile", "TemporaryFile is no class"),
         ("bertscore:model", "expected bertscore:MODEL:LAYERS"),
     ],
 )

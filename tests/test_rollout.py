@@ -86,13 +86,8 @@ def test_a_policy_that_looks_at_the_reference_is_stopped(make_pool: Callable) ->
 
 def test_a_judge_that_looks_at_the_reference_is_stopped(make_pool: Callable) -> None:
     class Cheat:
-        def judge(
-            self, episodes: Sequence[Episode], expert_idxs: Sequence[int], answers: Sequence[str]
-        ) -> list[Judgement]:
-            return [
-                Judgement(episode.question.reference == answer)
-                for episode, answer in zip(episodes, answers, strict=True)
-            ]
+        def judge(self, episodes: Sequence[Episode]) -> list[Judgement]:
+            return [Judgement(e.question.reference == e.answer) for e in episodes]
 
     with pytest.raises(ReferenceSealedError):
         play(QUESTIONS, Alternate(), make_pool([right_if_even, improve]), Cheat(), 2)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from agent import Agent, build_agent
+from agent import build_agent
 from backends.answer_store import Answer
 from config import AgentConfig, Config, RewardConfig, TerminatorConfig
 from der_env import Episode, Step, encode_states
@@ -28,6 +28,7 @@ from terminator import (
     save_terminator,
     terminator_figures,
 )
+from text_agent import Agent
 
 T_MAX = 3
 QUESTIONS = [
@@ -292,14 +293,9 @@ def test_the_judge_reads_the_state_that_the_agent_reads_next(
         1,
         2,
     ):  # the agent went on from the states after them, so the encoder has nothing to do
-        before, after = (
-            [Episode(r.episode.question, T_MAX, r.episode.steps[:n]) for r in routes]
-            for n in (calls - 1, calls)
-        )
+        after = [Episode(r.episode.question, T_MAX, r.episode.steps[:calls]) for r in routes]
         last = [episode.steps[-1] for episode in after]
-        found = judge.judge(
-            before, [step.expert_idx for step in last], [step.answer.text for step in last]
-        )
+        found = judge.judge(after)
         assert agent.encoder.num_rows == encoded
         expected = judge.terminator.probabilities(
             agent, encode_states(after, agent.state_tokenizer), [step.expert_idx for step in last]

@@ -35,7 +35,7 @@ from evaluation.runner import Evaluation
 from experts import build_pool
 from metrics.base import normalise
 from report.schema import read_results
-from runtime import run_folder
+from runtime import checkpoint, run_folder
 from runtime.command_line import load_config
 from runtime.errors import AgentError, BudgetError, ConfigError, RunError
 from scripts import ask, experiment
@@ -269,7 +269,7 @@ def test_a_run_folder_holds_what_it_promises(finished_run: Path, config_path: Pa
     records = read_metrics(finished_run)
     best = [r for r in records if r.get("eval/is_best")][-1]
     checkpoints = {
-        name: torch.load(finished_run / "checkpoints" / f"{name}.pt", weights_only=False)["epoch"]
+        name: torch.load(finished_run / "checkpoints" / f"{name}.pt", weights_only=True)["epoch"]
         for name in ("last", "best")
     }
     assert checkpoints == {"last": EPOCHS, "best": best["epoch"]}
@@ -288,7 +288,7 @@ def test_a_run_folder_holds_what_it_promises(finished_run: Path, config_path: Pa
     assert [expert["name"] for expert in about["pool"]] == list(NAMES)
     assert list((finished_run / "tb").glob("events.*"))
     agent = load_agent(finished_run / "agent", build_pool(config))
-    saved = torch.load(finished_run / "checkpoints" / "best.pt", weights_only=False)["algorithm"]
+    saved = torch.load(finished_run / "checkpoints" / "best.pt", weights_only=True)["algorithm"]
     assert all(
         torch.equal(tensor, saved[f"policy.actor.last.{name}"])
         for name, tensor in agent.actor.last.state_dict().items()
@@ -370,7 +370,7 @@ def test_a_killed_and_resumed_run_is_the_undisturbed_one_whatever_others_write_t
         run = workplace.folder / "runs" / "toy"
         assert (
             len(read_metrics(run)) == 7
-            and torch.load(run / "checkpoints" / "last.pt", weights_only=False)["epoch"] == 2
+            and torch.load(run / "checkpoints" / "last.pt", weights_only=True)["epoch"] == 2
         )
         with (run / "metrics.jsonl").open("a") as file:
             file.write('{"epoch": 3, "upd')  # a line that was being written
@@ -530,28 +530,28 @@ def test_a_full_disk_leaves_the_last_checkpoint_to_resume_from(
         copyfile(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_folder.torch, "save", full_save)
+        patch.setattr(checkpoint.torch, "save", full_save)
         patch.setattr(os, "replace", full_replace)
         patch.setattr(shutil, "copyfile", full_copy)
         message = workplace.fails(RunError, *workplace.arguments("toy"))
     run = workplace.folder / "runs" / "toy"
     assert "No space left" in message and "--resume" in message
     epoch = {
-        name: torch.load(run / "checkpoints" / f"{name}.pt", weights_only=False)["epoch"]
+        name: torch.load(run / "checkpoints" / f"{name}.pt", weights_only=True)["epoch"]
         for name in ("last", "best")
     }
     assert epoch["last"] == 1 or where == "copyfile"
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
         "best.pt",
+        "last.json",
         "last.pt",
     ]  # half a file is not left lying about
     workplace.resume(run)
     assert repeatable(run) == repeatable(finished_run)
     assert learned(run) == learned(finished_run)
-    finished = torch.load(finished_run / "checkpoints" / "best.pt", weights_only=False)
+    finished = torch.load(finished_run / "checkpoints" / "best.pt", weights_only=True)
     assert (
-        torch.load(run / "checkpoints" / "best.pt", weights_only=False)["epoch"]
-        == finished["epoch"]
+        torch.load(run / "checkpoints" / "best.pt", weights_only=True)["epoch"] == finished["epoch"]
     )
 
 
@@ -559,7 +559,7 @@ def test_a_full_disk_under_the_agent_folder_is_said_in_words_too(
     workplace: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("agent.save_file", disk_full)
+        patch.setattr("runtime.model_folder.save_file", disk_full)
         assert "No space left" in workplace.fails(
             RunError, *workplace.arguments("toy", "--train.epochs", "1")
         )
@@ -910,7 +910,7 @@ def test_a_full_evaluation_of_two_seeds_has_every_baseline_and_no_policy_beats_t
 
     # In other units, from the log alone: no pool is built.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("evaluation.build_pool", None)
+        patch.setattr("evaluation.runner.build_pool", None)
         path = test_ppo_multi.main(
             ["--run", str(finished_run), str(second), "--out", str(out), "--reprice", "tokens"]
         )

@@ -18,7 +18,6 @@ from tianshou.algorithm.modelfree.reinforce import DiscreteActorPolicy
 from tianshou.utils.net.common import ModuleWithVectorOutput
 from tianshou.utils.net.discrete import DiscreteActor, DiscreteCritic
 
-from agent import TwoRates
 from backends.answer_store import Answer
 from config import Config
 from encoder import StateEncoder
@@ -26,6 +25,7 @@ from evaluation.route_tree import grow
 from prompts import StateTokenizer
 from runtime.command_line import load_config
 from runtime.run_folder import RunFolder
+from text_agent import TwoRates
 from train_ppo_multi import Trainer
 
 INSTANT = Answer("no", prompt_tokens=20, completion_tokens=1, latency_s=0.0)

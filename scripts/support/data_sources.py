@@ -1,7 +1,7 @@
 """The public question sets that prepare_data.py knows: where each is, which of its splits serve as
 ours, and how a row becomes a question.
 
-Mappings are pure functions, row -> Mapped; data/README.md explains each choice. Revisions are
+Mappings are pure functions, row -> Mapped; docs/data.md explains each choice. Revisions are
 commits of the hub's repositories.
 """
 

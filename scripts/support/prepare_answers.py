@@ -54,36 +54,6 @@ class Group:
     drop_changed: bool = False
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="prepare_data.py", allow_abbrev=False)
-    parser.add_argument("name", choices=ANSWER_NAMES)
-    parser.add_argument("--source", type=Path, help="folder of a copy, or of your files")
-    parser.add_argument("--out", type=Path, help="default: data/NAME")
-    parser.add_argument("--revision", help="commit to fetch, or of which --source is a copy")
-    parser.add_argument("--limit", type=int, help="questions of each split at most")
-    parser.add_argument(
-        "--missing",
-        choices=("refuse", "drop"),
-        default="refuse",
-        help="drop: leave a question out that some model did not answer",
-    )
-    parser.add_argument(
-        "--leave_out", type=Path, help="file of questions to leave out: SHA-256, 16 digits a line"
-    )
-    parser.add_argument("--agreement", help="metric that decides which answers agree")
-    parser.add_argument("--question", default="question", help="lm_eval: field of doc that asks")
-    parser.add_argument("--score", help="your files: the score to take where there are several")
-    parser.add_argument("--filter", help="lm_eval: the filter to take where there are several")
-    options = parser.parse_args(arguments)
-    if options.limit is not None and options.limit < 1:
-        parser.error("--limit: at least 1")
-    if options.agreement is not None:
-        get_metric(options.agreement)  # raises MetricError for one that does not exist
-    if options.name in ANSWER_FORMATS and options.source is None:
-        parser.error(f"{options.name} reads files of yours: give their folder with --source FOLDER")
-    return options
-
-
 def copy_of(source: AnswerSource, folder: Path) -> Path:
     """A copy of the repository: the folder itself, or the one of the repository's name in it."""
     inner = folder / source.repository.partition("/")[2]
@@ -133,8 +103,9 @@ def imported(options: argparse.Namespace) -> tuple[Group, dict[str, Any]]:
     """(group, origin) of files in a format that other tools write."""
     form = ANSWER_FORMATS[options.name]
     choices = Choices(options.question, options.score, options.filter)
-    if not options.source.exists():
-        raise DataError(f"{options.source}: no such folder; --source holds {form.holds}")
+    if options.source is None or not options.source.exists():
+        where = "no folder given" if options.source is None else f"{options.source}: no such folder"
+        raise DataError(f"{where}; --source FOLDER holds {form.holds}")
     replies = gather(form.read(options.source, choices))
     if not replies:
         raise DataError(f"{options.source}: nothing to import; --source holds {form.holds}")
@@ -219,8 +190,13 @@ def summary(out: Path, provenance: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: list[str]) -> None:
-    options = parse(arguments)
+def prepare(options: argparse.Namespace) -> None:
+    """Write every file of a published set, or the one of files that other tools wrote.
+
+    Raises DataError for what cannot be read or joined, MetricError for an unknown --agreement.
+    """
+    if options.agreement is not None:
+        get_metric(options.agreement)
     out = options.out or Path("data") / options.name
     if options.name in ANSWER_SOURCES:
         for folder, groups, origin in published(options):

@@ -113,40 +113,49 @@ def join(replies: Replies, rules: JoinRules) -> tuple[dict[str, dict[str, Reply]
     the rules say to leave it out.
     """
     left_out = Counter(missing=0, changed=0, repeats=0, listed=0)
-    keys: dict[str, None] = {}
-    for of_model in replies.values():
-        keys.update(dict.fromkeys(of_model))
     joined: dict[str, dict[str, Reply]] = {}
     texts: set[str] = set()
-    for key in keys:
-        lacking = [model for model in replies if key not in replies[model]]
+    for key in _all_keys(replies):
+        row, lacking = {}, []
+        for model in sorted(replies):
+            if key in replies[model]:
+                row[model] = replies[model][key]
+            else:
+                lacking.append(model)
         if lacking and not rules.drop_missing:
             raise _refuse_missing(key, replies, lacking[0])
-        if lacking:
-            left_out["missing"] += 1
-            continue
-        row = {model: replies[model][key] for model in sorted(replies)}
-        first, *others = row.values()
-        stated = (first.question, first.reference)
-        changed = [other for other in others if (other.question, other.reference) != stated]
-        if changed and not rules.drop_changed:
-            raise _refuse_changed(first, changed[0])
-        if reason := _reason_to_leave_out(first, bool(changed), texts, rules):
+        reason = "missing" if lacking else _reason_to_leave_out(row, texts, rules)
+        if reason is not None:
             left_out[reason] += 1
             continue
-        texts.add(text_key(first.question))
+        texts.add(_text_of(row))
         joined[key] = row
     return joined, left_out
 
 
-def _reason_to_leave_out(
-    reply: Reply, changed: bool, texts: set[str], rules: JoinRules
-) -> str | None:
-    if changed:
+def _all_keys(replies: Replies) -> list[str]:
+    keys: dict[str, None] = {}
+    for of_model in replies.values():
+        keys.update(dict.fromkeys(of_model))
+    return list(keys)
+
+
+def _text_of(row: dict[str, Reply]) -> str:
+    return text_key(next(iter(row.values())).question)
+
+
+def _reason_to_leave_out(row: dict[str, Reply], texts: set[str], rules: JoinRules) -> str | None:
+    """Why a question that all models answered is not taken; None where it is."""
+    first, *others = row.values()
+    for other in others:
+        if (other.question, other.reference) == (first.question, first.reference):
+            continue
+        if not rules.drop_changed:
+            raise _refuse_changed(first, other)
         return "changed"
-    if text_key(reply.question) in texts:
+    if _text_of(row) in texts:
         return "repeats"
-    return "listed" if digest_of(reply.question)[:16] in rules.leave_out else None
+    return "listed" if digest_of(first.question)[:16] in rules.leave_out else None
 
 
 def row_of(of_question: dict[str, Reply], meta: dict[str, Any]) -> Row:

@@ -19,9 +19,10 @@ import torch.distributed as dist
 from accelerate import PartialState
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from agent import Agent, build_agent
+from agent import build_agent
 from encoder import StateEncoder
 from runtime.errors import ConfigError
+from text_agent import Agent
 
 PATIENCE = timedelta(days=30)  # helpers wait while process 0 asks experts
 

@@ -1,0 +1,6 @@
+"""What an agent knows on a route, and what it expects: estimates that answers are right.
+
+`features.py` counts, `outcome_model.py` estimates, `state.py` puts estimates and agreement
+together, `planner.py` decides by fitted dynamic programming. Works on arrays over questions and
+experts; knows neither pool nor environment. May import config, runtime, questions and metrics.
+"""

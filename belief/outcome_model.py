@@ -1,0 +1,220 @@
+"""How likely an expert's answer is right: before it is asked, and after its answer is read.
+
+Two logistic regressions. The prior reads the question, the reader also the answer. Experts share
+coefficients and have deviations of their own, which are shrunk harder. What belongs to a question
+that the model was fitted on is estimated by a model that has not seen it (cross-fitting): a policy
+that learns from estimates must meet them as good and as bad as they will be on new questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from belief.features import answer_features, feature_matrix, question_features
+from belief.regression import Logistic, Standardiser, sigmoid
+from metrics.agreement import read_answer
+from questions import Question
+
+NUM_FOLDS = 4
+PRIOR_STRENGTH = 0.01  # C of the logistic regressions; chosen by cross-validation on four sets
+READER_STRENGTH = 0.03
+DEVIATION = 0.5  # scale of an expert's own inputs: the smaller, the harder they are shrunk
+TASK_DEVIATION = 0.7
+EMBEDDING_SCALE = 0.15  # of the encoder's features beside the counted ones
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Judged first answers of every expert to N questions, as features.
+
+    question: counted features (N, F). embedding: of an encoder (N, D), D may be 0. task: index into
+    the model's tasks (N,), -1 for an unknown one. answer: counted features (N, K, G). good: whether
+    the answer is right (N, K).
+    """
+
+    question: np.ndarray
+    embedding: np.ndarray
+    task: np.ndarray
+    answer: np.ndarray
+    good: np.ndarray
+
+    def take(self, rows: np.ndarray) -> Outcomes:
+        return Outcomes(
+            self.question[rows],
+            self.embedding[rows],
+            self.task[rows],
+            self.answer[rows],
+            self.good[rows],
+        )
+
+
+def count_questions(questions: Sequence[Question]) -> np.ndarray:
+    """Counted features (N, F) of questions."""
+    return feature_matrix([question_features(question.text) for question in questions])
+
+
+def count_answers(questions: Sequence[Question], answers: Sequence[str]) -> np.ndarray:
+    """Counted features (N, G) of one answer to each question."""
+    rows = []
+    for question, answer in zip(questions, answers, strict=True):
+        reading = read_answer(question.agreement_metric, answer)
+        rows.append(answer_features(question.text, answer, reading))
+    return feature_matrix(rows)
+
+
+def one_hot(indices: np.ndarray, size: int) -> np.ndarray:
+    """(N,) -> (N, size); a row of zeros for -1."""
+    return (indices[:, None] == np.arange(size)).astype(np.float64)
+
+
+def products(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Every product of a column of (N, A) with one of (N, B): (N, A * B)."""
+    return (left[:, :, None] * right[:, None, :]).reshape(len(left), -1)
+
+
+class ExpertRegression:
+    """Logistic regression whose inputs are shared by experts that deviate: log-odds of an answer.
+
+    Inputs are counted features (N, F), the embedding (N, D), task and expert (N,).
+    """
+
+    def __init__(
+        self, num_experts: int, num_tasks: int, inputs: Standardiser, embedding: Standardiser
+    ):
+        self.num_experts = num_experts
+        self.num_tasks = num_tasks
+        self.inputs = inputs
+        self.embedding = embedding
+        self.logistic = Logistic(np.zeros(0), 0.0)
+
+    @classmethod
+    def fit(
+        cls,
+        num_experts: int,
+        num_tasks: int,
+        inputs: np.ndarray,
+        embedding: np.ndarray,
+        task: np.ndarray,
+        expert: np.ndarray,
+        good: np.ndarray,
+        strength: float,
+    ) -> ExpertRegression:
+        model = cls(num_experts, num_tasks, Standardiser.fit(inputs), Standardiser.fit(embedding))
+        rows = model._rows(inputs, embedding, task, expert)
+        model.logistic = Logistic.fit(rows, good, strength)
+        return model
+
+    def _rows(
+        self, inputs: np.ndarray, embedding: np.ndarray, task: np.ndarray, expert: np.ndarray
+    ) -> np.ndarray:
+        plain = self.inputs(inputs)
+        who = one_hot(expert, self.num_experts)
+        parts = [plain, who, DEVIATION * products(who, plain)]
+        if embedding.shape[1]:
+            parts.append(EMBEDDING_SCALE * self.embedding(embedding))
+        if self.num_tasks > 1:
+            about = one_hot(task, self.num_tasks)
+            parts += [about, TASK_DEVIATION * products(who, about)]
+        return np.hstack(parts).astype(np.float32)
+
+    def log_odds(
+        self, inputs: np.ndarray, embedding: np.ndarray, task: np.ndarray, expert: np.ndarray
+    ) -> np.ndarray:
+        """Log-odds (N,) that the expert's answer is right."""
+        return self.logistic(self._rows(inputs, embedding, task, expert))
+
+
+class OutcomeModel:
+    """Prior and reader over K experts and the tasks met in training."""
+
+    def __init__(self, prior: ExpertRegression, reader: ExpertRegression):
+        self.prior = prior
+        self.reader = reader
+
+    @property
+    def num_experts(self) -> int:
+        return self.prior.num_experts
+
+    @classmethod
+    def fit(cls, outcomes: Outcomes, num_tasks: int) -> OutcomeModel:
+        """Fit both regressions on all judged answers."""
+        num_questions, num_experts = outcomes.good.shape
+        expert = np.tile(np.arange(num_experts), num_questions)
+        question = np.repeat(outcomes.question, num_experts, axis=0)
+        embedding = np.repeat(outcomes.embedding, num_experts, axis=0)
+        task = np.repeat(outcomes.task, num_experts)
+        good = outcomes.good.ravel()
+        answer = outcomes.answer.reshape(len(good), -1)
+        prior = ExpertRegression.fit(
+            num_experts, num_tasks, question, embedding, task, expert, good, PRIOR_STRENGTH
+        )
+        reader = ExpertRegression.fit(
+            num_experts,
+            num_tasks,
+            np.hstack([answer, question]),
+            embedding[:, :0],
+            task,
+            expert,
+            good,
+            READER_STRENGTH,
+        )
+        return cls(prior, reader)
+
+    def before(self, question: np.ndarray, embedding: np.ndarray, task: np.ndarray) -> np.ndarray:
+        """Log-odds (N, K) that each expert will answer a question rightly."""
+        columns = []
+        for expert_idx in range(self.num_experts):
+            expert = np.full(len(question), expert_idx)
+            columns.append(self.prior.log_odds(question, embedding, task, expert))
+        return np.column_stack(columns)
+
+    def after(
+        self, question: np.ndarray, task: np.ndarray, expert: np.ndarray, answer: np.ndarray
+    ) -> np.ndarray:
+        """Log-odds (N,) that one read answer to each question is right, agreement aside."""
+        inputs = np.hstack([answer, question])
+        return self.reader.log_odds(inputs, np.zeros((len(inputs), 0)), task, expert)
+
+    def after_all(self, outcomes: Outcomes) -> np.ndarray:
+        """`after` (N, K) of the answers of every expert."""
+        columns = []
+        for expert_idx in range(self.num_experts):
+            expert = np.full(len(outcomes.question), expert_idx)
+            answer = outcomes.answer[:, expert_idx]
+            columns.append(self.after(outcomes.question, outcomes.task, expert, answer))
+        return np.column_stack(columns)
+
+
+@dataclass(frozen=True)
+class CrossFitted:
+    """A model of all training questions, and estimates for these by models that had not seen them.
+
+    before, after: log-odds (N, K).
+    """
+
+    model: OutcomeModel
+    before: np.ndarray
+    after: np.ndarray
+
+
+def cross_fit(outcomes: Outcomes, num_tasks: int, seed: int) -> CrossFitted:
+    """Fit the outcome model, and estimate every training question from the other folds."""
+    num_questions, num_experts = outcomes.good.shape
+    folds = np.random.default_rng(seed).permutation(num_questions) % NUM_FOLDS
+    before = np.zeros((num_questions, num_experts))
+    after = np.zeros((num_questions, num_experts))
+    for fold in range(NUM_FOLDS):
+        held = np.flatnonzero(folds == fold)
+        if not len(held):
+            continue
+        model = OutcomeModel.fit(outcomes.take(np.flatnonzero(folds != fold)), num_tasks)
+        part = outcomes.take(held)
+        before[held] = model.before(part.question, part.embedding, part.task)
+        after[held] = model.after_all(part)
+    return CrossFitted(OutcomeModel.fit(outcomes, num_tasks), before, after)
+
+
+__all__ = ["CrossFitted", "OutcomeModel", "Outcomes", "cross_fit", "sigmoid"]

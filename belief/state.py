@@ -1,0 +1,202 @@
+"""The belief on a route: how sure the answer is that would be submitted, and what else was heard.
+
+Answers that agree form a candidate. A logistic regression over candidates weighs what its members
+look like, who they are, and what speaks against them. The candidate with the highest estimate is
+the one to submit.
+
+Arrays are over N questions on which the same experts were asked, S of the K experts of the pool.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+
+from belief.regression import Logistic, Standardiser, sigmoid
+
+CANDIDATE_STRENGTH = 0.1  # C of the logistic regression over candidates
+MAX_CANDIDATES = 60_000  # rows it is fitted on; more are sampled
+NOTHING = -6.0  # log-odds that stand for "there is no other candidate"
+
+Asked = tuple[int, ...]  # the experts that were asked, in rising order
+
+
+def asked_sets(num_experts: int, t_max: int) -> list[list[Asked]]:
+    """All sets of asked experts by their size: entry t holds those of t experts."""
+    sizes = range(min(t_max, num_experts) + 1)
+    return [list(itertools.combinations(range(num_experts), size)) for size in sizes]
+
+
+def agreement(groups: np.ndarray) -> np.ndarray:
+    """Which answers agree (N, S, S), from their groups (N, S). Group -1 is one of its own."""
+    same = groups[:, :, None] == groups[:, None, :]
+    same &= groups[:, :, None] >= 0
+    return same | np.eye(groups.shape[1], dtype=bool)[None]
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What was answered: log-odds before (N, K) and after (N, S) the calls, agreement (N, S, S)."""
+
+    asked: Asked
+    before: np.ndarray
+    after: np.ndarray
+    same: np.ndarray
+
+    @property
+    def difficulty(self) -> np.ndarray:
+        """Mean prior log-odds (N,) over the experts: how easy the question is."""
+        return self.before.mean(1)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Per asked answer, features of the candidate it belongs to (N, S, F).
+
+    is_first marks one answer of each candidate, the one that looks best; size counts its members,
+    distinct (N,) the candidates.
+    """
+
+    features: np.ndarray
+    is_first: np.ndarray
+    size: np.ndarray
+    distinct: np.ndarray
+
+
+def describe_candidates(heard: Heard) -> Candidates:
+    """Features of every candidate on a route."""
+    num_questions, num_asked = heard.after.shape
+    num_experts = heard.before.shape[1]
+    same = heard.same
+    other = ~same
+    looks = heard.after[:, None, :]  # (N, 1, S): of the answer that a member or rival gave
+    best = np.where(same, looks, -np.inf).max(2)
+    is_first = _first_of_each(heard.after, best, same)
+    size = same.sum(2).astype(np.float64)
+    distinct = is_first.sum(1).astype(np.float64)
+    rival_size = np.where(other, size[:, None, :], 0.0).max(2)
+    rival_best = np.maximum(np.where(other, looks, NOTHING).max(2), NOTHING)
+    is_alone = num_asked == 1
+    difficulty = np.repeat(heard.difficulty[:, None], num_asked, axis=1)
+    supported = (size > 1).astype(np.float64)
+    total = (same * looks).sum(2)
+    columns = [
+        best,
+        total,
+        (other * looks).sum(2),
+        supported,
+        size > 2,
+        size > 3,
+        rival_size > 1,
+        rival_size > 2,
+        np.repeat(distinct[:, None] - 1, num_asked, axis=1),
+        np.full_like(size, num_asked),
+        difficulty,
+        total / size,
+        np.zeros_like(size) if is_alone else rival_best,
+        supported * best,
+        supported * difficulty,
+        np.zeros_like(size) if is_alone else rival_size >= size,
+    ]
+    named = np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=2)
+    members = np.zeros((num_questions, num_asked, num_experts))
+    rivals = np.zeros((num_questions, num_asked, num_experts))
+    for place, expert_idx in enumerate(heard.asked):
+        members[:, :, expert_idx] = same[:, :, place]
+        rivals[:, :, expert_idx] = other[:, :, place]
+    features = np.concatenate([named, members, rivals], axis=2)
+    return Candidates(features, is_first, size, distinct)
+
+
+def _first_of_each(after: np.ndarray, best: np.ndarray, same: np.ndarray) -> np.ndarray:
+    """(N, S): whether an answer looks best in its candidate; of equals the first asked."""
+    is_first = after >= best - 1e-12
+    for place in range(after.shape[1]):
+        for earlier in range(place):
+            is_first[:, place] &= ~(same[:, place, earlier] & is_first[:, earlier])
+    return is_first
+
+
+@dataclass(frozen=True)
+class CandidateModel:
+    """Candidate features (.., F) -> log-odds that the candidate is right."""
+
+    inputs: Standardiser
+    logistic: Logistic
+
+    @classmethod
+    def fit(cls, features: np.ndarray, good: np.ndarray, seed: int) -> CandidateModel:
+        """From candidates (M, F) and whether each is right (M,)."""
+        inputs = Standardiser.fit(features)
+        rows = np.random.default_rng(seed).permutation(len(good))[:MAX_CANDIDATES]
+        logistic = Logistic.fit(inputs(features[rows]), good[rows], CANDIDATE_STRENGTH)
+        return cls(inputs, logistic)
+
+    def log_odds(self, features: np.ndarray) -> np.ndarray:
+        flat = features.reshape(-1, features.shape[-1])
+        return self.logistic(self.inputs(flat)).reshape(features.shape[:-1])
+
+
+def fit_candidates(
+    before: np.ndarray, after: np.ndarray, same: np.ndarray, good: np.ndarray, t_max: int, seed: int
+) -> CandidateModel:
+    """Fit on every set of up to t_max experts. Arrays (N, K), same (N, K, K)."""
+    features = []
+    labels = []
+    for asked in itertools.chain.from_iterable(asked_sets(before.shape[1], t_max)[1:]):
+        members = list(asked)
+        heard = hear(asked, before, after, same)
+        candidates = describe_candidates(heard)
+        features.append(candidates.features[candidates.is_first])
+        labels.append(good[:, members][candidates.is_first])
+    return CandidateModel.fit(np.concatenate(features), np.concatenate(labels), seed)
+
+
+def hear(asked: Asked, before: np.ndarray, after: np.ndarray, same: np.ndarray) -> Heard:
+    """What is known once `asked` have answered, from arrays over all experts."""
+    members = list(asked)
+    return Heard(asked, before, after[:, members], same[:, members][:, :, members])
+
+
+@dataclass(frozen=True)
+class Belief:
+    """What a policy decides by, over N questions with the same experts asked.
+
+    p: estimate of the answer to submit. second: of the next best candidate. size: answers that
+    agree with it. distinct: candidates. submitted: the expert that gave it. estimates (N, S): of
+    every asked answer, those of one candidate being equal.
+    """
+
+    asked: Asked
+    p: np.ndarray
+    second: np.ndarray
+    size: np.ndarray
+    distinct: np.ndarray
+    submitted: np.ndarray
+    estimates: np.ndarray
+
+
+def believe(heard: Heard, model: CandidateModel) -> Belief:
+    """The belief after at least one answer."""
+    candidates = describe_candidates(heard)
+    rows = np.arange(len(heard.after))
+    log_odds = model.log_odds(candidates.features)
+    ranked = np.where(candidates.is_first, log_odds, -np.inf)
+    best = ranked.argmax(1)
+    without_best = ranked.copy()
+    without_best[rows, best] = -np.inf
+    second = np.maximum(without_best.max(1), NOTHING)
+    of_candidate = np.where(
+        heard.same, np.where(candidates.is_first, log_odds, -np.inf)[:, None], -np.inf
+    )
+    return Belief(
+        asked=heard.asked,
+        p=sigmoid(ranked[rows, best]),
+        second=sigmoid(second),
+        size=candidates.size[rows, best],
+        distinct=candidates.distinct,
+        submitted=np.array(heard.asked)[best],
+        estimates=sigmoid(of_candidate.max(2)),
+    )

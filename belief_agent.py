@@ -1,0 +1,366 @@
+"""The DER-Agent that remembers: it decides over a belief instead of over the state text.
+
+The outcome model estimates who will be right and which answers are; agreement between the answers
+joins in; a linear policy over that belief scores every expert and stopping. The policy starts from
+fitted dynamic programming (`belief.planner`), and PPO goes on from there. The encoder reads the
+question; answers are read by counted features (`belief.features`).
+# Deviation: the paper's state is the question and the last answer (`agent.reads: text`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import nn
+
+from belief.outcome_model import (
+    CrossFitted,
+    ExpertRegression,
+    OutcomeModel,
+    count_answers,
+    count_questions,
+)
+from belief.planner import Plan, action_inputs, num_inputs
+from belief.regression import Logistic, Standardiser, sigmoid
+from belief.state import Belief, CandidateModel, Heard, agreement, believe
+from der_env import Episode, encode_states
+from questions import Question
+from rollout import Decision
+from runtime.errors import AgentError
+from text_agent import Agent, DERPolicy
+
+TEMPERATURE = 0.02  # of the policy, in units of return: differences below it are explored
+FORBIDDEN = -1e9  # score of an action that cannot be taken
+ACTOR_PARTS = ("actor.plan", "actor.learned", "critic.weights")
+NUM_STATE_INPUTS = 4  # of the value head, for each number of calls made
+
+
+class BeliefReader:
+    """Estimates answers and observes beliefs; what it has read once it remembers.
+
+    Estimates of training questions are put into its memory by `remember`, cross-fitted: the model
+    itself has seen their answers and would be too sure of them.
+    """
+
+    def __init__(
+        self,
+        model: OutcomeModel,
+        candidates: CandidateModel,
+        tasks: Sequence[str],
+        costs: np.ndarray,
+        t_max: int,
+        embed: Any,
+    ):
+        self.model = model
+        self.candidates = candidates
+        self.tasks = list(tasks)
+        self.costs = np.asarray(costs, dtype=np.float64)  # (K,): C of a call, on average
+        self.t_max = min(t_max, len(self.costs))
+        self.embed = embed  # questions -> (N, D)
+        self.before: dict[str, np.ndarray] = {}
+        self.after: dict[tuple[str, int, str], float] = {}
+        row = self.num_experts * (num_inputs(self.num_experts) + 2)
+        size = row + self.t_max + 1 + NUM_STATE_INPUTS
+        self.space = gym.spaces.Box(-np.inf, np.inf, (size,), np.float32)
+
+    @property
+    def num_experts(self) -> int:
+        return len(self.costs)
+
+    def remember(
+        self, questions: Sequence[Question], answers: Sequence[Sequence[str]], fitted: CrossFitted
+    ) -> None:
+        """Keep the cross-fitted estimates of training questions; answers[expert][question]."""
+        for row, question in enumerate(questions):
+            self.before[question.text] = fitted.before[row]
+            for expert_idx in range(self.num_experts):
+                answer = answers[expert_idx][row]
+                self.after[question.text, expert_idx, answer] = float(fitted.after[row, expert_idx])
+
+    def _task_of(self, questions: Sequence[Question]) -> np.ndarray:
+        places = {task: index for index, task in enumerate(self.tasks)}
+        return np.array([places.get(question.task, -1) for question in questions])
+
+    def priors(self, questions: Sequence[Question]) -> np.ndarray:
+        """Log-odds (N, K) that each expert will be right."""
+        new = {q.text: q for q in questions if q.text not in self.before}
+        if new:
+            asked = list(new.values())
+            counted = count_questions(asked)
+            rows = self.model.before(counted, self.embed(asked), self._task_of(asked))
+            self.before.update(zip(new, rows, strict=True))
+        return np.stack([self.before[question.text] for question in questions])
+
+    def read(self, episodes: Sequence[Episode]) -> None:
+        """Estimate every answer that has not been read yet."""
+        new: dict[tuple[str, int, str], Question] = {}
+        for episode in episodes:
+            for step in episode.steps:
+                key = (episode.question.text, step.expert_idx, step.answer.text)
+                if key not in self.after:
+                    new[key] = episode.question
+        if not new:
+            return
+        questions = list(new.values())
+        answers = count_answers(questions, [text for *_, text in new])
+        experts = np.array([expert_idx for _, expert_idx, _ in new])
+        counted = count_questions(questions)
+        log_odds = self.model.after(counted, self._task_of(questions), experts, answers)
+        self.after.update(zip(new, log_odds.tolist(), strict=True))
+
+    def _heard(self, episodes: Sequence[Episode]) -> Heard:
+        """What was heard on routes that asked the same experts; of an expert asked twice the last
+        answer counts.
+        """
+        asked = experts_asked(episodes[0])
+        before = self.priors([episode.question for episode in episodes])
+        after = np.zeros((len(episodes), len(asked)))
+        groups = np.zeros((len(episodes), len(asked)), dtype=int)
+        for row, episode in enumerate(episodes):
+            group_of = episode.groups
+            for place, expert_idx in enumerate(asked):
+                step_idx = last_call_of(episode, expert_idx)
+                text = episode.steps[step_idx].answer.text
+                after[row, place] = self.after[episode.question.text, expert_idx, text]
+                group = group_of[step_idx]
+                groups[row, place] = -1 if group is None else group
+        return Heard(asked, before, after, agreement(groups))
+
+    def beliefs(self, episodes: Sequence[Episode]) -> list[tuple[list[int], Belief | None]]:
+        """Beliefs with the rows they are of: episodes are taken together by whom they asked."""
+        self.read(episodes)
+        rows_of: dict[tuple[int, ...], list[int]] = {}
+        for row, episode in enumerate(episodes):
+            rows_of.setdefault(experts_asked(episode), []).append(row)
+        out: list[tuple[list[int], Belief | None]] = []
+        for asked, rows in rows_of.items():
+            if not asked:
+                out.append((rows, None))
+                continue
+            heard = self._heard([episodes[row] for row in rows])
+            out.append((rows, believe(heard, self.candidates)))
+        return out
+
+    def estimate(self, episodes: Sequence[Episode]) -> None:
+        """Set the episodes' estimates: of each answer, that its candidate is right."""
+        for rows, belief in self.beliefs(episodes):
+            if belief is None:
+                continue
+            for place, row in enumerate(rows):
+                by_expert = dict(zip(belief.asked, belief.estimates[place].tolist(), strict=True))
+                steps = episodes[row].steps
+                episodes[row].estimates = [by_expert[step.expert_idx] for step in steps]
+
+    def observe(self, episodes: Sequence[Episode]) -> np.ndarray:
+        """Observations (N, size): per expert its inputs, cost and whether it may be asked; then
+        calls made (one-hot) and the value head's inputs.
+        """
+        num_experts = self.num_experts
+        actions = np.zeros((len(episodes), num_experts, num_inputs(num_experts) + 2))
+        state = np.zeros((len(episodes), self.t_max + 1 + NUM_STATE_INPUTS))
+        actions[:, :, -2] = self.costs
+        for rows, belief in self.beliefs(episodes):
+            before = self.priors([episodes[row].question for row in rows])
+            asked = () if belief is None else belief.asked
+            for expert_idx in set(range(num_experts)) - set(asked):
+                actions[rows, expert_idx, :-2] = action_inputs(belief, before, expert_idx)
+                actions[rows, expert_idx, -1] = 1.0
+            state[rows, min(len(asked), self.t_max)] = 1.0
+            state[rows, self.t_max + 1 :] = value_inputs(belief, before)
+        flat = np.concatenate([actions.reshape(len(episodes), -1), state], axis=1)
+        return flat.astype(np.float32)
+
+
+def experts_asked(episode: Episode) -> tuple[int, ...]:
+    return tuple(sorted({step.expert_idx for step in episode.steps}))
+
+
+def last_call_of(episode: Episode, expert_idx: int) -> int:
+    calls = [i for i, step in enumerate(episode.steps) if step.expert_idx == expert_idx]
+    return calls[-1]
+
+
+def value_inputs(belief: Belief | None, before: np.ndarray) -> np.ndarray:
+    """Inputs (N, NUM_STATE_INPUTS) of the value of a state."""
+    ease = sigmoid(before).mean(1)
+    ones = np.ones(len(before))
+    if belief is None:
+        return np.column_stack([ones, ease, ones * 0, ones * 0])
+    return np.column_stack([ones, ease, belief.p, belief.p * (1 - belief.p)])
+
+
+class BeliefActor(nn.Module):
+    """Scores of every expert and of stopping, from an observation of `BeliefReader`.
+
+    An expert's score is the gain that it promises minus alpha times its cost, over a temperature;
+    stopping scores 0. The gain is linear in the expert's inputs, with weights for each number of
+    calls made: the plan's, and what PPO has learned beside them.
+    """
+
+    def __init__(self, num_experts: int, t_max: int, alpha: float):
+        super().__init__()
+        self.num_experts = num_experts
+        self.t_max = t_max
+        self.alpha = alpha
+        shape = (t_max, num_inputs(num_experts))
+        self.register_buffer("plan", torch.zeros(shape))
+        self.learned = nn.Parameter(torch.zeros(shape))
+
+    def split(self, obs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Per-expert inputs (B, K, F + 2) and the state's inputs (B, S) of observations."""
+        rows = torch.as_tensor(np.asarray(obs), dtype=torch.float32, device=self.plan.device)
+        width = self.num_experts * (self.plan.shape[1] + 2)
+        experts = rows[:, :width].view(len(rows), self.num_experts, -1)
+        return experts, rows[:, width:]
+
+    def forward(self, obs: Any, state: Any = None, info: Any = None) -> tuple[torch.Tensor, Any]:
+        """Logits (B, K + 1); the last is stopping."""
+        del info
+        experts, states = self.split(obs)
+        calls_made = states[:, : self.t_max]  # (B, T), all zeros after the last call
+        weights = calls_made @ (self.plan + self.learned)  # (B, F)
+        gains = torch.einsum("bkf,bf->bk", experts[:, :, :-2], weights)
+        scores = (gains - self.alpha * experts[:, :, -2]) / TEMPERATURE
+        scores = scores.masked_fill(experts[:, :, -1] < 0.5, FORBIDDEN)
+        is_first = calls_made[:, :1]
+        return torch.cat([scores, FORBIDDEN * is_first], dim=1), state
+
+
+class BeliefCritic(nn.Module):
+    """The value of a state: linear in its inputs, with weights for each number of calls made."""
+
+    def __init__(self, actor: BeliefActor):
+        super().__init__()
+        self.split_of = [actor]  # in a list: its parameters belong to the actor alone
+        self.weights = nn.Parameter(torch.zeros(actor.t_max + 1, NUM_STATE_INPUTS))
+
+    def forward(self, obs: Any, state: Any = None, info: Any = None) -> torch.Tensor:
+        """Values (B, 1)."""
+        del state, info
+        _, states = self.split_of[0].split(obs)
+        num_stages = len(self.weights)
+        stage = states[:, :num_stages]
+        return (states[:, num_stages:] * (stage @ self.weights)).sum(1, keepdim=True)
+
+
+class BeliefAgent(Agent):
+    """An agent over beliefs. As a `rollout.Policy` it takes the action of the highest score."""
+
+    reader: BeliefReader
+    alpha: float
+
+    def question_embeddings(self, questions: Sequence[Question]) -> np.ndarray:
+        """The encoder's features (N, D) of bare questions."""
+        fresh = [Episode(question, self.t_max) for question in questions]
+        return self.row_features(encode_states(fresh, self.state_tokenizer)).cpu().numpy()
+
+    def set_reader(self, reader: BeliefReader, alpha: float) -> None:
+        """Build the policy over what a reader observes."""
+        self.reader = reader
+        self.observer = reader
+        self.alpha = alpha
+        device = self.encoder.device
+        self.actor = BeliefActor(self.num_experts, reader.t_max, alpha).to(device)
+        self.critic = BeliefCritic(self.actor).to(device)
+        self.policy = DERPolicy(self.actor, self.critic, self.num_experts + 1)
+
+    def set_plan(self, plan: Plan) -> None:
+        """Start the policy from fitted dynamic programming."""
+        with torch.no_grad():
+            self.actor.plan.copy_(torch.as_tensor(plan.weights, dtype=torch.float32))
+
+    @torch.no_grad()
+    def act(self, episodes: Sequence[Episode]) -> list[Decision]:
+        obs = self.reader.observe(episodes)
+        logits, _ = self.actor(obs)  # (B, K + 1)
+        values = self.critic(obs).flatten()
+        entropies = torch.distributions.Categorical(logits=logits).entropy()
+        decisions = []
+        for action, value, entropy in zip(logits.argmax(1), values, entropies, strict=True):
+            is_stop = int(action) == self.num_experts
+            expert_idx = None if is_stop else int(action)
+            decisions.append(Decision(expert_idx, float(value), float(entropy)))
+        return decisions
+
+    def learned_state(self) -> dict[str, torch.Tensor]:
+        """Everything learned, by name; a frozen encoder is left out, being its source's."""
+        state = {"features.mean": self.encoder.mean, "features.scale": self.encoder.scale}
+        state["actor.plan"] = self.actor.plan
+        state["actor.learned"] = self.actor.learned
+        state["critic.weights"] = self.critic.weights
+        state["costs"] = torch.as_tensor(self.reader.costs)
+        for name, array in pack_model(self.reader.model, self.reader.candidates).items():
+            state[f"belief.{name}"] = torch.as_tensor(array)
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+    def settings(self) -> dict[str, Any]:
+        """What of the agent is kept as JSON beside `learned_state`."""
+        return {"tasks": self.reader.tasks, "alpha": self.alpha}
+
+    def check_learned_state(self, state: dict[str, torch.Tensor], folder: Path) -> None:
+        """Raises AgentError where a part is missing."""
+        wanted = {"features.mean", "features.scale", "costs", *ACTOR_PARTS}
+        if missing := sorted(wanted - state.keys()):
+            raise AgentError(f"{folder}/model.safetensors: {missing[0]} is missing")
+
+    def load_learned_state(
+        self, state: dict[str, torch.Tensor], settings: dict[str, Any] | None = None
+    ) -> None:
+        settings = settings or self.settings()
+        features = {"mean": state["features.mean"], "scale": state["features.scale"]}
+        self.encoder.load_state_dict(features, strict=False)
+        packed = {}
+        for name, tensor in state.items():
+            if name.startswith("belief."):
+                packed[name.removeprefix("belief.")] = tensor.numpy()
+        tasks = settings["tasks"]
+        model, candidates = unpack_model(packed, self.num_experts, len(tasks))
+        costs = state["costs"].numpy()
+        reader = BeliefReader(model, candidates, tasks, costs, self.t_max, self.question_embeddings)
+        self.set_reader(reader, settings["alpha"])
+        with torch.no_grad():
+            self.actor.plan.copy_(state["actor.plan"])
+            self.actor.learned.copy_(state["actor.learned"])
+            self.critic.weights.copy_(state["critic.weights"])
+
+
+def pack_model(model: OutcomeModel, candidates: CandidateModel) -> dict[str, np.ndarray]:
+    """The numbers of an outcome model and a candidate model, by name."""
+    packed = {}
+    for name, regression in (("prior", model.prior), ("reader", model.reader)):
+        packed[f"{name}.mean"] = regression.inputs.mean
+        packed[f"{name}.scale"] = regression.inputs.scale
+        packed[f"{name}.embedding_mean"] = regression.embedding.mean
+        packed[f"{name}.embedding_scale"] = regression.embedding.scale
+        packed[f"{name}.weights"] = regression.logistic.weights
+        packed[f"{name}.bias"] = np.array([regression.logistic.bias])
+    packed["candidates.mean"] = candidates.inputs.mean
+    packed["candidates.scale"] = candidates.inputs.scale
+    packed["candidates.weights"] = candidates.logistic.weights
+    packed["candidates.bias"] = np.array([candidates.logistic.bias])
+    return packed
+
+
+def unpack_model(
+    packed: dict[str, np.ndarray], num_experts: int, num_tasks: int
+) -> tuple[OutcomeModel, CandidateModel]:
+    """The models of `pack_model`."""
+    parts = []
+    for name in ("prior", "reader"):
+        regression = ExpertRegression(
+            num_experts,
+            num_tasks,
+            Standardiser(packed[f"{name}.mean"], packed[f"{name}.scale"]),
+            Standardiser(packed[f"{name}.embedding_mean"], packed[f"{name}.embedding_scale"]),
+        )
+        bias = float(packed[f"{name}.bias"][0])
+        regression.logistic = Logistic(packed[f"{name}.weights"], bias)
+        parts.append(regression)
+    inputs = Standardiser(packed["candidates.mean"], packed["candidates.scale"])
+    logistic = Logistic(packed["candidates.weights"], float(packed["candidates.bias"][0]))
+    return OutcomeModel(*parts), CandidateModel(inputs, logistic)

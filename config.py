@@ -23,6 +23,12 @@ from pydantic import (
 )
 
 CostUnit = Literal["params", "flops", "tokens", "latency", "usd"]
+THINKING_TAGS = ("think", "thinking", "reasoning")
+# of transformers' apply_chat_template, which are no business of a template
+TEMPLATE_ARGUMENTS = {
+    "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "messages",
+    "return_dict", "return_tensors", "tokenize",
+}  # fmt: skip
 DEVICE_MAPS = r"^(auto|balanced|balanced_low_0|sequential|cpu|mps|cuda(:\d+)?)$"
 LARGEST = 2**32  # no setting needs a number beyond; products of some stay finite
 MAX_SIZE = 65_536  # of a layer
@@ -156,6 +162,13 @@ class ExpertConfig(Section):
     tokens_per_second: float | None = Field(
         None, gt=0, description="generation speed to plan with where none was measured (--dry_run)"
     )
+    thinking_tags: tuple[Annotated[str, Field(pattern=r"^[^<>/\s]+$")], ...] = Field(
+        THINKING_TAGS,
+        description=(
+            "tags of the part in which a model thinks: <think>...</think>; the answer is what"
+            " follows it; empty: texts are answers as they are"
+        ),
+    )
 
 
 class RecordedExpertConfig(ExpertConfig):
@@ -209,6 +222,12 @@ class PromptedExpertConfig(ExpertConfig):
             " chat template has no system role (servers apply their own: name it there)"
         ),
     )
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None,
+        description=(
+            "for prompt_format chat: what the chat template is told, e.g. {enable_thinking: false}"
+        ),
+    )
     prompt_template: str | None = Field(
         None,
         description=(
@@ -242,6 +261,10 @@ class PromptedExpertConfig(ExpertConfig):
             raise ValueError("prompt_format template and a prompt_template belong together")
         if self.prompt_template is not None and self.prompt_template.count("{prompt}") != 1:
             raise ValueError("prompt_template needs {prompt} once, where the question goes")
+        if self.chat_template_kwargs and self.prompt_format != "chat":
+            raise ValueError("chat_template_kwargs are for prompt_format chat")
+        if taken := TEMPLATE_ARGUMENTS & set(self.chat_template_kwargs or {}):
+            raise ValueError(f"chat_template_kwargs: DER sets {', '.join(sorted(taken))} itself")
         if self.system_prompt is not None and self.prompt_format != "chat":
             raise ValueError(
                 "system_prompt is for prompt_format chat; other formats would leave it out"

@@ -15,7 +15,7 @@ import copy
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ from config import (
     RecordedExpertConfig,
 )
 from metrics.registry import check_metrics
-from prompts import content
+from prompts import answer_of, content
 from questions import Question
 from reward import Cost, call_cost
 from runtime.errors import BudgetError
@@ -73,6 +73,7 @@ class PoolStats:
     loads: int = 0
     cut_prompts: int = 0
     empty_answers: int = 0
+    never_ended_thinking: int = 0  # of the empty ones: thinking parts that ran out of tokens
     answer_s: float = 0.0  # wall seconds inside answer()
 
     @property
@@ -285,10 +286,19 @@ class ExpertPool:
                 self.stats.answer_s + time.perf_counter() - start,
             )
 
-    def _finish(self, call: Call, answer: Answer) -> None:
+    def _finish(self, call: Call, stored: Answer) -> None:
+        """Make a stored completion the call's answer: what follows its thinking part.
+
+        All that read answers read them from here. Tokens and costs stay those of the whole.
+        """
+        tags = self.voices[call.voice].config.thinking_tags
+        text = answer_of(stored.text, tags, call.prompt)
+        has_thought = text != stored.text
+        answer = replace(stored, text=text, whole_text=stored.text) if has_thought else stored
         call.answer = answer
         self.stats.cut_prompts += answer.prompt_cut
         self.stats.empty_answers += not answer.text.strip()
+        self.stats.never_ended_thinking += answer.never_ended_thinking
 
     def _replay(self, voice: int, prompts: dict[bytes, str]) -> dict[bytes, Answer]:
         """Copy recorded answers into the store: nothing is loaded, and nothing counts as

@@ -9,7 +9,8 @@ Prompt once there is a previous answer), then how this expert wants to be asked
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 from jinja2 import TemplateError
 
-from config import PromptedExpertConfig
+from config import THINKING_TAGS, PromptedExpertConfig
 from runtime.errors import PromptError
 from runtime.files import read_jsonl, whole_text
 
@@ -119,6 +120,7 @@ class PromptFormat:
     examples: tuple[FewShot, ...] = ()
     template: str | None = None
     system_role: str = "auto"
+    chat_template_kwargs: Mapping[str, Any] | None = None  # such as {"enable_thinking": False}
 
     @classmethod
     def of(cls, expert: PromptedExpertConfig) -> PromptFormat:
@@ -133,6 +135,7 @@ class PromptFormat:
             examples,
             expert.prompt_template,
             expert.system_role,
+            expert.chat_template_kwargs,
         )
 
     def render(
@@ -176,7 +179,12 @@ class PromptFormat:
         reason = ""
         for messages in self._conversations(text):
             try:
-                prompt = apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+                prompt = apply_chat_template(
+                    messages,
+                    tokenize=False,
+                    add_generation_prompt=True,
+                    **(self.chat_template_kwargs or {}),
+                )
             except TemplateError as error:
                 reason = f"the chat template refuses the messages: {error}"
                 continue
@@ -204,14 +212,37 @@ class PromptFormat:
 
     def identity(self) -> dict[str, object]:
         """What of the format decides the answers; part of every answer's key."""
-        identity = {
+        identity: dict[str, object] = {
             "kind": self.kind,
             "system_prompt": self.system_prompt,
             "examples": [[e.question, e.answer, e.previous_answer] for e in self.examples],
         }
-        return identity | (
-            {} if self.template is None else {"template": self.template}
-        )  # absent elsewhere: answers stored before it was known keep their keys
+        # Absent where not set: answers stored before these were known keep their keys
+        if self.template is not None:
+            identity["template"] = self.template
+        if self.chat_template_kwargs:
+            identity["chat_template_kwargs"] = dict(self.chat_template_kwargs)
+        return identity
+
+
+def answer_of(text: str, tags: Sequence[str] = THINKING_TAGS, prompt: str = "") -> str:
+    """What follows the thinking part of a completion; a text without such a part as it is.
+
+    The part opens with <TAG>, or where the prompt ends in it, and closes with the last </TAG>. One
+    that never closes, because tokens ran out, leaves what comes before it: mostly nothing.
+    """
+    if not tags:
+        return text
+    names = "|".join(map(re.escape, tags))
+    opening, closing = re.compile(f"(?i)<(?:{names})>"), re.compile(f"(?i)</(?:{names})>")
+    ends = [match.end() for match in closing.finditer(text)]
+    if not ends and re.search(f"(?i)<(?:{names})>\\s*$", prompt):
+        return ""
+    answer = text[ends[-1] :] if ends else text
+    unclosed = opening.search(answer)
+    if unclosed:
+        answer = answer[: unclosed.start()]
+    return answer.strip() if ends or unclosed else text
 
 
 def before_stop(text: str, stop: Sequence[str]) -> str:

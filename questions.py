@@ -229,7 +229,7 @@ def read_questions(
     listed = {source.metric, source.agreement, *metrics}
     for row_idx, (place, row) in enumerate(_rows(source)):
         is_recorded = _is_recorded(row, source)
-        fields = {**RECORDED_FIELDS, **source.fields} if is_recorded else source.fields
+        fields: dict[str, str] = {**(RECORDED_FIELDS if is_recorded else {}), **source.fields}
         if is_recorded and (split := _pick(row, fields["split"])) not in (None, source.split):
             other_splits.add(str(split))
             continue

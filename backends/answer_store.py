@@ -14,7 +14,8 @@ import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ CREATE TABLE IF NOT EXISTS answers (
 """
 COLUMNS = "text, prompt_tokens, completion_tokens, latency_s, prompt_cut"
 ALL_COLUMNS = ["key", "expert", "prompt", *COLUMNS.split(", "), "made_with"]
+stored_fields = attrgetter(*COLUMNS.split(", "))
 HEADER_BYTES = 100
 NUM_RANGES = 4096  # of keys, by their first three hexadecimal digits
 MAX_GROWTH = 1000  # a header that promises more is damaged itself
@@ -47,6 +49,12 @@ class Answer:
     completion_tokens: int
     latency_s: float  # its share of the batch it was first generated in
     prompt_cut: bool = False  # the prompt was longer than the model's context
+    whole_text: str | None = None  # with the thinking part, where `text` is without; never stored
+
+    @property
+    def never_ended_thinking(self) -> bool:
+        """Whether it is empty because the model never came to an answer."""
+        return bool(self.whole_text) and not self.text.strip()
 
 
 @dataclass(frozen=True)
@@ -151,7 +159,9 @@ class AnswerStore:
         """Store in one transaction and return what the store now holds: an earlier writer's answer
         where there was one.
         """
-        rows = [(a.key, a.expert, a.prompt, *astuple(a.answer), self.made_with) for a in answers]
+        rows = [
+            (a.key, a.expert, a.prompt, *stored_fields(a.answer), self.made_with) for a in answers
+        ]
         try:
             self._db.execute("BEGIN IMMEDIATE")
             try:

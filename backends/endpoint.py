@@ -347,6 +347,8 @@ class EndpointExpert:
         }
         if self.config.stop:
             options["stop"] = list(self.config.stop)
+        if self.config.chat_template_kwargs:
+            options["extra_body"] = {"chat_template_kwargs": self.config.chat_template_kwargs}
         try:
             if self.config.prompt_format == "chat":
                 messages = json.loads(prompt)

@@ -350,5 +350,6 @@ def first_answers_of(expert: Expert) -> RecordedExpert:
         name=expert.config.name,
         params_b=expert.config.params_b,
         path=expert.config.first_answers,
+        thinking_tags=expert.config.thinking_tags,
     )
     return RecordedExpert(config, first_of=expert)

@@ -132,6 +132,11 @@ def route_records(
                         else {}
                     ),
                     "answer": step.answer.text,
+                    **(
+                        {}
+                        if step.answer.whole_text is None
+                        else {"whole_answer": step.answer.whole_text}
+                    ),
                     "quality": step.quality,
                     "prompt_cut": step.answer.prompt_cut,
                     "cost": asdict(step.cost),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from prompts import answer_of
 from questions import Reference
 from runtime.errors import MetricError
 
@@ -76,18 +77,26 @@ def accepted(reference: Reference) -> list[str]:
 @dataclass(frozen=True)
 class PairMetric:
     """A metric that scores one answer against one accepted reference at a time; the best accepted
-    reference counts.
+    reference counts, and an empty answer scores 0.
+
+    `reading` and `score` get what follows an answer's thinking part (`prompts.answer_of`).
     """
 
     score: Callable[[str, str], float]
-    read: Callable[[str], str | None] = read_words
+    reading: Callable[[str], str | None] = read_words
     same: Callable[[str, str], bool] | None = None  # of readings; None: equal texts only
     is_free_text: bool = False
+
+    def read(self, answer: str) -> str | None:
+        return self.reading(answer_of(answer))
 
     def compute(
         self, *, predictions: Sequence[str], references: Sequence[Reference]
     ) -> list[float]:
-        return [
-            max(self.score(p, r) for r in accepted(reference))
-            for p, reference in zip(predictions, references, strict=True)
-        ]
+        scores = []
+        for prediction, reference in zip(predictions, references, strict=True):
+            answer = answer_of(prediction)
+            texts = accepted(reference)
+            best = max(self.score(answer, text) for text in texts)
+            scores.append(best if answer.strip() else 0.0)
+        return scores

@@ -64,10 +64,11 @@ class TextMetric(ABC):
     def compute(
         self, *, predictions: Sequence[str], references: Sequence[Reference]
     ) -> list[float]:
-        return [
-            self.to_quality(score)
-            for score in self.raw(predictions=predictions, references=references)
-        ]
+        qualities = []
+        raw = self.raw(predictions=predictions, references=references)
+        for prediction, score in zip(predictions, raw, strict=True):
+            qualities.append(self.to_quality(score) if prediction.strip() else 0.0)
+        return qualities
 
     def _load(self, read: Callable[[str], Any]) -> Any:
         """What `read` makes of the model's folder or hub id."""

@@ -17,17 +17,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from config import ExpertConfig, RecordedExpertConfig
-from metrics.answers import (
-    choice_in,
-    exact_match,
-    multiple_choice,
-    numeric_match,
-    read_number,
-    read_short_answer,
-    same_number,
-    short_answer,
-)
+from metrics.answers import exact_match, read_short_answer, short_answer
 from metrics.base import Metric, PairMetric, accepted
+from metrics.choices import choice_in, multiple_choice
+from metrics.mathematics import math_match, read_expression, same_expression
+from metrics.numbers import numeric_match, read_number, same_number
 from metrics.programs import program_in, same_program
 from questions import RECORDED, Question, Reference
 from runtime.errors import MetricError
@@ -79,6 +73,8 @@ class ReasoningGymMetric:
         return " ".join(answer.split()) or None
 
     def _score(self, prediction: str, entry: dict[str, Any]) -> float:
+        if not prediction.strip():
+            return 0.0
         try:
             return float(self._scorer(prediction, entry))
         except (KeyError, ValueError, TypeError, AttributeError) as error:
@@ -163,6 +159,7 @@ METRICS: dict[str, Callable[[], Metric]] = {
     "exact_match": lambda: PairMetric(exact_match),
     "short_answer": lambda: PairMetric(short_answer, read_short_answer),
     "numeric_match": lambda: PairMetric(numeric_match, read_number, same_number),
+    "math": lambda: PairMetric(math_match, read_expression, same_expression),
     "multiple_choice": lambda: PairMetric(multiple_choice, choice_in),
     "rouge_1": lambda: rouge("rouge1"),
     "rouge_2": lambda: rouge("rouge2"),
@@ -224,6 +221,7 @@ def _check_reference(question: Question) -> None:
     try:
         if kind in (
             "numeric_match",
+            "math",
             "multiple_choice",
             "reasoning_gym",
         ):  # they must find something in it

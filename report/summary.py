@@ -206,11 +206,18 @@ def notes(
 
 def _notes_on_texts(records: Sequence[Record]) -> Iterator[str]:
     cut = 0
+    unended = 0
     empty = 0
     for record in records:
         for step in record["steps"]:
             cut += step["prompt_cut"]
             empty += not step["answer"].strip()
+            unended += "whole_answer" in step and not step["answer"].strip()
+    if unended:
+        yield (
+            f"{unended} answers never left their thinking part, so they are empty. More"
+            " max_new_tokens may help."
+        )
     if cut or empty:
         yield (
             f"Over all policies, {cut} prompts were longer than an expert's context and lost their"

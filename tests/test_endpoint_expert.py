@@ -777,6 +777,15 @@ def test_a_prompt_over_the_servers_context_loses_its_middle(small_server, prompt
     assert len(server.requests) == 2  # the server said how long it is: one cut is enough
 
 
+def test_a_server_is_told_what_its_chat_template_wants(small_server):
+    server = small_server(lambda body, number: completion("yes", is_chat=True))
+    expert = endpoint(
+        server.url, prompt_format="chat", chat_template_kwargs={"enable_thinking": False}
+    )
+    ask(expert, [expert.render("Why?", None, "paper-v1")])
+    assert server.requests[-1][1]["chat_template_kwargs"] == {"enable_thinking": False}
+
+
 def test_a_context_that_never_fits_fails_that_one_question(small_server):
     server = small_server(
         lambda body, number: (

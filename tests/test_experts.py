@@ -161,6 +161,28 @@ def test_batches_finished_before_a_failure_are_kept(make_pool, scripted_expert):
     ]
 
 
+def test_the_answer_follows_the_thinking_part_and_the_store_keeps_the_whole_text(make_pool):
+    def thinks(question, previous):
+        return "<think>a long way" if question == "hard?" else f"<think>hm</think>\n{previous} 72"
+
+    pool = make_pool([thinks])
+    for _ in range(2):  # generated, then found in the store
+        never, answer = pool.answer([Request(0, "hard?"), Request(0, "easy?", "71")])
+        assert (never.text, never.whole_text) == ("", "<think>a long way")
+        assert (answer.text, answer.whole_text) == ("71 72", "<think>hm</think>\n71 72")
+        assert answer.completion_tokens == 3  # words: what was thought is paid for
+    stored = pool.store.get_many([pool.key(0, pool.render(Request(0, "easy?", "71")))])
+    assert [kept.text for kept in stored.values()] == ["<think>hm</think>\n71 72"]
+    assert (pool.stats.empty_answers, pool.stats.never_ended_thinking) == (2, 2)
+
+
+def test_an_expert_names_its_own_thinking_tags(make_pool, scripted_expert):
+    text = "<plan>x</plan>7 <think>8</think>"
+    expert = scripted_expert(lambda q, _: text, thinking_tags=["plan"])
+    (answer,) = make_pool([expert]).answer([Request(0, "Why?")])
+    assert answer.text == "7 <think>8</think>"
+
+
 def test_an_empty_answer_is_stored_counted_and_passed_on_as_no_answer(make_pool):
     pool = make_pool([lambda q, previous: "" if previous is None else "something"])
     (silence,) = pool.answer([Request(0, "Why?")])

@@ -5,10 +5,12 @@ import pytest
 from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
+from config import HFExpertConfig
 from prompts import (
     FewShot,
     PromptFormat,
     StateTokenizer,
+    answer_of,
     cut_middle,
     knowledge_transfer_prompt,
     read_few_shot,
@@ -307,3 +309,48 @@ def test_a_broken_template_is_named_with_its_own_message():
     chat = PromptFormat("chat")
     with pytest.raises(PromptError, match="User role not supported"):
         chat.render("Why?", None, "paper-v1", strict_template("user"))
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<think>8 x 9</think>\n\n72", "72"),
+        ("8 x 9 is 72, so B.\n</think>\nB", "B"),  # the template opened it in the prompt
+        ("<think>8 x 9 is 7", ""),  # tokens ran out
+        ("<THINKING>no</THINKING> yes", "yes"),
+        ("<think>a</think> 5 <think>b</think> 6", "6"),
+        ("<think>a</think> 5 <think>once more", "5"),
+        (" 72 \n", " 72 \n"),  # as it is
+        ("a < b > c </thin>", "a < b > c </thin>"),
+        ("<think></think>", ""),
+    ],
+)
+def test_the_answer_is_what_follows_the_thinking_part(text, answer):
+    assert answer_of(text) == answer
+
+
+def test_thinking_tags_can_be_others_or_none():
+    assert answer_of("<plan>x</plan>y", ["plan"]) == "y"
+    assert answer_of("<think>x</think>y", ["plan"]) == "<think>x</think>y"
+    assert answer_of("<think>x</think>y", []) == "<think>x</think>y"
+
+
+def test_a_part_that_the_prompt_opens_and_nothing_closes_is_no_answer():
+    assert answer_of("8 x 9 is 7", prompt="user: 8 x 9? assistant: <think>\n") == ""
+    assert answer_of("72", prompt="user: 8 x 9? assistant: <think>\n\n</think>\n") == "72"
+
+
+def test_a_chat_template_is_told_what_the_configuration_says_and_only_then_the_key_knows():
+    def template(messages, **told):
+        return f"{messages[-1]['content']} {told['enable_thinking']}"
+
+    plain = {"name": "e", "source": "s", "params_b": 1.0}
+    told = HFExpertConfig(**plain, chat_template_kwargs={"enable_thinking": False})
+    quiet = PromptFormat.of(told)
+    assert quiet.render("Why?", None, "paper-v1", template) == "Why? False"
+    assert quiet.identity()["chat_template_kwargs"] == {"enable_thinking": False}
+    assert "chat_template_kwargs" not in PromptFormat.of(HFExpertConfig(**plain)).identity()
+    with pytest.raises(ValueError, match="DER sets tokenize itself"):
+        HFExpertConfig(**plain, chat_template_kwargs={"tokenize": True})
+    with pytest.raises(ValueError, match="chat_template_kwargs are for prompt_format chat"):
+        HFExpertConfig(**plain, prompt_format="plain", chat_template_kwargs={"a": 1})

@@ -38,7 +38,7 @@ def test_many_broken_lines_are_counted_after_the_first_three(tmp_path):
     assert "and 4 more lines" in str(error.value)  # 7 - 3
 
 
-@pytest.mark.parametrize("reference", [None, "", [], " ", ["", ""], ["yes", "\n"], {}])
+@pytest.mark.parametrize("reference", [None, "", [], " ", "\t\n", ["", ""], ["a", " "], {}])
 def test_a_row_without_a_reference_is_named_unless_none_is_needed(tmp_path, reference):
     source = write_jsonl(tmp_path / "q.jsonl", [row("a"), row("b", reference)])
     with pytest.raises(DataError, match=r"q\.jsonl:2: no reference answer in field 'reference'"):

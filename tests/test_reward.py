@@ -3,7 +3,8 @@ import re
 import pytest
 
 from config import HFExpertConfig, RewardConfig
-from metrics.answers import choice_in, numbers_in
+from metrics.choices import choice_in
+from metrics.numbers import numbers_in
 from metrics.registry import check_metrics, get_metric, score_answers
 from questions import Question
 from reward import Cost, call_cost, charge, final_reward, paper_reward
@@ -107,7 +108,7 @@ def test_numeric_match_refuses_a_reference_without_a_number():
         ("A likely answer is D", "D"),
         ("The answer is A because", "A"),
         ("The answer is a mammal", None),
-        ("Answer: I think B", None),
+        ("Answer: I think B", "B"),  # no word after "Answer:" is a letter, but one stands alone
         ("The ANSWER IS b) Paris", "B"),
         ("answer: i", "I"),
         ("The correct answer is: B", "B"),
@@ -252,7 +253,7 @@ def test_an_unknown_metric_names_the_known_ones(name):
         MetricError,
         match=(
             f"unknown metric '{name}'; known: exact_match, short_answer, numeric_match,"
-            " multiple_choice, rouge_1, rouge_2, rouge_l, bertscore"
+            " math, multiple_choice, rouge_1, rouge_2, rouge_l, bertscore"
         ),
     ):
         get_metric(name)

@@ -178,6 +178,7 @@ class Trainer:
             "pool/hit_rate": self.pool.stats.hit_rate,
             "pool/generated": self.pool.stats.generated,
             "pool/failed": self.pool.stats.failed,
+            "pool/never_ended_thinking": self.pool.stats.never_ended_thinking,
         }
 
     def validate(self) -> dict[str, float]:

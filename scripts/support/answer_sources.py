@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metrics.answers import choice_in
+from metrics.choices import choice_in
 from runtime.errors import DataError
 from scripts.support.data_sources import LETTERS
 from scripts.support.recorded_rows import Reply

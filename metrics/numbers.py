@@ -1,0 +1,175 @@
+"""Metric `numeric_match`: the number that an answer gives as its result (docs/metrics.md)."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from metrics.base import TYPESET_MINUS
+from metrics.marks import before_next_question, marked_parts
+from runtime.errors import MetricError
+
+# Where the statement of a result ends and a remark on it begins
+END_OF_CLAUSE = re.compile(r"[.!?;]\s|,\s|\s\(|\s(?i:because|since|which|as)\s")
+BOLD_NUMBER = re.compile(r"\*\*([^*\n]*\d[^*\n]*)\*\*")
+TOLERANCE = 1e-6  # relative, and absolute below 1
+
+# How LaTeX writes what numbers need, and what stands for it: (pattern, replacement, example)
+TYPESETTING = (
+    (re.compile(r"\\[!,;:>]|\{,\}(?=\d)"), "", r"70{,}000 and 70\,000"),
+    (re.compile(r"(?<=\d)\\[dt]?frac"), r" \\frac", r"2\frac{1}{2}"),
+    (
+        re.compile(r"\\[dt]?frac\s*(?:\{(\d+)\}|(\d))\s*(?:\{(\d+)\}|(\d))"),
+        r"\1\2/\3\4",
+        r"\frac{1}{2} and \frac12",
+    ),
+    (re.compile(r"\\(?:times|cdot)"), "\u00d7", r"5 \times 10^3"),
+    (re.compile(r"\\(?:text|mathrm|mathbf|textbf)\s*\{"), "{ ", r"72\text{ km}"),
+    (re.compile(r"\^\s*\{\s*(-?\d+)\s*\}"), r"^\1", "10^{5}"),
+    (re.compile(r"\\(?=[$%&#])"), "", r"\$72 and 72\%"),
+    (re.compile(TYPESET_MINUS), "-", "\u22125"),
+    (re.compile(r"\b(\d{1,4})/(\d{1,2})/(\d{1,4})\b"), r"\1 \2 \3", "12/31/1999, no fraction"),
+)
+
+SCALES = {"hundred": 1e2, "thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
+
+NUMBER = re.compile(
+    r"""
+    (?<![\w.^])(?P<sign>-?)[$€£]?  # not inside a word, a longer number, an exponent
+    (?:(?P<whole>\d+)\s(?=\d+/\d))?  # 2 1/2
+    # 1,234 or 12,34,567 or .5; "1,2" are two numbers
+    (?P<digits>(?:\d+(?:,\d{2,3})*,\d{3}(?!\d)|\d++|(?=\.\d))(?:\.\d++)?+(?:[eE][+-]?\d++)?+)
+    (?:/(?P<below>[1-9]\d*+)(?!\.\d))?  # 1/2
+    (?:\^(?P<power>-?\d{1,3}))?
+    (?:\s?[\u00d7x*]\s?10\^(?P<ten>-?\d{1,3}))?  # 1.5 x 10^6
+    (?!\w*[\d_]|(?i:x|st|nd|rd|th)\b)  # a unit may be attached: 72km, but neither 3x2 nor 2nd
+    (?:[\s-](?P<scale>(?i:hundred|thousand|million|billion|trillion))\b)?
+    """,
+    re.VERBOSE,
+)
+
+ONES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
+    " sixteen seventeen eighteen nineteen"
+).split()
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+WORD = re.compile(
+    rf"\b(?:({'|'.join(TENS)})(?:[\s-]({'|'.join(ONES[1:10])}))?|({'|'.join(ONES)}))\b"
+    rf"(?!\s(?:{'|'.join(SCALES)})\b)"
+)
+
+
+def plain_numbers(text: str) -> str:
+    """The text with its numbers typed as a keyboard would: "\\frac{1}{2}" -> "1/2"."""
+    for pattern, replacement, _ in TYPESETTING:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def numbers_in(text: str) -> list[float]:
+    """All numbers written in digits, thousands separators, currency signs and units removed:
+    "1,234.5kg, -$3 and 1.5 million" -> [1234.5, -3.0, 1500000.0].
+    """
+    values = []
+    for match in NUMBER.finditer(plain_numbers(text)):
+        value = _value(match)
+        if math.isfinite(value):
+            values.append(value)
+    return values
+
+
+def _value(match: re.Match[str]) -> float:
+    """The number a match of NUMBER stands for; infinite where it is too large."""
+    value = float(match["digits"].replace(",", ""))
+    if match["below"]:
+        value /= float(match["below"])
+    if match["whole"]:
+        value += float(match["whole"])
+    try:
+        if match["power"]:
+            value **= int(match["power"])
+        if match["ten"]:
+            value *= 10.0 ** int(match["ten"])
+    except (OverflowError, ZeroDivisionError):
+        return math.inf
+    if match["scale"]:
+        value *= SCALES[match["scale"].lower()]
+    return -value if match["sign"] else value
+
+
+def _word_in(text: str) -> float | None:
+    """The value of the only number word from zero to ninety-nine in a short text."""
+    found = list(WORD.finditer(text.lower()))
+    if len(found) != 1 or len(text.split()) > 4:
+        return None
+    tens, ones, alone = found[0].groups()
+    if alone:
+        return float(ONES.index(alone))
+    return 10.0 * (TENS.index(tens) + 2) + (ONES.index(ones) if ones else 0)
+
+
+def _number_in_part(part: str) -> float | None:
+    """Of a marked part, up to the end of its first clause: the number that is bold, else the one
+    after its last "=", else the one it opens with, else its last.
+    """
+    bold = BOLD_NUMBER.search(part)
+    part = bold[1] if bold else part
+    part = END_OF_CLAUSE.split(part, maxsplit=1)[0]
+    part = part.rpartition("=")[2]
+    numbers = numbers_in(part)
+    if not numbers:
+        return _word_in(part)
+    opens = re.match(r"[\s$€£*_`({\\\[-]*\.?\d", plain_numbers(part))
+    return numbers[0] if opens else numbers[-1]
+
+
+def last_number(text: str) -> float | None:
+    """The last number of a text, remarks aside: what stands in parentheses, and a clause after a
+    comma that opens with "which".
+    """
+    remarks = re.compile(r"\([^()]*\)|,\s(?:which|since|because)\b[^\n]*")
+    for candidate in (remarks.sub(" ", text), text):
+        numbers = numbers_in(candidate)
+        if numbers:
+            return numbers[-1]
+    return _word_in(text)
+
+
+def number_in(answer: str) -> float | None:
+    """The number an answer gives as its result; None where it holds none.
+
+    What is marked (metrics/marks.py) goes before what is merely last.
+    """
+    text = before_next_question(answer)
+    for part in marked_parts(text):
+        number = _number_in_part(part)
+        if number is not None:
+            return number
+    return last_number(text)
+
+
+def read_number(answer: str) -> str | None:
+    """The number that `numeric_match` compares, as text: "1,234.50" -> "1234.5"."""
+    number = number_in(answer)
+    return None if number is None else f"{number:.12g}"
+
+
+def same_number(a: str, b: str) -> bool:
+    """Whether two readings are equal as `numeric_match` compares them."""
+    first, second = float(a), float(b)
+    return abs(first - second) <= TOLERANCE * max(1.0, abs(first), abs(second))
+
+
+def numeric_match(prediction: str, reference: str) -> float:
+    """1 when the answer's number equals the reference's to 1e-6 relative; "112" does not contain
+    "12".
+
+    Raises MetricError for a reference without a number.
+    """
+    wanted = number_in(reference)
+    if wanted is None:
+        raise MetricError(f"numeric_match: no number in the reference {reference!r}")
+    found = number_in(prediction)
+    if found is None:
+        return 0.0
+    return float(abs(found - wanted) <= TOLERANCE * max(1.0, abs(wanted)))

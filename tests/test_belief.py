@@ -1,0 +1,207 @@
+"""The belief: counted features, estimates, candidates, and the plan, against values by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from belief.arithmetic import check_equations, evaluate
+from belief.features import answer_features
+from belief.outcome_model import OutcomeModel, Outcomes, cross_fit
+from belief.planner import Plan, advantages, choose, fit_plan, num_inputs
+from belief.regression import Logistic, Ridge, sigmoid
+from belief.state import (
+    Belief,
+    CandidateModel,
+    Heard,
+    agreement,
+    asked_sets,
+    believe,
+    describe_candidates,
+    fit_candidates,
+    hear,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "right", "wrong", "last"),
+    [
+        ("3 + 4 = 7, so 7 * 2 = 15", 1, 1, 15.0),
+        (r"$12 \times 3 = $36 and \frac{36}{4} = 9.", 2, 0, 9.0),
+        ("3 apples + 4 pears = 7 fruits. Then 2 x 5 = 11", 1, 1, 11.0),
+        ("48 / 2 = <<48/2=24>>24 clips", 1, 0, 24.0),
+        ("10% of nothing, and no equation", 0, 0, None),
+        ("1 / 0 = 5", 0, 0, None),
+    ],
+)
+def test_equations_are_calculated_again(text, right, wrong, last):
+    found = check_equations(text)
+    assert (found.right, found.wrong, found.last) == (right, wrong, last)
+
+
+def test_only_arithmetic_is_evaluated():
+    assert evaluate("2 * (3 + 4)") == 14
+    for text in ("__import__('os')", "2 ** 9999", "a + 1", "9" * 200):
+        assert evaluate(text) is None
+
+
+def test_an_answer_that_skips_a_number_of_the_question_shows_it():
+    question = "Tom has 3 apples, 4 pears and 5 plums. How many fruits?"
+    whole = answer_features(question, "3 + 4 + 5 = 12\n#### 12", "12")
+    partial = answer_features(question, "3 + 4 = 7\n#### 7", "7")
+    assert whole["share_of_question_used"] == 1.0
+    assert partial["share_of_question_used"] == pytest.approx(2 / 3)
+    assert whole["reads_last_result"] == partial["reads_last_result"] == 1.0
+
+
+def test_ridge_equals_its_closed_form():
+    rng = np.random.default_rng(0)
+    inputs, targets = rng.normal(size=(40, 3)), rng.normal(size=40)
+    ridge = Ridge(3)
+    ridge.add(inputs[:25], targets[:25])
+    ridge.add(inputs[25:], targets[25:])
+    scale = np.sqrt((inputs**2).mean(0)) + 1e-9
+    scaled = inputs / scale
+    expected = np.linalg.solve(scaled.T @ scaled + 2.0 * np.eye(3), scaled.T @ targets) / scale
+    assert ridge.solve(2.0) == pytest.approx(expected)
+
+
+def test_labels_that_are_all_alike_give_their_rate():
+    model = Logistic.fit(np.zeros((9, 2)), np.ones(9, dtype=bool), 1.0)
+    assert sigmoid(model(np.zeros((1, 2))))[0] == pytest.approx(9.5 / 10)
+
+
+# --- candidates ---
+
+
+def test_answers_that_agree_are_one_candidate():
+    same = agreement(np.array([[0, 1, 0, -1, -1]]))
+    heard = Heard((0, 1, 2, 3, 4), np.zeros((1, 5)), np.array([[0.1, 2.0, 0.5, 0.0, 0.0]]), same)
+    candidates = describe_candidates(heard)
+    assert candidates.size[0].tolist() == [2, 1, 2, 1, 1]  # unread answers agree with nobody
+    assert candidates.distinct.tolist() == [4]
+    assert candidates.is_first[0].tolist() == [False, True, True, True, True]
+
+
+def test_the_best_candidate_is_submitted_by_its_best_looking_member():
+    num_features = 16 + 2 * 3
+    weights = np.zeros(num_features)
+    weights[3] = 2.0  # agreement alone decides
+    model = CandidateModel(_identity(num_features), Logistic(weights, -1.0))
+    same = agreement(np.array([[0, 1, 1]]))
+    belief = believe(Heard((0, 1, 2), np.zeros((1, 3)), np.array([[3.0, 0.2, 0.7]]), same), model)
+    assert belief.submitted.tolist() == [2]
+    assert belief.p == pytest.approx(sigmoid(np.array([1.0])))
+    assert belief.estimates[0] == pytest.approx(sigmoid(np.array([-1.0, 1.0, 1.0])))
+    assert (belief.size[0], belief.distinct[0]) == (2, 2)
+
+
+def _identity(num_features):
+    from belief.regression import Standardiser
+
+    return Standardiser(np.zeros(num_features), np.ones(num_features))
+
+
+# --- estimates ---
+
+
+def made_outcomes(num_questions=80, num_experts=3, seed=0):
+    """Questions with one telling feature: positive, and experts 0 and 1 are right."""
+    rng = np.random.default_rng(seed)
+    question = rng.normal(size=(num_questions, 2))
+    answer = rng.normal(size=(num_questions, num_experts, 2))
+    good = answer[:, :, 0] + question[:, :1] > 0
+    nothing = np.zeros((num_questions, 0))
+    return Outcomes(question, nothing, np.zeros(num_questions, dtype=int), answer, good)
+
+
+def test_the_reader_learns_what_tells_right_answers():
+    outcomes = made_outcomes(400)
+    model = OutcomeModel.fit(outcomes.take(np.arange(300)), 1)
+    held = outcomes.take(np.arange(300, 400))
+    assert ((model.after_all(held) > 0) == held.good).mean() > 0.9
+
+
+def test_a_training_question_is_estimated_by_models_that_have_not_seen_it():
+    outcomes = made_outcomes()
+    before = cross_fit(outcomes, 1, seed=0).after
+    good = outcomes.good.copy()
+    good[0] = ~good[0]
+    changed = Outcomes(outcomes.question, outcomes.embedding, outcomes.task, outcomes.answer, good)
+    after = cross_fit(changed, 1, seed=0).after
+    assert after[0] == pytest.approx(before[0], abs=1e-12)
+    assert not np.allclose(after[1:], before[1:])
+
+
+# --- the plan ---
+
+
+def planned(good, same, costs, alpha, t_max=2, logits=None):
+    """Beliefs of every set and the plan, from estimates that say what is right, a little unsure."""
+    after = np.where(good, 1.5, -1.5) if logits is None else logits
+    before = np.zeros(good.shape)
+    candidates = fit_candidates(before, after, same, good, t_max, seed=0)
+    beliefs = {}
+    for sets in asked_sets(good.shape[1], t_max)[1:]:
+        for asked in sets:
+            beliefs[asked] = believe(hear(asked, before, after, same), candidates)
+    plan = fit_plan(beliefs, before, good, np.array(costs), alpha, t_max)
+    return plan, beliefs, before
+
+
+def test_where_all_are_always_right_the_cheapest_is_asked_and_nobody_else():
+    good = np.ones((200, 3), dtype=bool)
+    same = np.ones((200, 3, 3), dtype=bool)
+    costs = [0.5, 0.1, 1.0]
+    plan, beliefs, before = planned(good, same, costs, alpha=0.1)
+    first = choose(advantages(plan, None, before, np.array(costs), 0.1), 0)
+    assert set(first.tolist()) == {1}
+    then = choose(advantages(plan, beliefs[1,], before, np.array(costs), 0.1), 1)
+    assert set(then.tolist()) == {-1}
+
+
+def test_a_second_opinion_is_asked_where_the_first_answer_looks_wrong():
+    """Expert 0 is right on half of the questions, and expert 1 on the other half. Both are free."""
+    good = np.zeros((400, 2), dtype=bool)
+    good[::2, 0] = True
+    good[1::2, 1] = True
+    same = np.eye(2, dtype=bool)[None].repeat(400, axis=0)
+    plan, beliefs, before = planned(good, same, [0.1, 0.1], alpha=1.0)
+    action = choose(advantages(plan, beliefs[0,], before, np.array([0.1, 0.1]), 1.0), 1)
+    assert (action[good[:, 0]] == -1).all()
+    assert (action[~good[:, 0]] == 1).all()
+    assert beliefs[0, 1].submitted.tolist() == np.where(good[:, 0], 0, 1).tolist()
+
+
+def test_a_permuted_pool_gives_permuted_decisions():
+    rng = np.random.default_rng(1)
+    num = 300
+    skill = np.array([0.5, 0.65, 0.8])
+    good = rng.random((num, 3)) < skill
+    logits = np.where(good, 1.0, -1.0) + rng.normal(size=(num, 3))
+    groups = np.where(good, 0, 1 + np.arange(3)[None])
+    costs = np.array([0.1, 0.3, 1.0])
+    order = np.array([2, 0, 1])
+    plan, beliefs, before = planned(good, agreement(groups), costs, 0.1, 2, logits)
+    moved, moved_beliefs, _ = planned(
+        good[:, order], agreement(groups[:, order]), costs[order], 0.1, 2, logits[:, order]
+    )
+    here = advantages(plan, beliefs[1,], before, costs, 0.1)
+    place = int(np.flatnonzero(order == 1)[0])
+    there = advantages(moved, moved_beliefs[place,], before, costs[order], 0.1)
+    assert there == pytest.approx(here[:, order], abs=1e-3)
+
+
+def test_a_plan_values_a_call_by_its_inputs_and_no_other_expert():
+    """The value of asking expert 0 does not depend on the costs or priors of the others, but for
+    the mean prior.
+    """
+    rng = np.random.default_rng(2)
+    plan = Plan(rng.normal(size=(2, num_inputs(3))), np.ones((2, num_inputs(3))))
+    before = rng.normal(size=(5, 3))
+    belief = Belief((1,), *(np.full(5, 0.4),) * 4, np.ones(5, dtype=int), np.full((5, 1), 0.4))
+    swapped = before.copy()
+    swapped[:, [1, 2]] = before[:, [2, 1]]
+    one = advantages(plan, belief, before, np.array([0.1, 0.2, 0.3]), 0.1)[:, 0]
+    other = advantages(plan, belief, swapped, np.array([0.1, 9.0, 9.0]), 0.1)[:, 0]
+    assert other == pytest.approx(one)

@@ -1,0 +1,176 @@
+"""The agent over beliefs: trained on recorded answers, killed and resumed, loaded and asked."""
+
+from __future__ import annotations
+
+import gc
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from recordings import make_rows, write_rows
+
+import train_ppo_multi
+from agent import load_agent
+from belief_agent import BeliefAgent
+from der_env import Episode
+from experts import build_pool
+from questions import load_splits
+from rollout import play
+from runtime.command_line import load_config
+from runtime.errors import ConfigError
+from terminator import load_terminator, make_judge
+
+EXPERTS = {"small": 1.0, "adder": 2.0, "speller": 2.0, "large": 8.0}
+SETTINGS = {
+    "threads": 1,
+    "device": "cpu",
+    "env": {"t_max": 3, "submits": "best", "stop": "action", "continue_past_p0": 0},
+    "reward": {"alpha": 0.2, "cost_scale": 0.125},
+    "agent": {"reads": "belief", "max_tokens": 32},
+    "ppo": {"lr": 1e-4, "batch_size": 16, "repeats": 1},
+    "train": {"epochs": 2, "updates_per_epoch": 2, "episodes_per_update": 16, "num_envs": 8},
+}
+
+
+@pytest.fixture(scope="module")
+def config_path(tmp_path_factory: pytest.TempPathFactory, bert_encoder: Path) -> Path:
+    root = tmp_path_factory.mktemp("belief")
+    path = write_rows(root / "answers.jsonl", make_rows(150))
+    experts = []
+    for name, params_b in EXPERTS.items():
+        expert = {"name": name, "kind": "recorded", "path": str(path), "params_b": params_b}
+        experts.append(expert)
+    data = {}
+    for split in ("train", "validation", "test"):
+        data[split] = {"path": str(path), "split": split}
+    settings = SETTINGS | {
+        "data": data,
+        "pool": {"experts": experts, "store": str(root / "answers.sqlite")},
+        "agent": SETTINGS["agent"] | {"encoder": str(bert_encoder)},
+    }
+    (root / "belief.yaml").write_text(yaml.safe_dump(settings))
+    return root / "belief.yaml"
+
+
+@pytest.fixture(scope="module")
+def run(config_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        path = train_ppo_multi.main(["--config", str(config_path), "--name", "whole"])
+    gc.collect()
+    return folder / path
+
+
+def metrics(run: Path) -> list[dict]:
+    """The log without wall times and hit rates."""
+    records = []
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        kept = {k: v for k, v in record.items() if not k.startswith(("time/", "pool/"))}
+        records.append(kept)
+    return records
+
+
+def test_the_plan_is_validated_before_the_first_update(run: Path) -> None:
+    first = metrics(run)[0]
+    assert (first["epoch"], first["update"]) == (0, 0)
+    assert first["eval/is_best"] == 1.0
+
+
+def test_a_resumed_run_repeats_an_uninterrupted_one(
+    run: Path, config_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    one_epoch = ["--config", str(config_path), "--name", "cut", "--train.lr_decay", "false"]
+    whole = train_ppo_multi.main([*one_epoch[:2], "--name", "all", "--train.lr_decay", "false"])
+    gc.collect()
+
+    class KilledError(Exception):
+        pass
+
+    update = train_ppo_multi.BeliefTrainer.update
+
+    def update_twice(trainer):
+        if trainer.update_idx == 3:
+            raise KilledError
+        return update(trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_ppo_multi.BeliefTrainer, "update", update_twice)
+        with pytest.raises(KilledError):
+            train_ppo_multi.main(one_epoch)
+    gc.collect()
+    resumed = train_ppo_multi.main(["--resume", "runs/cut"])
+    assert metrics(tmp_path / resumed) == metrics(tmp_path / whole)
+    one = (tmp_path / whole / "agent" / "model.safetensors").read_bytes()
+    assert (tmp_path / resumed / "agent" / "model.safetensors").read_bytes() == one
+
+
+def test_a_loaded_agent_decides_within_its_limits(run: Path) -> None:
+    config = load_config(run / "config.yaml")
+    pool = build_pool(config)
+    agent = load_agent(run / "agent", pool)
+    assert isinstance(agent, BeliefAgent)
+    judge = make_judge(agent, load_terminator(run / "terminator", torch.device("cpu")))
+    questions = [question.sealed() for question in load_splits(config.data).test]
+    routes = play(questions, agent, pool, judge, 3, submits="best", reader=agent.reader)
+    for route in routes:
+        asked = [step.expert_idx for step in route.episode.steps]
+        assert 1 <= len(asked) <= 3
+        assert len(set(asked)) == len(asked)  # nobody is asked twice
+        estimates = route.episode.estimates
+        assert estimates[route.episode.submitted_idx] == max(estimates)
+    again = play(
+        questions,
+        load_agent(run / "agent", pool),
+        pool,
+        judge,
+        3,
+        submits="best",
+        reader=agent.reader,
+    )
+    assert [r.episode.answers for r in again] == [r.episode.answers for r in routes]
+
+
+def test_the_first_call_cannot_be_left_out(run: Path) -> None:
+    config = load_config(run / "config.yaml")
+    agent = load_agent(run / "agent", build_pool(config))
+    question = load_splits(config.data).test[0].sealed()
+    logits, _ = agent.actor(agent.reader.observe([Episode(question, 3)]))
+    assert logits[0, -1] < -1e8
+    assert torch.isfinite(logits[0, :-1]).all()
+
+
+def test_scrambled_test_labels_change_nothing(
+    run: Path, config_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = yaml.safe_load(config_path.read_text())
+    source = Path(settings["data"]["test"]["path"])
+    rows = [json.loads(line) for line in source.read_text().splitlines()]
+    for row in rows:
+        if row["meta"]["split"] == "test":
+            row["reference"] = "nothing that anybody says"
+    scrambled = write_rows(tmp_path / "answers.jsonl", rows)
+    settings["data"]["test"]["path"] = str(scrambled)
+    (tmp_path / "scrambled.yaml").write_text(yaml.safe_dump(settings))
+    other = train_ppo_multi.main(["--config", "scrambled.yaml", "--name", "scrambled"])
+    assert metrics(tmp_path / other) == metrics(run)
+
+
+def test_an_agent_that_reads_text_cannot_stop_by_itself(config_path: Path) -> None:
+    with pytest.raises(ConfigError, match="env.stop: action is for agents that hold beliefs"):
+        load_config(config_path, ["--agent.reads", "text"])
+
+
+def test_a_terminator_may_stop_the_agent_instead(
+    config_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--env.stop", "terminator", "--train.epochs", "1", "--name", "ended"]
+    path = train_ppo_multi.main(["--config", str(config_path), *options])
+    threshold = load_terminator(tmp_path / path / "terminator", torch.device("cpu")).threshold
+    assert 0 < threshold <= 0.95

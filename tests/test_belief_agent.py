@@ -162,7 +162,7 @@ def test_scrambled_test_labels_change_nothing(
 
 
 def test_an_agent_that_reads_text_cannot_stop_by_itself(config_path: Path) -> None:
-    with pytest.raises(ConfigError, match="env.stop: action is for agents that hold beliefs"):
+    with pytest.raises(ConfigError, match=r"env\.stop: action is for agents that hold beliefs"):
         load_config(config_path, ["--agent.reads", "text"])
 
 

@@ -36,7 +36,7 @@ from text_agent import Agent, DERPolicy
 
 TEMPERATURE = 0.02  # of the policy, in units of return: differences below it are explored
 FORBIDDEN = -1e9  # score of an action that cannot be taken
-ACTOR_PARTS = ("actor.plan", "actor.learned", "critic.weights")
+ACTOR_PARTS = ("actor.plan", "actor.scale", "actor.learned", "critic.weights")
 NUM_STATE_INPUTS = 4  # of the value head, for each number of calls made
 
 
@@ -202,13 +202,15 @@ class BeliefActor(nn.Module):
     calls made: the plan's, and what PPO has learned beside them.
     """
 
-    def __init__(self, num_experts: int, t_max: int, alpha: float):
+    def __init__(self, num_experts: int, t_max: int, alpha: float, *, can_stop: bool):
         super().__init__()
+        self.can_stop = can_stop  # else a Terminator ends the routes
         self.num_experts = num_experts
         self.t_max = t_max
         self.alpha = alpha
         shape = (t_max, num_inputs(num_experts))
         self.register_buffer("plan", torch.zeros(shape))
+        self.register_buffer("scale", torch.ones(shape))  # 1 / size of an input
         self.learned = nn.Parameter(torch.zeros(shape))
 
     def split(self, obs: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -219,14 +221,16 @@ class BeliefActor(nn.Module):
         return experts, rows[:, width:]
 
     def forward(self, obs: Any, state: Any = None, info: Any = None) -> tuple[torch.Tensor, Any]:
-        """Logits (B, K + 1); the last is stopping."""
+        """Logits (B, K + 1), the last of stopping; (B, K) where a Terminator stops."""
         del info
         experts, states = self.split(obs)
         calls_made = states[:, : self.t_max]  # (B, T), all zeros after the last call
-        weights = calls_made @ (self.plan + self.learned)  # (B, F)
+        weights = calls_made @ (self.plan + self.scale * self.learned)  # (B, F)
         gains = torch.einsum("bkf,bf->bk", experts[:, :, :-2], weights)
         scores = (gains - self.alpha * experts[:, :, -2]) / TEMPERATURE
         scores = scores.masked_fill(experts[:, :, -1] < 0.5, FORBIDDEN)
+        if not self.can_stop:
+            return scores, state
         is_first = calls_made[:, :1]
         return torch.cat([scores, FORBIDDEN * is_first], dim=1), state
 
@@ -259,20 +263,23 @@ class BeliefAgent(Agent):
         fresh = [Episode(question, self.t_max) for question in questions]
         return self.row_features(encode_states(fresh, self.state_tokenizer)).cpu().numpy()
 
-    def set_reader(self, reader: BeliefReader, alpha: float) -> None:
+    def set_reader(self, reader: BeliefReader, alpha: float, *, can_stop: bool) -> None:
         """Build the policy over what a reader observes."""
         self.reader = reader
         self.observer = reader
         self.alpha = alpha
         device = self.encoder.device
-        self.actor = BeliefActor(self.num_experts, reader.t_max, alpha).to(device)
+        actor = BeliefActor(self.num_experts, reader.t_max, alpha, can_stop=can_stop)
+        self.actor = actor.to(device)
         self.critic = BeliefCritic(self.actor).to(device)
-        self.policy = DERPolicy(self.actor, self.critic, self.num_experts + 1)
+        self.policy = DERPolicy(self.actor, self.critic, self.num_experts + can_stop)
 
     def set_plan(self, plan: Plan) -> None:
         """Start the policy from fitted dynamic programming."""
         with torch.no_grad():
             self.actor.plan.copy_(torch.as_tensor(plan.weights, dtype=torch.float32))
+            scale = np.where(plan.sizes > 1e-6, 1.0 / np.maximum(plan.sizes, 1e-6), 0.0)
+            self.actor.scale.copy_(torch.as_tensor(scale, dtype=torch.float32))
 
     @torch.no_grad()
     def act(self, episodes: Sequence[Episode]) -> list[Decision]:
@@ -291,6 +298,7 @@ class BeliefAgent(Agent):
         """Everything learned, by name; a frozen encoder is left out, being its source's."""
         state = {"features.mean": self.encoder.mean, "features.scale": self.encoder.scale}
         state["actor.plan"] = self.actor.plan
+        state["actor.scale"] = self.actor.scale
         state["actor.learned"] = self.actor.learned
         state["critic.weights"] = self.critic.weights
         state["costs"] = torch.as_tensor(self.reader.costs)
@@ -300,7 +308,7 @@ class BeliefAgent(Agent):
 
     def settings(self) -> dict[str, Any]:
         """What of the agent is kept as JSON beside `learned_state`."""
-        return {"tasks": self.reader.tasks, "alpha": self.alpha}
+        return {"tasks": self.reader.tasks, "alpha": self.alpha, "can_stop": self.actor.can_stop}
 
     def check_learned_state(self, state: dict[str, torch.Tensor], folder: Path) -> None:
         """Raises AgentError where a part is missing."""
@@ -322,9 +330,10 @@ class BeliefAgent(Agent):
         model, candidates = unpack_model(packed, self.num_experts, len(tasks))
         costs = state["costs"].numpy()
         reader = BeliefReader(model, candidates, tasks, costs, self.t_max, self.question_embeddings)
-        self.set_reader(reader, settings["alpha"])
+        self.set_reader(reader, settings["alpha"], can_stop=settings["can_stop"])
         with torch.no_grad():
             self.actor.plan.copy_(state["actor.plan"])
+            self.actor.scale.copy_(state["actor.scale"])
             self.actor.learned.copy_(state["actor.learned"])
             self.critic.weights.copy_(state["critic.weights"])
 

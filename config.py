@@ -563,6 +563,13 @@ class TrainConfig(Section):
         64, ge=1, description="questions in flight; their expert calls are batched"
     )
     lr_decay: bool = Field(True, description="learning rate falls linearly to zero")
+    refit: bool = Field(
+        True,
+        description=(
+            "agent.reads belief: fit what was fitted on training and validation questions together"
+            " once training has ended"
+        ),
+    )
     max_expert_calls: int | None = Field(
         None, ge=1, description="answers this run may generate; stored ones are free"
     )
@@ -682,6 +689,12 @@ class Config(Section):
             raise ValueError(
                 f"reward.cost is usd, but these experts have no price: {', '.join(unpriced)}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _who_stops_can(self) -> Config:
+        if self.env.stop == "action" and self.agent.reads != "belief":
+            raise ValueError("env.stop: action is for agents that hold beliefs (agent.reads)")
         return self
 
     @model_validator(mode="after")

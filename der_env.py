@@ -37,6 +37,24 @@ class Step:
     p_stop: float | None = None  # the Terminator's probability that the answer is good enough
 
 
+def best_answer(submits: str, groups: Sequence[int | None], estimates: Sequence[float]) -> int:
+    """Index of the answer to submit, from agreement groups and estimates of all answers.
+
+    `agreed`: the one that most answers agree with, itself included; an answer that nothing could be
+    read in (None) agrees with none and yields to every other. `best`: the one estimated best. The
+    other of the two breaks ties, then the latest wins.
+    """
+
+    def merit(idx: int) -> tuple[float, float, int]:
+        group = groups[idx]
+        votes = 0 if group is None else groups.count(group)
+        if submits == "agreed":
+            return votes, estimates[idx], idx
+        return estimates[idx], votes, idx
+
+    return max(range(len(groups)), key=merit)
+
+
 @dataclass
 class Episode:
     """A question on its route: what has been asked and answered. Holds no reference.
@@ -77,6 +95,12 @@ class Episode:
     def submitted(self) -> Step:
         return self.steps[self.submitted_idx]
 
+    def submitted_after(self, num_calls: int) -> Step:
+        """The step whose answer would have been submitted after so many calls."""
+        if not self.submissions:
+            return self.steps[num_calls - 1]
+        return self.steps[self.submissions[num_calls - 1]]
+
     @property
     def calls_left(self) -> int:
         return self.t_max - len(self.steps)
@@ -101,21 +125,11 @@ class Episode:
 
     def choose_submission(self) -> None:
         """Choose among the answers heard. Of equals the latest."""
-        latest = len(self.steps) - 1
         if self.submits == "last":
-            self.submissions.append(latest)
+            self.submissions.append(len(self.steps) - 1)
             return
-        groups = self.groups
         estimates = self.estimates or [0.0] * len(self.steps)
-
-        def merit(step_idx: int) -> tuple[float, float, int]:
-            group = groups[step_idx]
-            votes = 0 if group is None else groups.count(group)
-            if self.submits == "agreed":
-                return votes, estimates[step_idx], step_idx
-            return estimates[step_idx], votes, step_idx
-
-        self.submissions.append(max(range(len(self.steps)), key=merit))
+        self.submissions.append(best_answer(self.submits, self.groups, estimates))
 
     def settle(self, judgement: Judgement) -> None:
         """Note the judgement of the last call. Both ends are terminal: the horizon is finite and

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from config import MAX_SIZE, Config, RewardConfig, TerminatorConfig
-from der_env import Episode, Judgement, encode_states
+from der_env import Episode, Judge, Judgement, encode_states
 from questions import Question
 from reward import charge
 from rollout import Route
@@ -180,6 +180,39 @@ class TerminatorJudge:
         return judgements
 
 
+class EstimateTerminator:
+    """The Terminator of an agent that holds beliefs: its estimate of the answer that would be
+    submitted, and a threshold. NEVER where the agent stops by an action of its own.
+    """
+
+    def __init__(self, threshold: float = NEVER):
+        self.threshold = threshold
+
+
+class EstimateJudge:
+    """Ends a route when the estimate of the submitted answer reaches the threshold."""
+
+    def __init__(self, threshold: float):
+        self.threshold = threshold
+
+    def judge(self, episodes: Sequence[Episode]) -> list[Judgement]:
+        judgements = []
+        for episode in episodes:
+            p = episode.estimates[episode.submitted_idx]
+            judgements.append(Judgement(p >= self.threshold, p_stop=p))
+        return judgements
+
+
+AnyTerminator = Terminator | EstimateTerminator
+
+
+def make_judge(agent: Agent, terminator: AnyTerminator, threshold: float | None = None) -> Judge:
+    """The judge that ends an agent's routes; another threshold than the Terminator's if given."""
+    if isinstance(terminator, EstimateTerminator):
+        return EstimateJudge(terminator.threshold if threshold is None else threshold)
+    return TerminatorJudge(agent, terminator, threshold)
+
+
 def cut_at(route: Route, threshold: float) -> Route:
     """The route as the Terminator would have ended it at this threshold."""
     for number, step in enumerate(route.episode.steps, start=1):
@@ -218,16 +251,19 @@ def terminator_figures(
     equal count, `ece` their mean absolute gap (Naeini et al. 2015), `brier` the mean squared error.
     `thresholds`: what each threshold would have given.
     """
-    steps = [
-        (question.task, step)
-        for route, question in zip(routes, questions, strict=True)
-        for step in route.episode.steps
-    ]
-    p = np.array([step.p_stop for _, step in steps])
-    good = np.array([step.quality >= config.env.p0 for _, step in steps])
-    formed = np.array(
-        [answer_shape(step.answer.text) in shapes.get(task, ()) for task, step in steps]
-    )
+    p_stops = []
+    is_good = []
+    is_formed = []
+    for route, question in zip(routes, questions, strict=True):
+        known = shapes.get(question.task, set())
+        for num_calls, step in enumerate(route.episode.steps, start=1):
+            submitted = route.episode.submitted_after(num_calls)
+            p_stops.append(step.p_stop)
+            is_good.append(submitted.quality >= config.env.p0)
+            is_formed.append(answer_shape(submitted.answer.text) in known)
+    p = np.array(p_stops)
+    good = np.array(is_good)
+    formed = np.array(is_formed)
     bins = [b for b in np.array_split(np.argsort(p, kind="stable"), 10) if len(b)]
     calibration = [
         {"p": float(p[b].mean()), "good": float(good[b].mean()), "count": len(b)} for b in bins
@@ -277,15 +313,21 @@ def _auroc(good: np.ndarray, p: np.ndarray) -> float | None:
 class TerminatorSpec(ModelSpec):
     """config.json of a terminator folder."""
 
-    width: int = Field(ge=1)
-    num_experts: int = Field(ge=1)
-    t_max: int = Field(ge=1)
-    hidden_size: int = Field(ge=1, le=MAX_SIZE)
+    kind: Literal["network", "estimate"] = "network"
+    width: int = Field(1, ge=1)
+    num_experts: int = Field(1, ge=1)
+    t_max: int = Field(1, ge=1)
+    hidden_size: int = Field(1, ge=1, le=MAX_SIZE)
     threshold: float
 
 
-def save_terminator(terminator: Terminator, folder: Path) -> None:
+def save_terminator(terminator: AnyTerminator, folder: Path) -> None:
     """Write the terminator folder: config.json, model.safetensors."""
+    if isinstance(terminator, EstimateTerminator):
+        threshold = torch.tensor([terminator.threshold])
+        spec = {"kind": "estimate", "threshold": terminator.threshold}
+        write_model_folder(folder, spec, {"threshold": threshold})
+        return
     width, num_experts, t_max = terminator.reads
     spec = {
         "width": width,
@@ -297,9 +339,11 @@ def save_terminator(terminator: Terminator, folder: Path) -> None:
     write_model_folder(folder, spec, terminator.net.state_dict())
 
 
-def load_terminator(folder: Path, device: torch.device) -> Terminator:
+def load_terminator(folder: Path, device: torch.device) -> AnyTerminator:
     """The Terminator of a folder, threshold included. Raises AgentError for a damaged one."""
     spec, tensors = read_model_folder(folder, TerminatorSpec, AgentError)
+    if spec.kind == "estimate":
+        return EstimateTerminator(spec.threshold)
     terminator = Terminator(spec.width, spec.num_experts, spec.t_max, spec.hidden_size)
     check_shapes(tensors, terminator.net.state_dict(), folder, AgentError)
     terminator.net.load_state_dict(tensors)

@@ -5,12 +5,15 @@
     python test_ppo_multi.py --run runs/s0 runs/s1 --out runs/both
     # every baseline, the exact optimum, the transfer audit
     python test_ppo_multi.py --run runs/NAME --eval.full true
+    # quality against cost: agents of several alphas, every baseline chosen again at each
+    python test_ppo_multi.py --alphas 0,.05,.2 --run runs/a0 runs/a05 runs/a2 --out runs/curves
     # the same routes in another unit; asks no expert
     python test_ppo_multi.py --run runs/NAME --reprice flops
 
 No policy sees a reference: routes are played first and scored afterwards. Rows of kind `oracle` are
 the exception and say so. Prints a table; writes routes.jsonl and report/ (results.json, report.md,
-report.html, figures) to the run's folder, or to --out.
+report.html, figures) to the run's folder, or to --out. With --alphas, --out has a folder of these
+for each alpha, and its own report/ has the curves.
 """
 
 from __future__ import annotations
@@ -19,34 +22,51 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 
 from config import TOKEN_UNITS, Config
-from evaluation.route_log import Record, read_records, reprice, route_records
-from evaluation.route_schema import check_complete
-from evaluation.runner import Evaluation
-from questions import repeats_line
-from report.page import write_report_files
-from report.results import YARDSTICKS, build_results, cost_words, table, uncounted
+from report.console import show
 from report.schema import read_results, to_json
-from runtime.command_line import merge, overrides_from, parse, run_command, validate
+from runtime.command_line import load_config, merge, overrides_from, parse, run_command, validate
 from runtime.errors import ConfigError, ReportError
 from runtime.files import refuse_links, write_atomically
-from runtime.run_folder import load_run_config, newest_run, read_metrics
+
+# What plays and draws loads libraries for seconds. It is imported where it is used, so that --help
+# and a mistake in a setting are answered at once.
+if TYPE_CHECKING:
+    from evaluation.route_log import Record
+    from evaluation.runner import Evaluation
 
 
-def evaluate(evaluation: Evaluation) -> tuple[dict[str, Any], list[Record]]:
-    """Play everything: results.json and the route log."""
-    start, config, pool = time.perf_counter(), evaluation.config, evaluation.pool
+@dataclass
+class Report:
+    """results.json and the route log it was made from."""
+
+    results: dict[str, Any]
+    records: list[Record]
+
+
+# Playing
+
+
+def evaluate(evaluation: Evaluation) -> Report:
+    """Play everything on the test split."""
+    from evaluation.route_log import route_records
+    from questions import repeats_line
+    from report.results import build_results
+
+    start = time.perf_counter()
+    config = evaluation.config
+    pool = evaluation.pool
     references = {question.id: question.reference for question in evaluation.splits.test}
-    records = [
-        record
-        for played in evaluation.played()
-        for record in route_records(played, pool, config, references)
-    ]
+    records: list[Record] = []
+    for played in evaluation.played():
+        records += route_records(played, pool, config, references)
     extra: dict[str, Any] = {"terminator": evaluation.terminator_section()}
     if config.eval.full:
         extra["transfer"] = evaluation.transfer_section()
@@ -57,75 +77,204 @@ def evaluate(evaluation: Evaluation) -> tuple[dict[str, Any], list[Record]]:
         "answers_failed": pool.stats.failed,
         "config": config.model_dump(mode="json"),
     }
-    experts = [
-        {"name": expert.config.name, "params_b": expert.config.params_b} for expert in pool.experts
-    ]
+    experts = []
+    for expert in pool.experts:
+        experts.append({"name": expert.config.name, "params_b": expert.config.params_b})
     results = build_results(records, config, experts, extra)
     if evaluation.splits.num_merged:
         results["notes"].append(repeats_line(evaluation.splits))
-    return results, records
+    return Report(results, records)
 
 
-def repriced(folder: Path, unit: str, overrides: list[str]) -> tuple[dict[str, Any], list[Record]]:
-    """A finished evaluation in another cost unit: results.json and route log, from the folder's
-    own, without the optimum of the old prices.
+def evaluate_runs(
+    runs: Sequence[Path], out: Path | None, overrides: Sequence[str], *, other_pool: bool
+) -> Report:
+    """Evaluate runs of one configuration and write their report.
+
+    Args:
+        out: None: the folder of the only run, whose report of other settings is not replaced.
+
+    Raises:
+        DERError: the runs do not belong together, or cannot be evaluated so.
     """
+    from evaluation.runner import Evaluation
+
+    evaluation = Evaluation(runs, overrides, other_pool=other_pool, say=say)
+    if out is None:
+        refuse_to_replace(runs[0], evaluation.config)
+    report = evaluate(evaluation)
+    write_report(report, out or runs[0])
+    return report
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+# Several alphas
+
+
+def parse_alphas(text: str) -> list[float]:
+    """`0,.02,.1` in rising order. Raises ConfigError."""
+    try:
+        alphas = sorted(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(
+            f"--alphas {text}: expected numbers with commas between, for example 0,.05,.2"
+        ) from error
+    if len(set(alphas)) < max(2, len(alphas)) or alphas[0] < 0:
+        raise ConfigError(f"--alphas {text}: expected two or more different numbers, none below 0")
+    return alphas
+
+
+def runs_by_alpha(runs: Sequence[Path], alphas: Sequence[float]) -> dict[float, list[Path]]:
+    """The runs that serve each alpha: those that were trained with it.
+
+    Raises ConfigError for a run of another alpha, an alpha without runs, and runs that differ in
+    more than alpha and seed.
+    """
+    from runtime.run_folder import differing_settings, load_run_config
+
+    listed = ",".join(f"{alpha:g}" for alpha in alphas)
+    groups: dict[float, list[Path]] = {alpha: [] for alpha in alphas}
+    seeds: dict[float, set[int]] = {alpha: set() for alpha in alphas}
+    first = load_run_config(runs[0])
+    for run in runs:
+        config = load_run_config(run)
+        alpha = config.reward.alpha
+        if alpha not in groups:
+            raise ConfigError(
+                f"{run} was trained with reward.alpha = {alpha:g}, which --alphas {listed} does not"
+                " list: add it, or leave the run out"
+            )
+        other = [key for key in differing_settings(first, config) if key != "reward.alpha"]
+        if other:
+            raise ConfigError(
+                f"{run} differs from {runs[0]} in {', '.join(other)}: only runs that differ in"
+                " reward.alpha and seed belong in one report"
+            )
+        groups[alpha].append(run)
+        seeds[alpha].add(config.seed)
+    for alpha in alphas:
+        if seeds[alpha] != {seed for group in seeds.values() for seed in group}:
+            raise ConfigError(
+                f"--alphas {listed}: alpha {alpha:g} has runs of the seeds"
+                f" {sorted(seeds[alpha]) or 'none'}, others have more. Train the missing ones:"
+                f" python train_ppo_multi.py --reward.alpha {alpha:g} --seed SEED"
+            )
+    return groups
+
+
+def evaluate_alphas(
+    groups: Mapping[float, Sequence[Path]],
+    out: Path,
+    overrides: Sequence[str],
+    *,
+    other_pool: bool,
+) -> Report:
+    """Evaluate each alpha's runs into a folder of `out`, then report all curves in `out` itself.
+
+    The table and the other figures of the common report are those of the middle alpha.
+    """
+    from report.policies import policies_of
+    from report.quality_cost import curves_section
+
+    reports = {}
+    for alpha, runs in groups.items():
+        say(f"\nalpha {alpha:g}")
+        folder = out / f"alpha_{alpha:g}"
+        reports[alpha] = evaluate_runs(runs, folder, overrides, other_pool=other_pool)
+    say("\ncurves over all alphas")
+    policies = {alpha: policies_of(report.records) for alpha, report in reports.items()}
+    alphas = sorted(groups)
+    middle = alphas[len(alphas) // 2]
+    report = reports[middle]
+    report.results["curves"] = curves_section(policies)
+    report.results["notes"].append(
+        f"Table and figures: alpha {middle:g}. Curves: every alpha, with the rules chosen again at"
+        " each. The intervals of areas allow for other questions, not for other training runs."
+    )
+    write_report(report, out)
+    return report
+
+
+# Other prices
+
+
+def repriced(folder: Path, unit: str, overrides: list[str]) -> Report:
+    """A finished evaluation in another cost unit, from the folder's own results and route log.
+
+    Without the optimum, which was searched with the old prices.
+    """
+    from evaluation.route_log import read_records, reprice
+    from evaluation.route_schema import check_complete
+    from report.results import build_results
+    from report.summary import cost_words, uncounted
+
     records = read_records(folder / "routes.jsonl")
     before = read_results(folder / "report" / "results.json")
     check_complete(records, before, folder / "routes.jsonl")
-    given = overrides_from([*overrides, "--reward.cost", unit])
-    if other := given.keys() - {"reward", "threads", "device"}:
+    options = overrides_from([*overrides, "--reward.cost", unit])
+    other = options.keys() - {"reward", "threads", "device"}
+    if other:
         raise ConfigError(
             f"--{min(other)}: routes that were played are only priced again, by --reward settings;"
-            " evaluate anew to change what is played"
+            " evaluate again to change what is played"
         )
-    config = validate(merge(before["evaluation"]["config"], given), f"{folder}, priced in {unit}")
-    if unit in TOKEN_UNITS and (names := uncounted(records, config)):
+    config = validate(merge(before["evaluation"]["config"], options), f"{folder}, priced in {unit}")
+    names = uncounted(records, config) if unit in TOKEN_UNITS else []
+    if names:
         raise ReportError(
             f"{folder}: the recorded answers of {', '.join(names)} were not counted, so they have"
             f" no price in {unit}: give meta.tokens or a tokenizer and evaluate again"
         )
-    kept = {
-        name: before[name] for name in ("terminator", "transfer", "evaluation") if name in before
-    }
-    kept["evaluation"] = kept["evaluation"] | {"config": config.model_dump(mode="json")}
-    kept["terminator"] = {
-        name: value for name, value in kept["terminator"].items() if name != "thresholds"
-    }  # their costs are in the old unit
+    extra = _kept_sections(before, config)
     records = reprice(records, config.reward)
     chosen_for = validate(before["evaluation"]["config"], f"{folder}, as evaluated").reward
     if config.reward == chosen_for:
-        return build_results(records, config, before["experts"], kept), records
-    records = [
-        record for record in records if record["policy"] != YARDSTICKS["optimum"]
-    ]  # searched with other prices, it is no optimum in these
-    results = build_results(records, config, before["experts"], kept)
+        return Report(build_results(records, config, before["experts"], extra), records)
+    records = [record for record in records if record["role"] != "optimum"]
+    results = build_results(records, config, before["experts"], extra)
     results["notes"].append(
         "Priced again: every policy acts as it was trained, fitted or chosen for alpha ="
         f" {chosen_for.alpha} and C = {cost_words(chosen_for.cost, chosen_for.cost_scale)}. The"
         " optimum in hindsight would take other routes at these prices and is left out."
     )
-    return results, records
+    return Report(results, records)
+
+
+def _kept_sections(before: Mapping[str, Any], config: Config) -> dict[str, Any]:
+    """The sections that other prices do not change."""
+    kept = {}
+    for name in ("terminator", "transfer", "evaluation"):
+        if name in before:
+            kept[name] = dict(before[name])
+    kept["evaluation"]["config"] = config.model_dump(mode="json")
+    kept["terminator"].pop("thresholds", None)  # their costs are in the old unit
+    return kept
+
+
+# Writing
 
 
 def refuse_to_replace(folder: Path, config: Config) -> None:
-    """Raises ConfigError where the folder's report has other settings than `config`; a full
-    evaluation may replace one that was not.
+    """Raises ConfigError where the folder's report has other settings than `config`.
+
+    A full evaluation may replace one that was not.
     """
     try:
         before = validate(read_results(folder / "report" / "results.json")["evaluation"]["config"])
     except (ReportError, ConfigError):  # none there, or of another version
         return
-    other = [
-        name for name in ("data", "env", "reward") if getattr(before, name) != getattr(config, name)
-    ]
-    other += ["pool.experts"] if before.pool.experts != config.pool.experts else []
-    other += (
-        ["eval"]
-        if before.eval.model_copy(update={"full": before.eval.full or config.eval.full})
-        != config.eval
-        else []
-    )
+    other = []
+    for name in ("data", "env", "reward"):
+        if getattr(before, name) != getattr(config, name):
+            other.append(name)
+    if before.pool.experts != config.pool.experts:
+        other.append("pool.experts")
+    full = before.eval.full or config.eval.full
+    if before.eval.model_copy(update={"full": full}) != config.eval:
+        other.append("eval")
     if other:
         raise ConfigError(
             f"{folder}/report is of other settings ({', '.join(other)}): keep it and give this one"
@@ -133,8 +282,25 @@ def refuse_to_replace(folder: Path, config: Config) -> None:
         )
 
 
-def learning_curves(runs: list[str]) -> dict[int, list[Record]]:
+def write_report(report: Report, out: Path, name: str = "report") -> Path:
+    """Write OUT/routes.jsonl and OUT/NAME/; returns the latter."""
+    from report.page import write_report_files
+
+    folder = out / name
+    folder.mkdir(parents=True, exist_ok=True)
+    if name == "report":
+        lines = [json.dumps(record) + "\n" for record in report.records]
+        write_atomically(out / "routes.jsonl", "".join(lines).encode())
+    write_atomically(folder / "results.json", to_json(report.results))
+    runs = report.results["evaluation"]["runs"]
+    write_report_files(folder, report.results, report.records, learning_curves(runs))
+    return folder
+
+
+def learning_curves(runs: Sequence[str]) -> dict[int, list[Record]]:
     """metrics.jsonl of each run that still has one, by seed. Raises RunError for a damaged one."""
+    from runtime.run_folder import load_run_config, read_metrics
+
     curves = {}
     for run in map(Path, runs):
         if (run / "metrics.jsonl").is_file():
@@ -142,76 +308,87 @@ def learning_curves(runs: list[str]) -> dict[int, list[Record]]:
     return curves
 
 
-def show(results: dict[str, Any]) -> str:
-    """The table and what it says."""
-    return "\n".join([table(results), "", *results["words"], "", *results["notes"]])
+def print_report(results: Mapping[str, Any], out: Path, folder: Path) -> None:
+    """The table and what it says; where the report lies comes last."""
+    from report.summary import cost_words
+
+    seeds = ", ".join(map(str, results["seeds"]))
+    cost = cost_words(results["cost_unit"], results["cost_scale"])
+    facts = f"seed {seeds}, alpha {results['alpha']:g}, cost C = {cost}"
+    say(f"\n{out}: {results['num_questions']} test questions, {facts}\n")
+    say(show(results))
+    played = results["evaluation"]
+    say(
+        f"\nPlayed in {played['seconds']:.0f} s, {played['answers_generated']} answers generated."
+        f"\nNumbers: {folder / 'results.json'}\nReport: {folder / 'report.html'}"
+    )
 
 
-def main(arguments: list[str]) -> Path:
-    """Run the command; returns the path of results.json."""
-    parser = argparse.ArgumentParser(
+# The command
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
+    made.add_argument(
         "--run",
         type=Path,
         nargs="+",
         help="folders of runs that differ in their seed; default: the newest run",
     )
-    parser.add_argument(
+    made.add_argument(
         "--out",
         type=Path,
         help="folder of the report; default: the run's own, needed for several runs",
     )
-    parser.add_argument(
+    made.add_argument(
+        "--alphas",
+        metavar="A,B,...",
+        help="the runs differ in reward.alpha, too: report quality against cost over these values",
+    )
+    made.add_argument(
         "--reprice",
         choices=["params", "flops", "tokens", "latency", "usd"],
         help="only price the played routes again in this unit",
     )
-    parser.add_argument(
+    made.add_argument(
         "--other_pool",
         action="store_true",
         help="evaluate although the pool differs from the one trained on",
     )
-    options, overrides = parse(parser, arguments)
+    return made
+
+
+def main(arguments: list[str]) -> Path:
+    """Run the command; returns the path of results.json."""
+    options, overrides = parse(parser(), arguments)
+    for run in options.run or []:
+        if (run / "config.yaml").is_file():
+            load_config(run / "config.yaml", overrides)  # a mistake is told before torch is loaded
+    alphas = parse_alphas(options.alphas) if options.alphas else []
+    from runtime.run_folder import newest_run
+
     runs = options.run or [newest_run()]
     if options.out is None and len(runs) > 1:
         raise ConfigError("several runs need --out FOLDER for their common report")
+    if options.reprice and alphas:
+        raise ConfigError("--reprice prices one alpha: give it --out FOLDER/alpha_VALUE")
     out = options.out or runs[0]
     refuse_links(out, ReportError)
     learning_curves([str(run) for run in runs])  # damage is named before anything is played
+    folder = out / "report"
     if options.reprice:
-        results, records = repriced(out, options.reprice, overrides)
-        folder = out / "report" / f"in_{options.reprice}"
+        report = repriced(out, options.reprice, overrides)
+        folder = write_report(report, out, f"report/in_{options.reprice}")
+    elif alphas:
+        groups = runs_by_alpha(runs, alphas)
+        report = evaluate_alphas(groups, out, overrides, other_pool=options.other_pool)
     else:
-        evaluation = Evaluation(
-            runs, overrides, other_pool=options.other_pool, say=lambda text: print(text, flush=True)
-        )
-        if options.out is None:
-            refuse_to_replace(out, evaluation.config)
-        results, records = evaluate(evaluation)
-        folder = out / "report"
-    folder.mkdir(parents=True, exist_ok=True)
-    as_json = to_json(results)
-    if not options.reprice:
-        write_atomically(
-            out / "routes.jsonl", "".join(json.dumps(record) + "\n" for record in records).encode()
-        )
-    write_atomically(folder / "results.json", as_json)
-    write_report_files(folder, results, records, learning_curves(results["evaluation"]["runs"]))
-    cost = cost_words(results["cost_unit"], results["cost_scale"])
-    print(
-        f"\n{out}: {results['num_questions']} test questions, seed"
-        f" {', '.join(map(str, results['seeds']))}, alpha {results['alpha']}, cost C = {cost}\n"
-    )
-    print(show(results))
-    took = results["evaluation"]
-    print(
-        f"\nPlayed in {took['seconds']:.0f} s, {took['answers_generated']} answers generated."
-        f" Report: {folder / 'report.html'}. Numbers: {folder / 'results.json'}"
-    )
+        report = evaluate_runs(runs, options.out, overrides, other_pool=options.other_pool)
+    print_report(report.results, out, folder)
     return folder / "results.json"
 
 

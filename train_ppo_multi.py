@@ -17,10 +17,7 @@ terminator/. Evaluate with python test_ppo_multi.py.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -29,319 +26,29 @@ os.environ.setdefault(
 )  # tianshou compiles three small functions for up to a minute and gains nothing here
 
 import numpy as np
-from tianshou.data import Collector, VectorReplayBuffer
-from tianshou.utils.torch_utils import policy_within_training_step
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from agent import AgentSpec, build_agent, save_agent
+from agent import AgentSpec
 from config import Config
-from der_env import DEREnv, Episode, OracleJudge, encode_states
 from dry_run.plan import make_plan
 from dry_run.table import plan_text
-from evaluation.progress import collapse_warning, epoch_line, route_figures, update_line
-from experts import build_pool
-from questions import load_splits, repeats_line
-from rollout import Route, play, score_routes
+from evaluation.progress import collapse_warning, epoch_line, update_line
+from questions import repeats_line
 from runtime.command_line import dump_config, load_config, parse, run_command
 from runtime.errors import ConfigError, RunError
-from runtime.files import shown
 from runtime.machine import (
-    pick_device,
-    random_state,
-    restore_random_state,
-    seed_everything,
     set_threads,
 )
 from runtime.model_folder import read_model_folder
-from runtime.run_folder import RunFolder, load_run_config, run_name, shaping_settings
+from runtime.run_folder import RunFolder, load_run_config, run_name
 from runtime.signals import Terminated, finishing_first
 from terminator import (
-    Terminator,
-    TerminatorData,
-    TerminatorJudge,
     TerminatorSpec,
-    choose_threshold,
-    cut_at,
-    save_terminator,
 )
-from training.distributed import help_encode, is_helper, share_encoder
-from training.vector_env import DERVectorEnv
-
-
-class Trainer:
-    """Everything that training touches, and its state on disk."""
-
-    def __init__(self, config: Config, folder: RunFolder):
-        self.config, self.folder = config, folder
-        self.device = pick_device(config.device)
-        self.splits = load_splits(config.data)
-        self.pool = build_pool(config, config.train.max_expert_calls)
-        self.pool.check_questions([*self.splits.train, *self.splits.validation, *self.splits.test])
-        self.pool.stats.generated = folder.expert_calls()
-        self.pool.on_generated = folder.count_expert_calls
-        seed_everything(config.seed)
-        self.agent = build_agent(config.agent, len(self.pool), config.env.t_max).to(self.device)
-        self.encoder_hash = self.agent.encoder_hash()  # before it learns
-        share_encoder(self.agent)
-        self.terminator = Terminator(
-            self.agent.encoder.width,
-            len(self.pool),
-            config.env.t_max,
-            config.terminator.hidden_size,
-            config.terminator.dropout,
-        )
-        self.terminator.to(self.device)
-        self.terminator_data = TerminatorData()
-        num_updates = config.train.epochs * config.train.updates_per_epoch
-        self.algorithm = self.agent.ppo(
-            config.ppo, config.reward.discount, num_updates if config.train.lr_decay else None
-        )
-        self.finished: list[Episode] = []  # since the last update
-        self.judged: list[
-            tuple[str, str, int, int, bool]
-        ] = []  # question, answer, calls left, expert, good enough: since the last validation
-        self.envs = self._make_envs()
-        self.collector = Collector(self.algorithm, self.envs, self._make_buffer())
-        self.epoch, self.update_idx, self.env_step, self.best_return = 0, 0, 0, -np.inf
-
-    def _make_envs(self) -> DERVectorEnv:
-        config, judge = (
-            self.config,
-            OracleJudge(self.splits.train, self.config.env.p0, self.pool.names),
-        )
-        num_envs = min(config.train.num_envs, config.train.episodes_per_update)
-        envs = [
-            DEREnv(
-                self.splits.train,
-                self.pool,
-                judge,
-                self.agent.observer,
-                config.env,
-                config.reward,
-                self._on_step,
-            )
-            for _ in range(num_envs)
-        ]
-        return DERVectorEnv(envs, np.random.default_rng([config.seed, 1]))
-
-    def _make_buffer(self) -> VectorReplayBuffer:
-        """Room for the most episodes one environment can play: an overfull sub-buffer would
-        overwrite silently.
-        """
-        num_envs = len(self.envs)
-        per_env = (self.config.train.episodes_per_update - num_envs + 1) * self.config.env.t_max
-        return VectorReplayBuffer(per_env * num_envs, num_envs)
-
-    def _on_step(self, episode: Episode) -> None:
-        """Remember what the Terminator learns from, and finished episodes for the log."""
-        step = episode.steps[-1]
-        self.judged.append(
-            (
-                episode.question.text,
-                step.answer.text,
-                episode.calls_left,
-                step.expert_idx,
-                step.quality >= self.config.env.p0,
-            )
-        )
-        if episode.is_over:
-            self.finished.append(episode)
-
-    def _keep_judged(self) -> None:
-        """Hand what was judged since the last call to the Terminator's data, tokenised in one
-        batch.
-        """
-        texts, answers, left, experts, good = zip(*self.judged, strict=True)
-        self.terminator_data.add(
-            self.agent.state_tokenizer.encode(texts, answers, left), experts, good
-        )
-        self.judged.clear()
-
-    def calibrate(self) -> None:
-        """Fit the feature standardisation on the first states of (up to 2,000) training
-        questions.
-        """
-        first = [
-            Episode(question.sealed(), self.config.env.t_max)
-            for question in self.splits.train[:2000]
-        ]
-        self.agent.encoder.calibrate(encode_states(first, self.agent.state_tokenizer))
-
-    def update(self) -> dict[str, float]:
-        """Collect a batch of episodes with the oracle as judge and let PPO learn from it."""
-        self.finished.clear()
-        start = time.perf_counter()
-        self.collector.reset(reset_stats=False)
-        self.algorithm.train()
-        with policy_within_training_step(self.algorithm.policy):
-            stats = self.collector.collect(n_episode=self.config.train.episodes_per_update)
-            collected = time.perf_counter()
-            losses = self.algorithm.update(
-                self.collector.buffer, self.config.ppo.batch_size, self.config.ppo.repeats
-            )
-        self.update_idx += 1
-        self.env_step += int(stats.n_collected_steps)
-        return {
-            **route_figures(
-                [Route(episode, []) for episode in self.finished],
-                self.config,
-                self.pool.names,
-                "train",
-            ),
-            "losses/policy": float(losses.actor_loss.mean),
-            "losses/value": float(losses.vf_loss.mean),
-            "losses/entropy": float(losses.ent_loss.mean),
-            "time/collect_s": collected - start,
-            "time/update_s": time.perf_counter() - collected,
-            "pool/hit_rate": self.pool.stats.hit_rate,
-            "pool/generated": self.pool.stats.generated,
-            "pool/failed": self.pool.stats.failed,
-            "pool/never_ended_thinking": self.pool.stats.never_ended_thinking,
-        }
-
-    def validate(self) -> dict[str, float]:
-        """Refit the Terminator, choose its threshold on the validation split, and report the agent
-        under it.
-        """
-        config, start = self.config, time.perf_counter()
-        self.algorithm.eval()
-        self._keep_judged()
-        loss = self.terminator.fit(self.agent, self.terminator_data, config.terminator, config.seed)
-        most = config.terminator.max_threshold
-        judge = TerminatorJudge(self.agent, self.terminator, most)
-        routes = play(
-            [q.sealed() for q in self.splits.validation],
-            self.agent,
-            self.pool,
-            judge,
-            config.env.t_max,
-            in_step=True,
-        )  # a resumed run ends the same
-        score_routes(routes, self.splits.validation, self.pool.names)
-        self.terminator.threshold = choose_threshold(routes, config.reward, most)
-        ended = [cut_at(route, self.terminator.threshold) for route in routes]
-        return {
-            **route_figures(ended, config, self.pool.names, "eval"),
-            "eval/entropy": float(np.mean([d.entropy for route in ended for d in route.decisions])),
-            "terminator/loss": loss,
-            "terminator/threshold": self.terminator.threshold,
-            "terminator/states": len(self.terminator_data),
-            "time/validate_s": time.perf_counter() - start,
-        }
-
-    def save(self, *, is_best: bool) -> None:
-        """Checkpoint; the agent and terminator folders follow the best epoch."""
-        # Before the checkpoint: a run killed in between repeats the epoch and writes the same again
-        if is_best:
-            self.save_learned()
-        self.folder.save_checkpoint(self.state(), is_best=is_best)
-
-    def save_learned(self) -> None:
-        """Write the agent and terminator folders."""
-        with self.folder.saving(self.folder.path / "agent"):
-            save_agent(self.agent, self.folder.path / "agent", self.pool)
-            save_terminator(self.terminator, self.folder.path / "terminator")
-
-    @property
-    def updates_left(self) -> int:
-        """Updates to the end of this epoch; a run that was terminated goes on within one."""
-        return self.config.train.updates_per_epoch * (self.epoch + 1) - self.update_idx
-
-    def state(self) -> dict[str, Any]:
-        return {
-            "epoch": self.epoch,
-            "update_idx": self.update_idx,
-            "env_step": self.env_step,
-            "best_return": self.best_return,
-            "algorithm": self._algorithm_state(),
-            "schedulers": [scheduler.state_dict() for scheduler in self.algorithm.lr_schedulers],
-            "features": self.agent.encoder.cache_state(),
-            "terminator": self.terminator.state_dict(),
-            "threshold": self.terminator.threshold,
-            "terminator_data": self.terminator_data.state(),
-            "judged": [list(judged) for judged in self.judged],
-            "sampler": self.envs.sampler_state(),
-            "settings": shaping_settings(self.config),
-            "learns_from": self.learns_from(),
-            "random": random_state(),
-        }
-
-    def learns_from(self) -> dict[str, str]:
-        """Hashes of what a run must go on with; the sampler's state, for one, is numbers of
-        questions.
-        """
-        splits = {
-            f"data.{name}": [vars(question) for question in getattr(self.splits, name)]
-            for name in ("train", "validation")
-        }
-        made_of = splits | {
-            "pool.experts": self.pool.fingerprint(),
-            "agent.encoder": self.encoder_hash,
-        }
-        return {
-            name: (
-                hashlib.sha256(json.dumps(part, sort_keys=True, default=str).encode()).hexdigest()[
-                    :16
-                ]
-            )
-            for name, part in made_of.items()
-        }
-
-    def _algorithm_state(self) -> dict[str, Any]:
-        """Networks and optimiser; a frozen encoder's weights are left to its source."""
-        state = self.algorithm.state_dict()
-        return {
-            k: v
-            for k, v in state.items()
-            if not (self.config.agent.freeze_encoder and ".preprocess.model." in k)
-        }
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from `state`.
-
-        Raises RunError where settings, questions or experts are not those it was saved with, and
-        for a state of another shape.
-        """
-        try:
-            self._check_unchanged(state)
-            self._load_state(state)
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise RunError(
-                f"{self.folder.path}: its checkpoint is not one of this run"
-                f" ({type(error).__name__}: {error}); restore it, or train a new run"
-            ) from error
-
-    def _check_unchanged(self, state: dict[str, Any]) -> None:
-        settings, parts = shaping_settings(self.config), self.learns_from()
-        changed = []
-        for name, then in state["settings"].items():
-            if name in settings and settings[name] != then:
-                changed.append(f"{name} (was {shown(then)})")
-        for name, then in state["learns_from"].items():
-            if parts[name] != then:
-                changed.append(name)
-        if changed:
-            raise RunError(
-                f"{self.folder.path}: {' and '.join(changed)} changed since its last checkpoint:"
-                " restore what was there, or train a new run"
-            )
-
-    def _load_state(self, state: dict[str, Any]) -> None:
-        for name in ("epoch", "update_idx", "env_step", "best_return"):
-            setattr(self, name, state[name])
-        self.algorithm.load_state_dict(
-            dict(state["algorithm"]), strict=False
-        )  # a copy: Tianshou pops from it; a frozen encoder is not in it
-        for scheduler, saved in zip(self.algorithm.lr_schedulers, state["schedulers"], strict=True):
-            scheduler.load_state_dict(saved)
-        self.agent.encoder.load_cache(state["features"])
-        self.terminator.load_state_dict(state["terminator"])
-        self.terminator.threshold = state["threshold"]
-        self.terminator_data.load_state(state["terminator_data"])
-        self.judged = [tuple(judged) for judged in state["judged"]]
-        self.envs.sampler.load_state(state["sampler"])
-        restore_random_state(state["random"])
+from training.belief_trainer import BeliefTrainer
+from training.distributed import help_encode, is_helper
+from training.trainer import Trainer
 
 
 def train(trainer: Trainer) -> None:
@@ -355,6 +62,8 @@ def train(trainer: Trainer) -> None:
         tqdm(total=total, initial=trainer.update_idx, unit="update", dynamic_ncols=True) as bar,
         finishing_first("SIGTERM: this update is finished and saved first") as asked_to_end,
     ):
+        if trainer.has_a_plan and trainer.best_return == -np.inf:
+            validate(trainer, writer, bar)
         while trainer.epoch < config.train.epochs:
             for _ in range(trainer.updates_left):
                 figures = trainer.update()
@@ -364,20 +73,25 @@ def train(trainer: Trainer) -> None:
                 if asked_to_end.is_set():
                     trainer.save(is_best=False)
                     raise Terminated(saved_line(trainer))
-            figures = trainer.validate()
             trainer.epoch += 1
-            is_best = figures["eval/return"] > trainer.best_return
-            trainer.best_return = max(trainer.best_return, figures["eval/return"])
-            record(trainer, writer, figures | {"eval/is_best": float(is_best)}, epoch=trainer.epoch)
-            trainer.save(is_best=is_best)
-            names = trainer.pool.names
-            bar.write(epoch_line(trainer.epoch, figures, names, is_best=is_best))
-            if warning := collapse_warning(figures, names):
-                bar.write(warning)
+            validate(trainer, writer, bar)
             if asked_to_end.is_set():
                 raise Terminated(saved_line(trainer))
     writer.close()
-    folder.close()
+
+
+def validate(trainer: Trainer, writer: SummaryWriter, bar: Any) -> None:
+    """Validate, log, and keep the agent where it is the best so far."""
+    figures = trainer.validate()
+    is_best = trainer.is_best(figures)
+    if is_best:
+        trainer.best_return = figures["eval/return"]
+    record(trainer, writer, figures | {"eval/is_best": float(is_best)}, epoch=trainer.epoch)
+    trainer.save(is_best=is_best)
+    names = trainer.pool.names
+    bar.write(epoch_line(trainer.epoch, figures, names, is_best=is_best))
+    if warning := collapse_warning(figures, names):
+        bar.write(warning)
 
 
 def record(
@@ -409,12 +123,18 @@ def is_whole(path: Path) -> bool:
     return True
 
 
+def make_trainer(config: Config, folder: RunFolder, saved: dict[str, Any] | None = None) -> Trainer:
+    """The trainer that the agent's way of reading needs."""
+    kind = BeliefTrainer if config.agent.reads == "belief" else Trainer
+    return kind(config, folder, saved)
+
+
 def new_run(config_path: Path, overrides: list[str]) -> Trainer:
     """A trainer in a fresh folder."""
     config = load_config(config_path, overrides)
     set_threads(config.threads)
     folder = RunFolder(Path("runs") / run_name(config, config_path), resume=False)
-    trainer = Trainer(config, folder)
+    trainer = make_trainer(config, folder)
     trainer.calibrate()
     folder.describe(config, trainer.pool.fingerprint(), trainer.device)
     return trainer
@@ -433,11 +153,13 @@ def resumed_run(path: Path, overrides: list[str]) -> Trainer:
             )
     config = load_run_config(path, overrides)
     set_threads(config.threads)
-    trainer = Trainer(config, RunFolder(path, resume=True))
+    folder = RunFolder(path, resume=True)
+    state = folder.load_checkpoint("last")
+    trainer = make_trainer(config, folder, state)
     if not is_whole(path):  # what it had learned is in its best checkpoint
-        trainer.load_state(trainer.folder.load_checkpoint("best"))
+        trainer.load_state(folder.load_checkpoint("best"))
         trainer.save_learned()
-    if state := trainer.folder.load_checkpoint("last"):
+    if state:
         trainer.load_state(state)
     else:
         trainer.calibrate()
@@ -495,8 +217,10 @@ def main(arguments: list[str]) -> Path | None:
     if splits.num_merged:
         print(repeats_line(splits))
     train(trainer)
+    trainer.finish()
     if trainer.agent.encoder.team:
         trainer.agent.encoder.team.stop()
+    trainer.folder.close()
     print(
         f"agent and Terminator of the best epoch (validation return {trainer.best_return:.3f}) are"
         f" in {path}. Evaluate: python test_ppo_multi.py --run {path}"

@@ -15,7 +15,7 @@ import zlib
 import numpy as np
 
 from belief.arithmetic import check_equations
-from metrics.answers import numbers_in
+from metrics.numbers import numbers_in
 
 DOUBT_WORDS = {
     "however": r"\bhowever\b|\bbut\b",

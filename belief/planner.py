@@ -2,8 +2,8 @@
 
 The value of asking expert k on a route is the gain in quality that it brings, later calls
 included, minus its cost. It is fitted backward from the last call by ridge regression on a few
-inputs. Targets are the estimates of the answers that would be submitted, not whether these were
-right. Both have the same mean, and the estimates are less noisy.
+inputs. Targets are half the estimate of the answer that would be submitted and half whether it was
+right: estimates are less noisy, outcomes less biased.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from belief.regression import sigmoid
+from belief.regression import Ridge, sigmoid
 from belief.state import Asked, Belief, asked_sets
 
 PENALTY = 30.0  # of the ridge regressions, in rows
+SOFTNESS = 0.5  # share of the estimates in the targets; the rest are outcomes
 NUM_SHARED = 14  # inputs that do not name an expert
 
 
@@ -73,10 +74,11 @@ def num_inputs(num_experts: int) -> int:
 @dataclass(frozen=True)
 class Plan:
     """Weights (T, F): entry t values a call after t answers, in quality beyond stopping, before
-    its own cost.
+    its own cost. sizes (T, F): root mean square of the inputs that they were fitted on.
     """
 
     weights: np.ndarray
+    sizes: np.ndarray
 
     def gains(self, belief: Belief | None, before: np.ndarray, expert_idx: int) -> np.ndarray:
         """Expected gain in quality (N,) of asking an expert, minus the cost of calls after it."""
@@ -84,35 +86,62 @@ class Plan:
         return action_inputs(belief, before, expert_idx) @ self.weights[num_asked]
 
 
+@dataclass
+class Value:
+    """The value (N,) of following the plan from a state: by estimates, and by what was right."""
+
+    estimated: np.ndarray
+    actual: np.ndarray
+
+    @property
+    def target(self) -> np.ndarray:
+        return SOFTNESS * self.estimated + (1 - SOFTNESS) * self.actual
+
+
 def fit_plan(
-    beliefs: dict[Asked, Belief], before: np.ndarray, costs: np.ndarray, alpha: float, t_max: int
+    beliefs: dict[Asked, Belief],
+    before: np.ndarray,
+    good: np.ndarray,
+    costs: np.ndarray,
+    alpha: float,
+    t_max: int,
 ) -> Plan:
     """Backward induction over all sets of asked experts.
 
-    beliefs: of every set of one to t_max experts, over the N training questions. costs (K,): C of a
-    call.
+    beliefs: of every set of one to t_max experts, over the N training questions. good (N, K):
+    whether each answer is right. costs (K,): C of a call. A state's value is that of following the
+    plan fitted so far, never the largest of its estimates, which would be too high.
     """
-    from belief.regression import Ridge
-
     num_questions, num_experts = before.shape
     sets = asked_sets(num_experts, t_max)
     last = len(sets) - 1
     weights = np.zeros((last, num_inputs(num_experts)))
-    values = {asked: beliefs[asked].p for asked in sets[last]}
+    sizes = np.zeros_like(weights)
+    stopped = {asked: stop_value(belief, good) for asked, belief in beliefs.items()}
+    stopped[()] = Value(np.zeros(num_questions), np.zeros(num_questions))
+    values = {asked: stopped[asked] for asked in sets[last]}
     for num_asked in range(last - 1, -1, -1):
         ridge = Ridge(num_inputs(num_experts))
         for asked in sets[num_asked]:
             belief = beliefs.get(asked)
-            now = np.zeros(num_questions) if belief is None else belief.p
             for expert_idx in set(range(num_experts)) - set(asked):
                 after = values[_with(asked, expert_idx)]
-                ridge.add(action_inputs(belief, before, expert_idx), after - now)
+                inputs = action_inputs(belief, before, expert_idx)
+                ridge.add(inputs, after.target - stopped[asked].target)
         weights[num_asked] = ridge.solve(PENALTY * len(sets[num_asked]))
-        plan = Plan(weights)
+        sizes[num_asked] = ridge.root_mean_square
+        plan = Plan(weights, sizes)
         for asked in sets[num_asked]:
-            follow = _follow(plan, asked, beliefs.get(asked), before, costs, alpha, values)
-            values[asked] = follow
-    return Plan(weights)
+            advantage = advantages(plan, beliefs.get(asked), before, costs, alpha)
+            action = choose(advantage, num_asked)
+            values[asked] = _follow(action, asked, stopped[asked], values, alpha * costs)
+    return Plan(weights, sizes)
+
+
+def stop_value(belief: Belief, good: np.ndarray) -> Value:
+    """The value of submitting the best answer now."""
+    rows = np.arange(len(good))
+    return Value(belief.p, good[rows, belief.submitted].astype(np.float64))
 
 
 def _with(asked: Asked, expert_idx: int) -> Asked:
@@ -142,19 +171,17 @@ def choose(advantage: np.ndarray, num_asked: int) -> np.ndarray:
 
 
 def _follow(
-    plan: Plan,
+    action: np.ndarray,
     asked: Asked,
-    belief: Belief | None,
-    before: np.ndarray,
-    costs: np.ndarray,
-    alpha: float,
-    values: dict[Asked, np.ndarray],
-) -> np.ndarray:
-    """Value (N,) of a state under the plan: its next call's, or the estimate where it stops."""
-    action = choose(advantages(plan, belief, before, costs, alpha), len(asked))
-    value = np.zeros(len(before)) if belief is None else belief.p.copy()
+    stopped: Value,
+    values: dict[Asked, Value],
+    charges: np.ndarray,
+) -> Value:
+    """The value of a state in which `action` (N,) is taken, -1 being to stop."""
+    value = Value(stopped.estimated.copy(), stopped.actual.copy())
     for expert_idx in np.unique(action[action >= 0]):
         rows = action == expert_idx
         after = values[_with(asked, int(expert_idx))]
-        value[rows] = after[rows] - alpha * costs[expert_idx]
+        value.estimated[rows] = after.estimated[rows] - charges[expert_idx]
+        value.actual[rows] = after.actual[rows] - charges[expert_idx]
     return value

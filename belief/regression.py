@@ -70,9 +70,14 @@ class Ridge:
         self.moment += inputs.T @ targets
         self.num_rows += len(inputs)
 
+    @property
+    def root_mean_square(self) -> np.ndarray:
+        """Of each input (F,)."""
+        return np.sqrt(np.diag(self.gram) / self.num_rows)
+
     def solve(self, penalty: float) -> np.ndarray:
         """Weights (F,); `penalty` counts rows of inputs scaled to a mean square of one."""
-        scale = np.sqrt(np.diag(self.gram) / self.num_rows) + 1e-9
+        scale = self.root_mean_square + 1e-9
         scaled = self.gram / np.outer(scale, scale)
         scaled[np.diag_indices_from(scaled)] += penalty
         return np.linalg.solve(scaled, self.moment / scale) / scale

@@ -139,9 +139,10 @@ def fit_key(
     t_max: int,
     reward: RewardConfig,
     over: float | None,
+    submits: str = "last",
 ) -> str:
     """Name of a fit: equal for equal questions and references, pool, encoder, prices, number of
-    calls, stop and settings of the fit.
+    calls, stop, submitted answer and settings of the fit.
     """
     settings = [
         HIDDEN,
@@ -180,6 +181,8 @@ def fit_key(
         agent.encoder.mean.tolist(),
         agent.encoder.scale.tolist(),
     ]  # a trained encoder is each run's own
+    if submits != "last":  # fits from before there was a choice keep their names
+        about.append(submits)
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -97,6 +97,7 @@ class Played:
     seed: int = 0
     hands_on: bool = True  # whether each call is given the answer before it
     role: Role = "custom"
+    validation_return: float | None = None  # mean return on the validation questions, if known
 
 
 def route_records(
@@ -157,8 +158,10 @@ def route_records(
             "reference": references[question.id],
             "task": question.task,
             "stop_reason": route.episode.stop_reason,
+            "submitted": route.episode.submitted_idx,
             "quality": route.quality,
             "return": route.value_under(config.reward),
+            "validation_return": played.validation_return,
             "overhead": asdict(overhead),
             "steps": steps,
         }
@@ -203,6 +206,7 @@ def reprice(records: Sequence[Record], reward: RewardConfig) -> list[Record]:
             {
                 **record,
                 "steps": steps,
+                "validation_return": None,  # it was that of the old prices
                 "return": record["quality"] - reward.alpha * sum(step["charge"] for step in steps),
             }
         )

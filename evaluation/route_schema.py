@@ -63,6 +63,7 @@ class RouteLine(Part):
     text: str
     task: str
     stop_reason: Literal["satisfied", "t_max"]
+    submitted: Count | None = None  # index of the step whose answer counts; none: the last
     quality: Share
     return_: float = Field(alias="return")
     overhead: OverheadLine
@@ -70,8 +71,11 @@ class RouteLine(Part):
 
     @model_validator(mode="after")
     def _quality_is_that_of_the_answer(self) -> RouteLine:
-        if self.quality != self.steps[-1].quality:
-            raise ValueError("quality is not that of the last step")
+        submitted = len(self.steps) - 1 if self.submitted is None else self.submitted
+        if submitted >= len(self.steps):
+            raise ValueError("the submitted step is not there")
+        if self.quality != self.steps[submitted].quality:
+            raise ValueError("quality is not that of the submitted step")
         return self
 
 

@@ -2,7 +2,8 @@
 
 Answers are deterministic, so the routes of a question form a tree: experts branch, states of equal
 depth and equal answer are one node (and of equal expert, where the metric is `recorded`: texts that
-are equal, or missing, may have unequal scores). Dynamic programming over it gives what hindsight
+are equal, or missing, may have unequal scores). Where the answer most agreed upon is submitted, a
+node is all answers of its route, in order. Dynamic programming over it gives what hindsight
 would have chosen, the yardstick of every table.
 """
 
@@ -17,12 +18,16 @@ import numpy as np
 
 from backends.answer_store import Answer
 from config import RewardConfig
-from der_env import Episode, Step
+from der_env import Episode, Step, best_answer
 from experts import ExpertPool, Request
+from metrics.agreement import group_question_answers
 from metrics.registry import score_answers
 from questions import RECORDED, Question
 from reward import Cost, charge
 from rollout import Decision, Route
+
+Remembered = tuple[str, int | None]  # of a call: the answer; who gave it, where scores are recorded
+History = tuple[Remembered, ...]  # the calls that tell a node from others, the last one last
 
 
 @dataclass
@@ -30,7 +35,8 @@ class Level:
     """All nodes of all questions after the same number of calls.
 
     `question` (N,): which question a node belongs to; `answers` (N): its current answer, None
-    before the first call; `quality` (N,): of that answer, 0 before the first call. `child` (N, K):
+    before the first call; `answer_quality` (N,): of that answer, 0 before the first call; `quality`
+    (N,): of the answer that would be submitted, the same unless agreement decides. `child` (N, K):
     index of the node in the next level that asking expert k leads to, -1 where the node was not
     expanded; `given` and `cost` (N, K): what expert k answered and what that cost.
     """
@@ -38,6 +44,7 @@ class Level:
     question: np.ndarray
     answers: list[str | None]
     quality: np.ndarray
+    answer_quality: np.ndarray
     child: np.ndarray | None = None
     given: list[list[Answer | None]] | None = None
     cost: list[list[Cost | None]] | None = None
@@ -50,6 +57,7 @@ class RouteTree:
     questions: Sequence[Question]
     levels: list[Level]
     num_experts: int
+    submits: str = "last"
     _charges: dict[tuple[int, RewardConfig], np.ndarray] = field(default_factory=dict, repr=False)
 
     @property
@@ -92,6 +100,7 @@ def grow(
     t_max: int,
     *,
     expand_solved: bool,
+    submits: str = "last",
     on_level: Callable[[int, int, int], None] | None = None,
 ) -> RouteTree:
     """Ask every expert in every state, level by level, and score every answer.
@@ -102,8 +111,10 @@ def grow(
     first generation how many calls it makes and how many of them the store does not hold. Raises
     BudgetError as `pool.answer` does.
     """
-    num_experts = len(pool)
-    levels = [Level(np.arange(len(questions)), [None] * len(questions), np.zeros(len(questions)))]
+    num_experts, none_yet = len(pool), np.zeros(len(questions))
+    levels = [Level(np.arange(len(questions)), [None] * len(questions), none_yet, none_yet)]
+    histories: list[History] = [()] * len(questions)  # of the last level's nodes
+    score_of: dict[tuple[int, Remembered], float] = {}
     for depth in range(t_max):
         level = levels[-1]
         open_nodes = [
@@ -120,27 +131,58 @@ def grow(
         level.child = np.full((len(level.answers), num_experts), -1)
         level.given = [[None] * num_experts for _ in level.answers]
         level.cost = [[None] * num_experts for _ in level.answers]
-        nodes: dict[tuple[int, str, int | None], int] = {}
+        nodes: dict[tuple[int, History], int] = {}
         named: list[str] = []  # who gave a node's answer first
         for (n, k), answer in zip(
             itertools.product(open_nodes, range(num_experts)), answers, strict=True
         ):
             owner = int(level.question[n])
-            node = (owner, answer.text, k if questions[owner].metric == RECORDED else None)
+            call = (answer.text, k if questions[owner].metric == RECORDED else None)
+            before = () if submits == "last" else histories[n]
+            node = (owner, (*before, call))
             if node not in nodes:
                 nodes[node] = len(nodes)
                 named.append(pool.names[k])
             level.child[n, k] = nodes[node]
             level.given[n][k], level.cost[n][k] = answer, pool.cost(k, answer)
-        owners, texts = [node[0] for node in nodes], [node[1] for node in nodes]
-        levels.append(
-            Level(
-                np.array(owners, dtype=int),
-                texts,
-                np.array(score_answers([questions[q] for q in owners], texts, named)),
-            )
-        )
-    return RouteTree(questions, levels, num_experts)
+        histories = [history for _, history in nodes]
+        levels.append(_judged_level(questions, list(nodes), named, score_of))
+    return RouteTree(questions, levels, num_experts, submits)
+
+
+def _judged_level(
+    questions: Sequence[Question],
+    nodes: Sequence[tuple[int, History]],
+    named: Sequence[str],
+    score_of: dict[tuple[int, Remembered], float],
+) -> Level:
+    """A level of nodes (question, history), each last answered by the expert in `named`.
+
+    Each answer to a question is scored once, over all levels: `score_of` remembers.
+    """
+    new: dict[tuple[int, Remembered], str] = {}
+    for (owner, history), name in zip(nodes, named, strict=True):
+        if (owner, history[-1]) not in score_of:
+            new.setdefault((owner, history[-1]), name)
+    owners = [questions[owner] for owner, _ in new]
+    scores = score_answers(owners, [call[0] for _, call in new], list(new.values()))
+    score_of.update(zip(new, scores, strict=True))
+    answers, quality, answer_quality = [], [], []
+    for owner, history in nodes:
+        answers.append(history[-1][0])
+        answer_quality.append(score_of[owner, history[-1]])
+        submitted = history[_submitted(questions[owner], history)]
+        quality.append(score_of[owner, submitted])
+    of_question = np.array([owner for owner, _ in nodes], dtype=int)
+    return Level(of_question, answers, np.array(quality), np.array(answer_quality))
+
+
+def _submitted(question: Question, history: History) -> int:
+    """Which call of a history counts: the only one, or the one most agreed upon."""
+    if len(history) == 1:
+        return 0
+    groups = group_question_answers(question, [text for text, _ in history])
+    return best_answer("agreed", groups, [0.0] * len(groups))
 
 
 def optimal_values(tree: RouteTree, reward: RewardConfig) -> list[np.ndarray]:
@@ -181,19 +223,17 @@ def _hindsight(
 
 def _follow(tree: RouteTree, question_idx: int, choose: Callable[[int, int], int | None]) -> Route:
     """Walk one question's tree; `choose(depth, node)` names the expert, or None to stop."""
-    steps, depth, node = [], 0, question_idx
+    question = tree.questions[question_idx].sealed()
+    episode = Episode(question, tree.t_max, submits=tree.submits)
+    depth, node = 0, question_idx
     while (expert_idx := choose(depth, node)) is not None:
         level = tree.levels[depth]
         given, cost = level.given[node][expert_idx], level.cost[node][expert_idx]
         node, depth = int(level.child[node, expert_idx]), depth + 1
-        steps.append(Step(expert_idx, given, cost, float(tree.levels[depth].quality[node])))
-    episode = Episode(
-        tree.questions[question_idx].sealed(),
-        tree.t_max,
-        steps,
-        "t_max" if depth == tree.t_max else "satisfied",
-    )
-    return Route(episode, [Decision(step.expert_idx) for step in steps])
+        episode.hear(Step(expert_idx, given, cost, float(tree.levels[depth].answer_quality[node])))
+        episode.choose_submission()
+    episode.stop_reason = "t_max" if depth == tree.t_max else "satisfied"
+    return Route(episode, [Decision(step.expert_idx) for step in episode.steps])
 
 
 def best_fixed_route(tree: RouteTree, reward: RewardConfig) -> list[int]:

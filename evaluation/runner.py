@@ -34,11 +34,11 @@ from runtime.machine import pick_device, set_threads
 from runtime.run_folder import differing_settings, evaluated_config
 from terminator import (
     NEVER,
-    Terminator,
-    TerminatorJudge,
+    AnyTerminator,
     answer_shape,
     cut_at,
     load_terminator,
+    make_judge,
     terminator_figures,
 )
 from text_agent import Agent
@@ -63,10 +63,10 @@ class Trained:
     ):
         self.path, self.seed = path, config.seed
         self.agent: Agent = load_agent(path / "agent", pool, device=device, other_pool=other_pool)
-        self.terminator: Terminator = load_terminator(path / "terminator", device)
+        self.terminator: AnyTerminator = load_terminator(path / "terminator", device)
         if not config.eval.use_terminator:
             self.terminator.threshold = NEVER
-        self.judge = TerminatorJudge(self.agent, self.terminator)
+        self.judge = make_judge(self.agent, self.terminator)
 
 
 class Evaluation:
@@ -136,15 +136,17 @@ class Evaluation:
         Where answers were generated on the way, everything is played again from the store, in
         step: so what agent and Terminator say is the same to the last digit, whatever was stored.
         """
+        submits = self.config.env.submits
         sealed = [q.sealed() for q in questions]
         pool = pool or self.pool
         generated, cache = pool.stats.generated, self.agent.encoder.cache
         known = dict(cache)
-        routes = play(sealed, policy, pool, judge, t_max)
+        memory = {"submits": submits, "reader": getattr(policy, "reader", None)}
+        routes = play(sealed, policy, pool, judge, t_max, **memory)
         if pool.stats.generated > generated:
             cache.clear()
             cache.update(known)
-            routes = play(sealed, policy, pool, judge, t_max, in_step=True)
+            routes = play(sealed, policy, pool, judge, t_max, in_step=True, **memory)
         score_routes(routes, questions, self.pool.names)
         return routes
 
@@ -175,7 +177,7 @@ class Evaluation:
             run.seed: self.play(
                 self.splits.test,
                 run.agent,
-                TerminatorJudge(run.agent, run.terminator, max(most, run.terminator.threshold)),
+                make_judge(run.agent, run.terminator, max(most, run.terminator.threshold)),
                 self._t_max,
             )
             for run in self.runs
@@ -479,7 +481,15 @@ class Evaluation:
         `over`: quality at which an oracle will end its routes; none: it decides alone.
         """
         reward = self.config.reward
-        key = fit_key(self.agent, self._tree_questions, self.pool, self._t_max, reward, over)
+        key = fit_key(
+            self.agent,
+            self._tree_questions,
+            self.pool,
+            self._t_max,
+            reward,
+            over,
+            self.config.env.submits,
+        )
         path = FITS / f"{key}.pt"
         if path.is_file():
             router = FullInformationRouter.load(path, self.agent)
@@ -512,6 +522,7 @@ class Evaluation:
             self.pool,
             self._t_max,
             expand_solved=expand_solved,
+            submits=self.config.env.submits,
             on_level=lambda t, calls, new: self.say(
                 f"  call {t}: {calls} answers, {new} of them new"
             ),

@@ -54,15 +54,15 @@ def best_pairs(
         roots = [index for index, question in enumerate(tree.questions) if question.task == task]
         if roots and seconds and tree.t_max > 1:
             pairs = itertools.product(range(tree.num_experts), seconds)
-            found[task] = max(
-                pairs,
-                key=lambda pair: (
-                    tree.levels[2]
-                    .quality[tree.levels[1].child[tree.levels[0].child[roots, pair[0]], pair[1]]]
-                    .mean()
-                ),
-            )
+            found[task] = max(pairs, key=lambda pair: _second_quality(tree, roots, *pair))
     return found
+
+
+def _second_quality(tree: RouteTree, roots: Sequence[int], first: int, second: int) -> float:
+    """Mean quality of the second answer when `first` and then `second` are asked."""
+    after_first = tree.levels[0].child[roots, first]
+    after_second = tree.levels[1].child[after_first, second]
+    return float(tree.levels[2].answer_quality[after_second].mean())
 
 
 def audit(

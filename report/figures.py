@@ -43,12 +43,13 @@ KIND_COLOURS = {
     "random": GREY,
     "oracle": GREY,
 }
+CURVE_COLOURS = (BLUE, GREEN, PURPLE, ORANGE, SKY, GREY)
 EXPERT_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION, GREY)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 INK = "#1c1c1e"  # of text and axes; the page replaces it by its own text colour
 DPI = 160
 LABEL_WIDTH = 30  # characters of a legend's line
-STYLE = {
+STYLE: Any = {
     "text.color": INK,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -72,6 +73,7 @@ def draw_figures(results: Results, curves: LearningCurves) -> dict[str, Figure]:
     """Every figure whose data is there, by name, in the report's order."""
     with matplotlib.rc_context(STYLE):
         figures = {
+            "curves": curves_over_alphas(results),
             "quality_cost": quality_cost(results),
             "learning_curves": learning_curves(curves),
             "routes": routes(results),
@@ -198,6 +200,45 @@ def _draw_sweep(axes: Axes, results: Results) -> list[float]:
     return costs
 
 
+def curves_over_alphas(results: Results) -> Figure | None:
+    """Mean quality against mean cost at every alpha, with upper hulls, of the agent and the rules.
+
+    The rules are those with the largest areas; every single expert is a point.
+    """
+    if not results.get("curves"):
+        return None
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    axes = figure.subplots()
+    for idx, row in enumerate(view.curve_rows(results)):
+        colour = VERMILLION if idx == 0 else CURVE_COLOURS[(idx - 1) % len(CURVE_COLOURS)]
+        marker = MARKERS[idx % len(MARKERS)]
+        _draw_curve(axes, row, colour, marker, is_agent=idx == 0)
+    costs: list[float] = []
+    for row in results["curves"]["rows"]:
+        if row["role"] == "single":
+            point = row["points"][0]
+            axes.plot(point["cost"], point["quality"], "x", color=GREY, zorder=1)
+            costs.append(point["cost"])
+    axes.plot([], [], "x", color=GREY, label="single experts")
+    if view.needs_log(costs):
+        axes.set_xscale("log")
+    axes.set(xlabel=view.cost_axis(results), ylabel="mean quality")
+    figure.legend(loc="outside right upper")
+    return figure
+
+
+def _draw_curve(axes: Axes, row: Results, colour: str, marker: str, *, is_agent: bool) -> None:
+    """The points of a row, its hull, and the hull's flat end up to the most expensive point."""
+    width = 2.0 if is_agent else 1.0
+    style: dict[str, Any] = {"color": colour, "zorder": 4 if is_agent else 2}
+    costs, qualities = view.places(row)
+    name = textwrap.fill(row["policy"], LABEL_WIDTH)
+    axes.plot(costs, qualities, marker, markersize=6 if is_agent else 4, label=name, **style)
+    cost, quality = zip(*row["hull"], strict=True)
+    end = max(costs[-1], cost[-1])
+    axes.plot([*cost, end], [*quality, quality[-1]], "-", linewidth=width, **style)
+
+
 def learning_curves(curves: LearningCurves) -> Figure | None:
     """Return, quality and entropy at each update, in training and validation.
 
@@ -235,9 +276,14 @@ def heat_map(axes: Axes, grid: Grid, **colours: Any) -> None:
     axes.grid(visible=False)
     image = axes.imshow(grid.values, aspect="auto", **colours)
     ticks = range(len(grid.columns))
-    slanted = {"rotation": 35, "ha": "right", "rotation_mode": "anchor", "fontsize": 8}
+    slanted: dict[str, Any] = {
+        "rotation": 35,
+        "ha": "right",
+        "rotation_mode": "anchor",
+        "fontsize": 8,
+    }
     axes.set_xticks(ticks, grid.columns, **slanted)
-    axes.set_yticks(range(len(grid.rows)), grid.rows, fontsize=8)
+    axes.set_yticks(range(len(grid.rows)), grid.rows)
     for (row, column), value in np.ndenumerate(grid.values):
         if math.isnan(value):
             continue
@@ -302,8 +348,7 @@ def _draw_thresholds(results: Results, upper: Axes, lower: Axes) -> None:
     costs = [view.mean_of(point["cost"]) for point in points]
     lower.plot(thresholds, costs, ".-", color=GREEN)
     for axes in (upper, lower):
-        for threshold in view.thresholds_in_use(results):
-            axes.axvline(threshold, color=GREY, linestyle="--", linewidth=1)
+        axes.axvline(results["terminator"]["threshold"], color=GREY, linestyle="--", linewidth=1)
     # Above the axes: the curves may run anywhere.
     upper.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     lower.set(xlabel="threshold (dashed: in use)", ylabel="cost C")

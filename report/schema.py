@@ -128,7 +128,8 @@ class Figures(Entry):
 class Row(Entry):
     """A policy on the split."""
 
-    policy: str
+    policy: str = Field(description="name for readers")
+    role: str = Field(description="what the policy is; reports find it by this, not by its name")
     kind: Kind = Field(
         description=(
             "static: chosen on validation; learned: fitted on training questions; oracle: sees"
@@ -137,6 +138,9 @@ class Row(Entry):
     )
     quality: Span
     return_: Span = Field(alias="return")
+    validation_return: float | None = Field(
+        None, description="mean return on the validation questions, where it was played there"
+    )
     calls: Span
     charge: float = Field(
         description="C per question: in the report's cost_unit, times its cost_scale"
@@ -281,16 +285,15 @@ class TradeOff(Entry):
     )
     points: list[TradeOffPoint] = Field(description="every policy without hindsight")
     hull: list[tuple[float, float]] = Field(
-        description=(
-            "(cost, quality) of the agents' upper convex hull, from the cheapest to the best"
-        )
+        description="(cost, quality) of the agents' upper hull, from the cheapest to the best"
     )
     bounds: tuple[float, float] | None = Field(
-        description="cost of the cheapest and of the dearest single expert"
+        description="cost of the cheapest and of the most expensive single expert"
     )
     area: float | None = Field(
         description=(
-            "mean height, between the bounds, of the hull of the agents and (0, 0); none: one agent"
+            "mean height, between the bounds, of the upper hull of the agents and the cheapest"
+            " expert; none: one agent, or all experts cost the same"
         )
     )
     area_experts: float | None = Field(
@@ -298,6 +301,61 @@ class TradeOff(Entry):
             "the same of the single experts: what mixing them without looking at the question gives"
         )
     )
+
+
+class CurvePoint(Entry):
+    """A policy at one alpha: means over its seeds and the questions."""
+
+    alpha: float
+    policy: str = Field(description="its name at this alpha: `best fixed: e1`")
+    cost: float
+    quality: float
+    return_: Span = Field(alias="return")
+    validation_return: float | None = Field(
+        description="return on the validation questions, by which the best rules are chosen"
+    )
+
+
+class CurveRow(Entry):
+    """A policy that was played at every alpha, or the best rule of each alpha."""
+
+    policy: str
+    role: str
+    kind: Kind
+    deployable: bool = Field(description="sees no reference and no outcome of other routes")
+    points: list[CurvePoint] = Field(min_length=1, description="in the order of the alphas")
+    hull: list[tuple[float, float]] = Field(
+        description="(cost, quality) of the points' upper hull, from the cheapest to the best"
+    )
+    area: Span | None = Field(
+        description=(
+            "mean height, between the bounds, of the upper hull of the points and the cheapest"
+            " expert: hulls by seed, then averaged; 95% bootstrap interval over the questions;"
+            " none: all experts cost the same"
+        )
+    )
+
+
+class CurveCell(Difference):
+    """The agent minus a rule: in return at an alpha, or in area."""
+
+    a: str
+    b: str
+    alpha: float | None = Field(description="none: the area")
+    p: float = Field(ge=0, le=1, description="two-sided")
+    p_adjusted: float = Field(ge=0, le=1, description="Holm's correction over all cells")
+
+
+class Curves(Entry):
+    """Quality against cost over several alphas; report/curves.py has the definitions."""
+
+    alphas: list[float] = Field(min_length=2)
+    cheapest: str = Field(description="name of the cheapest single expert")
+    most_expensive: str
+    bounds: tuple[float, float] = Field(description="their mean costs C")
+    rows: list[CurveRow] = Field(min_length=1, description="the agent first")
+    cells: list[CurveCell]
+    summary: list[str] = Field(description="where reading answers pays, in sentences")
 
 
 class Variants(Entry):
@@ -377,7 +435,8 @@ class Results(Entry):
     routes: Routes
     transfer: Transfer | None = Field(None, description="with eval.full")
     tradeoff: TradeOff
-    words: list[str] = Field(description="what the numbers say, in sentences")
+    curves: Curves | None = Field(None, description="with --alphas")
+    summary: list[str] = Field(description="what the numbers say, in sentences")
     notes: list[str] = Field(description="footnotes of the table")
     evaluation: EvaluationFacts
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from report.results import YARDSTICKS, cost_words
+from report.roles import ORACLE_ROLES
+from report.summary import cost_words
 
 Results = Mapping[str, Any]  # results.json, as report/schema.py describes it
 LearningCurves = Mapping[Any, Sequence[Mapping[str, Any]]]  # seed -> lines of metrics.jsonl
@@ -20,6 +21,7 @@ Series = tuple[list[float], list[float]]  # x and y of a line
 
 LABEL_LENGTH = 40  # characters of a name in a figure
 LOG_SCALE_FROM = 20  # ratio of the largest to the smallest cost
+CURVES_SHOWN = 10  # policies in the figure of the curves
 LEARNING_MEASURES = {
     "return": ("train/return", "eval/return"),
     "quality": ("train/quality", "eval/quality"),
@@ -84,6 +86,31 @@ def sweep_hull(results: Results) -> Sequence[Sequence[float]]:
     """Corners (cost, quality) of the trade-off's upper hull; empty where it is less than a line."""
     hull = results.get("tradeoff", {}).get("hull", [])
     return hull if len(hull) > 1 else []
+
+
+# Curves over several alphas
+
+
+def curve_rows(results: Results) -> list[Results]:
+    """The rows of `curves` that a figure shows: the agent, the best rules, the yardsticks.
+
+    In the order of their areas, the agent first.
+    """
+    rows = []
+    for row in results["curves"]["rows"]:
+        if row["deployable"] and row["role"] != "single":
+            rows.append(row)
+    return rows[:1] + sorted(rows[1:], key=_area, reverse=True)[: CURVES_SHOWN - 1]
+
+
+def _area(row: Results) -> float:
+    return row["area"]["mean"] if row["area"] else 0.0
+
+
+def places(row: Results) -> Series:
+    """(costs, qualities) of a row of `curves`, by rising cost."""
+    points = sorted(row["points"], key=lambda point: point["cost"])
+    return [point["cost"] for point in points], [point["quality"] for point in points]
 
 
 # Learning curves
@@ -165,19 +192,13 @@ def call_labels(results: Results) -> list[str]:
     return labels
 
 
-def thresholds_in_use(results: Results) -> list[float]:
-    """The stop probabilities that end a route, of each seed where the results tell them apart."""
-    threshold = results["terminator"].get("threshold", [])
-    return list(threshold) if isinstance(threshold, Sequence) else [threshold]
-
-
 def oracle_stop(results: Results, measure: str) -> float | None:
     """Quality or return of the first seed's routes when the oracle ends them.
 
     The Terminator that is drawn is the first seed's, too. None where this was not played.
     """
     for row in results["rows"]:
-        if row["policy"] == YARDSTICKS["oracle_stop"]:
+        if row["role"] == ORACLE_ROLES["oracle_stop"]:
             return row["by_seed"][str(results["seeds"][0])][measure]
     return None
 

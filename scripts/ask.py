@@ -27,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 from agent import load_agent
 from config import SourceConfig
+from der_env import Step
 from experts import ExpertPool, build_pool
 from questions import Question, read_questions
 from reward import charge
@@ -36,7 +37,7 @@ from runtime.errors import ConfigError
 from runtime.files import whole_text, write_atomically
 from runtime.machine import pick_device, set_threads
 from runtime.run_folder import evaluated_config, newest_run
-from terminator import TerminatorJudge, load_terminator
+from terminator import load_terminator, make_judge
 
 
 class Router:
@@ -48,10 +49,18 @@ class Router:
         device = pick_device(self.config.device)
         self.pool: ExpertPool = build_pool(self.config)
         self.agent = load_agent(run / "agent", self.pool, device=device)
-        self.judge = TerminatorJudge(self.agent, load_terminator(run / "terminator", device))
+        self.judge = make_judge(self.agent, load_terminator(run / "terminator", device))
 
     def route(self, questions: Sequence[Question]) -> list[Route]:
-        return play(questions, self.agent, self.pool, self.judge, self.config.env.t_max)
+        return play(
+            questions,
+            self.agent,
+            self.pool,
+            self.judge,
+            self.config.env.t_max,
+            submits=self.config.env.submits,
+            reader=getattr(self.agent, "reader", None),
+        )
 
     def show(self, route: Route) -> str:
         """The route step by step: expert, answer, stop probability, cost."""
@@ -66,12 +75,21 @@ class Router:
                 f" parameters, {step.cost.prompt_tokens}+{step.cost.completion_tokens} tokens),"
                 f" expected return {decision.value:.2f}"
             )
-        reason = (
-            "the Terminator is satisfied"
-            if route.episode.stop_reason == "satisfied"
-            else f"{self.config.env.t_max} calls are the most"
-        )
-        return "\n".join([*lines, f"stopped: {reason}", f"answer: {route.episode.answer}"])
+        reasons = {
+            "satisfied": "the Terminator is satisfied",
+            "stopped": "the agent expects no gain from another call",
+            "t_max": f"{self.config.env.t_max} calls are the most",
+        }
+        submitted = route.episode.submitted
+        by = "" if submitted is route.episode.steps[-1] else self._submitted_words(submitted)
+        lines.append(f"stopped: {reasons[route.episode.stop_reason]}")
+        lines.append(f"answer: {submitted.answer.text}{by}")
+        return "\n".join(lines)
+
+    def _submitted_words(self, step: Step) -> str:
+        """Whose answer is submitted, where it is not the last."""
+        why = "estimated best" if self.config.env.submits == "best" else "agreed upon by most"
+        return f"  (of {self.pool.names[step.expert_idx]}, {why})"
 
     def record(self, route: Route) -> dict[str, object]:
         episode = route.episode
@@ -84,15 +102,15 @@ class Router:
             }
             for s in episode.steps
         ]
-        last = steps[-1]
+        submitted = episode.submitted
         return {
             "id": episode.question.id,
             "text": episode.question.text,
-            "answer": last["answer"],
-            "expert": last["expert"],
+            "answer": submitted.answer.text,
+            "expert": self.pool.names[submitted.expert_idx],
             "calls": len(steps),
             "params_b": episode.cost.params_b,
-            "p_stop": last["p_stop"],
+            "p_stop": steps[-1]["p_stop"],
             "route": steps,
         }
 

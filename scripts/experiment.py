@@ -2,12 +2,14 @@
 together.
 
     python scripts/experiment.py --name main --seeds 0,1,2 --eval.full true
-    python scripts/experiment.py --name alphas --seeds 0,1,2 --sweep reward.alpha=0.02,0.1,0.5
+    python scripts/experiment.py --name alphas --seeds 0,1,2 --sweep reward.alpha=0,0.05,0.2
 
-Runs land in runs/NAME-s0, ... (with a sweep runs/NAME-0.02-s0, ...); finished ones are reused,
-unfinished ones continued. The common report lands in runs/NAME/report (with a sweep one per value,
-and runs/NAME/report with all values in one trade-off). All runs share the configuration's answer
-store, so that later ones ask little. Other settings are passed on: --train.epochs 12.
+Runs land in runs/NAME-s0, ... (with a sweep runs/NAME-0.05-s0, ...); finished ones are reused,
+unfinished ones continued. The common report lands in runs/NAME/report. A sweep of reward.alpha
+reports quality against cost with every baseline at every alpha (test_ppo_multi.py --alphas). A
+sweep of another setting has a report for each value, and all agents in one trade-off. All runs
+share the configuration's answer store, so that later ones ask little. Other settings are passed on:
+--train.epochs 12.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,7 @@ sys.path.insert(0, str(ROOT))
 from config import Config, RewardConfig
 from evaluation.route_log import Record, read_records, reprice
 from report.page import write_report_files
-from report.results import Sheet
+from report.policies import PolicyResults
 from report.schema import read_results, to_json
 from report.trade_off import trade_off
 from runtime.command_line import load_config, parse, run_command, validate
@@ -40,54 +43,47 @@ from runtime.errors import ConfigError
 from runtime.files import write_atomically
 from runtime.run_folder import num_epochs, read_metrics
 
+TRAINING_SECTIONS = ("data", "pool", "env", "reward", "agent", "ppo", "train", "terminator")
+
 
 def train(config_path: Path, name: str, seed: int, overrides: Sequence[str]) -> Path:
     """The finished run of this name and seed: reused, continued or trained.
 
     Raises ConfigError when it has other settings.
     """
-    run, arguments = (
-        Path("runs") / f"{name}-s{seed}",
-        [
-            *overrides,
-            "--seed",
-            str(seed),
-            "--name",
-            f"{name}-s{seed}",
-        ],
-    )
+    run = Path("runs") / f"{name}-s{seed}"
+    arguments = [*overrides, "--seed", str(seed), "--name", f"{name}-s{seed}"]
     wanted = load_config(config_path, arguments)
     if not (run / "config.yaml").is_file():
         _python("train_ppo_multi.py", "--config", str(config_path), *arguments)
-    elif differing := trained_otherwise(load_config(run / "config.yaml"), wanted):
+        return run
+    differing = trained_otherwise(load_config(run / "config.yaml"), wanted)
+    if differing:
         raise ConfigError(
             f"{run} was trained with other settings ({', '.join(differing)}): choose another"
             " --name, or delete it"
         )
-    elif num_epochs(run) < wanted.train.epochs:
-        limit = wanted.train.max_expert_calls
-        _python(
-            "train_ppo_multi.py",
-            "--resume",
-            str(run),
-            *(["--train.max_expert_calls", str(limit)] if limit is not None else []),
-        )
-    else:
+    if num_epochs(run) >= wanted.train.epochs:
         print(f"{run}: trained before", flush=True)
+        return run
+    budget = []
+    if wanted.train.max_expert_calls is not None:
+        budget = ["--train.max_expert_calls", str(wanted.train.max_expert_calls)]
+    _python("train_ppo_multi.py", "--resume", str(run), *budget)
     return run
 
 
 def trained_otherwise(found: Config, wanted: Config) -> list[str]:
     """Sections that training depends on and that differ; a run's budget may be raised."""
-    found, wanted = (
-        c.model_copy(update={"train": c.train.model_copy(update={"max_expert_calls": None})})
-        for c in (found, wanted)
-    )
-    return [
-        name
-        for name in ("data", "pool", "env", "reward", "agent", "ppo", "train", "terminator")
-        if getattr(found, name) != getattr(wanted, name)
-    ]
+    differing = []
+    for name in TRAINING_SECTIONS:
+        one = getattr(found, name)
+        other = getattr(wanted, name)
+        if name == "train":
+            one = one.model_copy(update={"max_expert_calls": other.max_expert_calls})
+        if one != other:
+            differing.append(name)
+    return differing
 
 
 def evaluate(runs: Sequence[Path], out: Path, overrides: Sequence[str]) -> dict[str, Any]:
@@ -107,26 +103,28 @@ def ended_with_us(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 
 def _python(script: str, *arguments: str) -> None:
+    """Run a command; what it prints is shown at once. Raises ConfigError when it fails."""
     print(f"\n$ python {script} {' '.join(arguments)}", flush=True)
     said = ""
-    with (
-        subprocess.Popen(
-            [sys.executable, str(ROOT / script), *arguments], stderr=subprocess.PIPE
-        ) as process,
-        ended_with_us(process),
-    ):
-        while chunk := process.stderr.read1().decode(
-            errors="replace"
-        ):  # shown at once, progress bars too; the end is kept for the message
+    command = [sys.executable, str(ROOT / script), *arguments]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process, ended_with_us(process):
+        assert process.stderr is not None
+        # The end is kept for the message.
+        while chunk := process.stderr.read1().decode(errors="replace"):
             sys.stderr.write(chunk)
             sys.stderr.flush()
             said = (said + chunk)[-10_000:]
-    if code := process.returncode:
-        why = (said.strip().splitlines() or ["it said nothing"])[-1].removeprefix("error: ")
+    if process.returncode:
         raise ConfigError(
-            f"{script} ended with exit status {code}: {why}. What was trained and answered is kept:"
-            " mend the cause and run the same command again"
+            f"{script} ended with exit status {process.returncode}: {last_line(said)}. What was"
+            " trained and answered is kept: correct the cause and run the same command again"
         )
+
+
+def last_line(text: str) -> str:
+    """The last line of what a command said, without the progress bar before it."""
+    lines = text.replace("\r", "\n").strip().splitlines()
+    return lines[-1].removeprefix("error: ") if lines else "it said nothing"
 
 
 def parse_sweep(text: str) -> tuple[str, list[str]]:
@@ -142,9 +140,10 @@ def parse_sweep(text: str) -> tuple[str, list[str]]:
         raise ConfigError(
             f"--sweep {text}: the values are not YAML with commas between ({error})"
         ) from error
-    return key.strip(), [
-        values[value.start_mark.index - 1 : value.end_mark.index - 1] for value in listed
-    ]  # as written: they name the runs
+    written = []  # as they were written: they name the runs
+    for value in listed:
+        written.append(values[value.start_mark.index - 1 : value.end_mark.index - 1])
+    return key.strip(), written
 
 
 def one_part(value: str) -> str:
@@ -152,51 +151,90 @@ def one_part(value: str) -> str:
     return value.replace("/", "_").replace("\\", "_")
 
 
-def sweep(
-    config_path: Path,
-    name: str,
-    seeds: Sequence[int],
-    key: str,
-    values: Sequence[str],
-    overrides: Sequence[str],
-) -> None:
-    """Train and evaluate every value, then put all agents in the trade-off of the report of the
-    configuration's own value (else the first).
+@dataclass(frozen=True)
+class Sweep:
+    """The values of a setting, as they were written, and what all runs share."""
+
+    config_path: Path
+    name: str
+    seeds: Sequence[int]
+    key: str
+    values: Sequence[str]
+    overrides: Sequence[str]
+
+    def options(self, value: str) -> list[str]:
+        return [*self.overrides, f"--{self.key}", value]
+
+    def check(self) -> None:
+        """Raises ConfigError for a value that the setting cannot have."""
+        for value in self.values:
+            load_config(self.config_path, self.options(value))
+
+    def train(self, value: str) -> list[Path]:
+        """The runs of a value, one for each seed."""
+        runs = []
+        for seed in self.seeds:
+            options = self.options(value)
+            runs.append(train(self.config_path, self.run_name(value), seed, options))
+        return runs
+
+    def run_name(self, value: str) -> str:
+        """Of the runs of this value, before the seed."""
+        return f"{self.name}-{one_part(value)}"
+
+    @property
+    def folder(self) -> Path:
+        return Path("runs") / self.name
+
+    def report_folder(self, value: str) -> Path:
+        return self.folder / one_part(value)
+
+    @property
+    def own_value(self) -> str:
+        """The value that the configuration has by itself; the first where it is not listed."""
+        own = load_config(self.config_path, list(self.overrides))
+        for value in self.values:
+            if load_config(self.config_path, self.options(value)) == own:
+                return value
+        return self.values[0]
+
+
+def sweep_alphas(sweep: Sweep) -> None:
+    """Train every alpha, then evaluate all of them into one report with curves."""
+    runs: list[str] = []
+    for value in sweep.values:
+        runs += map(str, sweep.train(value))
+    alphas = ["--alphas", ",".join(sweep.values), "--run", *runs, "--out", str(sweep.folder)]
+    _python("test_ppo_multi.py", *alphas, *sweep.overrides)
+
+
+def sweep_setting(sweep: Sweep) -> None:
+    """Train and evaluate every value, then put all agents into one trade-off.
+
+    It stands in the report of the configuration's own value.
     """
-    for value in values:  # a typo is refused before anything is trained
-        load_config(config_path, [*overrides, f"--{key}", value])
-    reports = {}
-    for value in values:
-        of_value = [*overrides, f"--{key}", value]
-        part = one_part(value)
-        runs = [train(config_path, f"{name}-{part}", seed, of_value) for seed in seeds]
-        reports[value] = evaluate(runs, Path("runs") / name / part, of_value)
-    own = load_config(config_path, list(overrides))
-    base = next(
-        (
-            value
-            for value in values
-            if load_config(config_path, [*overrides, f"--{key}", value]) == own
-        ),
-        values[0],
-    )
-    results, folder = reports[base], Path("runs") / name
-    config = validate(results["evaluation"]["config"], f"{folder / base}")
-    routes = {value: read_records(folder / one_part(value) / "routes.jsonl") for value in values}
-    points = [point for point in results["tradeoff"]["points"] if point["kind"] != "der"] + family(
-        routes, config.reward
-    )
-    results["tradeoff"] = trade_off(points, key)
+    folder = sweep.folder
+    for value in sweep.values:
+        evaluate(sweep.train(value), sweep.report_folder(value), sweep.options(value))
+    base = sweep.own_value
+    results = read_results(sweep.report_folder(base) / "report" / "results.json")
+    config = validate(results["evaluation"]["config"], str(sweep.report_folder(base)))
+    routes = {}
+    for value in sweep.values:
+        routes[value] = read_records(sweep.report_folder(value) / "routes.jsonl")
+    points = [point for point in results["tradeoff"]["points"] if point["kind"] != "der"]
+    points += family(routes, config.reward)
+    results["tradeoff"] = trade_off(points, sweep.key)
     results["notes"].append(
-        f"Table and figures: {key} = {base}. Trade-off: {key} = {', '.join(values)}, every agent"
-        f" charged as at {base}."
+        f"Table and figures: {sweep.key} = {base}. Trade-off: {sweep.key} ="
+        f" {', '.join(sweep.values)}, every agent charged as at {base}."
     )
+    curves = {}
+    for seed in sweep.seeds:
+        run = Path("runs") / f"{sweep.run_name(base)}-s{seed}"
+        curves[seed] = read_metrics(run / "metrics.jsonl")
     (folder / "report").mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "report" / "results.json", to_json(results))
-    curves = {}
-    for seed in seeds:
-        run = Path("runs") / f"{name}-{one_part(base)}-s{seed}"
-        curves[seed] = read_metrics(run / "metrics.jsonl")
     write_report_files(folder / "report", results, routes[base], curves)
     show(results["tradeoff"])
     print(f"Report: {folder / 'report' / 'report.html'}")
@@ -207,17 +245,17 @@ def family(routes: Mapping[Any, Sequence[Record]], reward: RewardConfig) -> list
 
     Raises ReportError where the logs differ in questions.
     """
-    der = {
-        value: reprice([record for record in records if record["kind"] == "der"], reward)
-        for value, records in routes.items()
-    }
-    questions = list(
-        dict.fromkeys(record["question"] for records in der.values() for record in records)
-    )
-    return [
-        Sheet(records[0]["policy"], records, questions).point(str(value))
-        for value, records in der.items()
-    ]
+    agents = {}
+    questions: dict[str, None] = {}  # in order
+    for value, records in routes.items():
+        agents[value] = reprice([r for r in records if r["role"] == "der"], reward)
+        for record in agents[value]:
+            questions[record["question"]] = None
+    points = []
+    for value, records in agents.items():
+        agent = PolicyResults(records[0]["policy"], records, list(questions))
+        points.append(agent.point(str(value)))
+    return points
 
 
 def show(found: Mapping[str, Any]) -> None:
@@ -226,10 +264,9 @@ def show(found: Mapping[str, Any]) -> None:
     print(f"\n{found['setting']:<20} {'quality':^22} {'cost C':^22}")
     for point in found["points"]:
         if point["kind"] == "der":
-            print(
-                f"{point['value']:<20} {span.format(**point['quality']):<22}"
-                f" {span.format(**point['cost']):<22}"
-            )
+            quality = span.format(**point["quality"])
+            cost = span.format(**point["cost"])
+            print(f"{point['value']:<20} {quality:<22} {cost:<22}")
     if found["area"] is not None:
         least, most = found["bounds"]
         print(
@@ -261,13 +298,16 @@ def main(arguments: list[str]) -> None:
     # A typo, in the name too, is refused before anything is trained.
     load_config(options.config, [*overrides, f"--name={json.dumps(options.name)}"])
     if options.sweep:
-        sweep(options.config, options.name, seeds, *parse_sweep(options.sweep), overrides)
-    else:
-        evaluate(
-            [train(options.config, options.name, seed, overrides) for seed in seeds],
-            Path("runs") / options.name,
-            overrides,
-        )
+        key, values = parse_sweep(options.sweep)
+        sweep = Sweep(options.config, options.name, seeds, key, values, overrides)
+        sweep.check()
+        if key == "reward.alpha":
+            sweep_alphas(sweep)
+        else:
+            sweep_setting(sweep)
+        return
+    runs = [train(options.config, options.name, seed, overrides) for seed in seeds]
+    evaluate(runs, Path("runs") / options.name, overrides)
 
 
 if __name__ == "__main__":

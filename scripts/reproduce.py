@@ -42,7 +42,7 @@ from config import Config, HFExpertConfig, RayExpertConfig, RecordedExpertConfig
 from evaluation.route_log import read_records
 from evaluation.stats import interval
 from metrics.registry import get_metric
-from report.results import Sheet, sheets_of
+from report.policies import PolicyResults, policies_of
 from report.schema import read_results
 from runtime.command_line import load_config, overrides_from, parse, run_command, validate
 from runtime.errors import ConfigError, DERError, NotRunError, ReportError
@@ -154,10 +154,9 @@ class Evaluated:
     results: Mapping[str, Any]
 
     @functools.cached_property
-    def sheets(self) -> dict[str, Sheet]:
-        return {
-            sheet.policy: sheet for sheet in sheets_of(read_records(self.folder / "routes.jsonl"))
-        }
+    def policies(self) -> dict[str, PolicyResults]:
+        records = read_records(self.folder / "routes.jsonl")
+        return {policy.name: policy for policy in policies_of(records)}
 
     def row(self, pattern: str) -> Mapping[str, Any]:
         """The row whose whole policy name matches. Raises NotRunError when there is none."""
@@ -178,11 +177,11 @@ class Evaluated:
         if (model := getattr(scorer, "model", None)) and (reason := not_here([(model, None)])):
             raise NotRunError(f"metric {metric}: {reason}")
         score = getattr(scorer, "raw", scorer.compute)
-        rows = self.sheets[policy].records
+        rows = self.policies[policy].records
         return np.array(
             [
                 score(
-                    predictions=[r["steps"][-1]["answer"] for r in row],
+                    predictions=[r["steps"][r.get("submitted", -1)]["answer"] for r in row],
                     references=[r["reference"] for r in row],
                 )
                 for row in rows

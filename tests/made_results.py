@@ -16,9 +16,12 @@ def around(mean: float) -> dict[str, float]:
     return {"mean": mean, "lo": mean - 0.05, "hi": mean + 0.05}
 
 
-def made_row(policy: str, kind: str, quality: float, charge: float) -> dict[str, Any]:
+def made_row(
+    policy: str, kind: str, quality: float, charge: float, role: str | None = None
+) -> dict[str, Any]:
     return {
         "policy": policy,
+        "role": role or kind,
         "kind": kind,
         "quality": around(quality),
         "return": around(quality - 0.1 * charge),
@@ -77,11 +80,11 @@ def made_pair(
 def made_results() -> dict[str, Any]:
     rows = [
         made_row("DER", "der", 0.85, 0.5),
-        made_row("best fixed: large", "static", 0.4, 2.0),
+        made_row("best fixed: large", "static", 0.4, 2.0, "best_single"),
         made_row("small", "single", 0.2, 0.2),
         made_row("middle", "single", 0.3, 0.4),
         made_row("large", "single", 0.4, 2.0),
-        made_row("all once, oracle's pick", "oracle", 0.9, 2.6),
+        made_row("all once, oracle's pick", "oracle", 0.9, 2.6, "oracle_pick"),
     ]
     difference = {"diff": 0.45, "lo": 0.4, "hi": 0.5, "verdict": "better"}
     tested = {**difference, "p": 1e-9, "wins": 14, "ties": 15, "losses": 1, "covers": "questions"}
@@ -194,7 +197,7 @@ def made_results() -> dict[str, Any]:
             "area": 0.7,
             "area_experts": 0.31,
         },
-        "words": ["DER beats the best fixed expert."],
+        "summary": ["DER beats the best fixed expert."],
         "notes": ["Intervals: 95% bootstrap over questions."],
         "evaluation": {
             "runs": ["runs/a", "runs/b"],
@@ -230,12 +233,14 @@ def made_records(
         made.append(
             {
                 "policy": policy,
+                "role": kind,
                 "kind": kind,
                 "seed": seed,
                 "question": f"q{idx}",
                 "task": "t",
                 "quality": quality,
                 "return": quality - 0.1 * charge,
+                "validation_return": None,
                 "steps": [step],
             }
         )

@@ -36,7 +36,11 @@ from evaluation.route_log import Overhead, Played, read_records, reprice, route_
 from evaluation.runner import overheads
 from evaluation.stats import interval, paired_difference
 from questions import Question
-from report.results import build_results, compare, route_figures, sheets_of, table, yardsticks
+from report.console import WIDTH, show, table
+from report.policies import policies_of
+from report.results import build_results, compare, oracle_figures
+from report.routes import route_statistics
+from report.summary import few_of
 from reward import Cost
 from rollout import Decision, NeverSatisfied, Route, play, score_routes
 from runtime.errors import ReportError
@@ -47,6 +51,22 @@ EXPERTS = [
     {"name": "e1", "params_b": 2.0},
     {"name": "e2", "params_b": 3.0},
 ]
+
+
+ROLES = {
+    "DER": "der",
+    "per-task lookup": "task_lookup",
+    "random with KTP": "random",
+    "full-information": "full_information",
+    "all once, oracle's pick": "oracle_pick",
+    "DER, oracle stop": "der_oracle",
+    "full-information, oracle stop": "full_information_oracle",
+    "optimum (hindsight)": "optimum",
+}  # of the names that tests give their policies; best fixed: ... is best_single
+
+
+def role_of(policy: str, kind: str) -> str:
+    return "best_single" if policy.startswith("best fixed") else ROLES.get(policy, kind)
 
 
 def made_step(expert_idx: int, quality: float, **cost: float) -> Step:
@@ -89,11 +109,12 @@ def logged(make_pool: Callable) -> Callable[..., list[dict[str, Any]]]:
         routes: list[Route],
         overheads: list[Overhead] | None = None,
         seed: int = 3,
+        role: str | None = None,
     ) -> list[dict[str, Any]]:
         references = {route.episode.question.id: "yes" for route in routes}
-        return list(
-            route_records(Played(policy, kind, routes, overheads, seed), pool, CONFIG, references)
-        )
+        role = role or role_of(policy, kind)
+        played = Played(policy, kind, routes, overheads, seed, role=role)
+        return list(route_records(played, pool, CONFIG, references))
 
     return log
 
@@ -130,7 +151,7 @@ def test_a_result_row_by_hand(logged: Callable) -> None:
         ),
     ]
     best = [made_route(first, made_step(1, 1.0)), made_route(second, made_step(1, 1.0))]
-    der, single = sheets_of(
+    der, single = policies_of(
         [
             *logged("DER", "der", routes, [Overhead(0.5, 3.0, 0.01), Overhead(0.25, 1.0, 0.03)]),
             *logged("best fixed: e1", "static", best),
@@ -157,7 +178,7 @@ def test_a_result_row_by_hand(logged: Callable) -> None:
     assert row["by_task"] == {"t": {"quality": 0.0, "n": 1}, "u": {"quality": 0.5, "n": 1}}
     unpriced = made_route(first, made_step(0, 0.0, usd=None))
     assert (
-        sheets_of(logged("x", "single", [unpriced, routes[1]]))[0].row(single)["cost"]["usd"]
+        policies_of(logged("x", "single", [unpriced, routes[1]]))[0].row(single)["cost"]["usd"]
         is None
     )
 
@@ -172,7 +193,7 @@ def test_seeds_are_rows_and_an_untrained_policy_is_one(logged: Callable) -> None
     ]
     fixed = (rng.random(60) < 0.5).astype(float)
     records += logged("best fixed: e1", "static", constant([[q] for q in fixed], [1] * 60), seed=0)
-    der, best = sheets_of(records)
+    der, best = policies_of(records)
     assert (
         der.seeds == [0, 1, 2]
         and der.quality == pytest.approx(outcomes)
@@ -187,9 +208,9 @@ def test_seeds_are_rows_and_an_untrained_policy_is_one(logged: Callable) -> None
         row["quality"]["hi"] - row["quality"]["lo"] > 0
         and best.row(best)["vs_best_single"]["verdict"] == "not separable"
     )
-    alone = sheets_of(logged("DER", "der", constant([[q] for q in outcomes[0]], [0] * 60)))[0].row(
-        best
-    )["quality"]
+    alone = policies_of(logged("DER", "der", constant([[q] for q in outcomes[0]], [0] * 60)))[
+        0
+    ].row(best)["quality"]
     assert [alone[name] for name in ("lo", "hi")] == [
         interval(outcomes[0])[name] for name in ("lo", "hi")
     ]
@@ -220,7 +241,7 @@ def test_p_is_adjusted_among_the_agents_comparisons_and_among_the_others(logged:
     }
     compared = [
         c
-        for c in compare(sheets_of([line for lines in played.values() for line in lines]))
+        for c in compare(policies_of([line for lines in played.values() for line in lines]))
         if c["measure"] == "quality"
     ]
     own = {c["b"]: c for c in compared if c["a"] == "DER"}
@@ -249,7 +270,7 @@ def test_runs_that_saw_other_questions_are_not_mixed(logged: Callable) -> None:
         *logged("DER", "der", constant([[1]], [0]), seed=1),
     ]
     with pytest.raises(ReportError, match=r"policy DER, seed 1: 1 routes for 2 questions"):
-        sheets_of(records)
+        policies_of(records)
 
 
 def test_the_route_log_holds_what_was_sent_and_answered_and_can_be_read_back(
@@ -350,7 +371,7 @@ def der_and_rivals(logged: Callable, der: list[Route], fixed: list[Route]) -> di
 def test_a_collapsed_agent_is_called_that(logged: Callable) -> None:
     qualities = [[i % 2] for i in range(40)]
     same = constant(qualities, [2] * 40)
-    words = "\n".join(der_and_rivals(logged, same, same)["words"])
+    words = "\n".join(der_and_rivals(logged, same, same)["summary"])
     assert (
         "COLLAPSED, seed 3: 100% of the questions go to e2 first" in words
         and "0.00 bits" in words
@@ -362,9 +383,74 @@ def test_a_collapsed_agent_is_called_that(logged: Callable) -> None:
         in der_and_rivals(logged, same, same)["notes"][0]
     )
     routed = constant([[1]] * 40, [i % 3 for i in range(40)])
-    words = "\n".join(der_and_rivals(logged, routed, same)["words"])
+    words = "\n".join(der_and_rivals(logged, routed, same)["summary"])
     assert "COLLAPSED" not in words and "NO BETTER" not in words and "DER beats" in words
     assert "33% of the parameters of asking every expert once" in words  # (1 + 2 + 3) / 3 of 6
+
+
+def test_a_sentence_names_three_policies_and_counts_the_others() -> None:
+    assert few_of(["a"]) == "a" and few_of(["a", "b", "c"]) == "a, b and c"
+    assert few_of(["a", "b", "c", "d"]) == "a, b, c and 1 other"
+    assert few_of(["a", "b", "c", "d", "e"]) == "a, b, c and 2 others"
+
+
+def test_the_strongest_rivals_are_named(logged: Callable) -> None:
+    hits = {"best fixed: e2": 10, "weak": 5, "strong": 20, "per-task lookup": 15, "weakest": 1}
+    records = logged("DER", "der", constant([[1]] * 40, [0, 1] * 20))
+    for name, count in hits.items():
+        routes = constant([[float(i < count)] for i in range(40)], [0] * 40)
+        records += logged(name, "static", routes)
+    summary = build_results(records, CONFIG, EXPERTS, {})["summary"]
+    (sentence,) = [line for line in summary if line.startswith("In return DER beats")]
+    # Returns: DER 1 - .1 x 1.5 = .85; the others hits / 40 - .1, so e2 has .15
+    assert sentence.index("strong (") < sentence.index("per-task lookup (")
+    assert sentence.endswith("best fixed: e2 (+0.700) and 2 others.")
+
+
+def test_policies_are_found_by_their_roles_whatever_they_are_called(logged: Callable) -> None:
+    routes = {quality: constant([[quality]] * 10, [0] * 10) for quality in (0, 1)}
+    records = [
+        *logged("my agent", "der", routes[1], role="der"),
+        *logged("best fixed: DER, oracle stop", "single", routes[1], role="single"),
+        *logged("DER", "single", routes[1], role="single"),
+        *logged("random with KTP", "static", routes[0], role="best_single"),
+        *logged("optimum (hindsight)", "oracle", routes[0], role="der_oracle"),
+    ]
+    results = build_results(records, CONFIG, EXPERTS, {})
+    assert [row["vs_best_single"]["diff"] for row in results["rows"]] == [1, 1, 1, 0, 0]
+    assert results["oracle"].keys() == {"oracle_stop"}
+    assert [(c["a"], c["b"]) for c in results["comparisons"]] == [
+        ("my agent", "random with KTP"),
+        ("optimum (hindsight)", "random with KTP"),
+    ] * 2
+    assert "NO BETTER" not in " ".join(results["summary"])
+
+
+def test_a_log_without_roles_is_refused(logged: Callable) -> None:
+    records = logged("DER", "der", constant([[1]] * 2, [0] * 2))
+    del records[1]["role"]
+    with pytest.raises(ReportError, match=r"older version: policy DER has no role\. Evaluate"):
+        policies_of(records)
+
+
+def test_a_log_without_the_agent_is_refused(logged: Callable) -> None:
+    records = logged("best fixed: e0", "static", constant([[1]] * 2, [0] * 2))
+    with pytest.raises(ReportError, match="lacks the agent"):
+        build_results(records, CONFIG, EXPERTS, {})
+
+
+def test_what_is_printed_fits_120_columns(logged: Callable) -> None:
+    long_name = "best fixed route: " + " > ".join(["an-expert-with-a-long-name"] * 4)
+    records = [
+        *logged("DER", "der", constant([[1]] * 10, [0] * 10), [Overhead(1234.5)] * 10),
+        *logged("best fixed: e0", "static", constant([[0]] * 10, [0] * 10)),
+        *logged(long_name, "static", constant([[0]] * 10, [2] * 10)),
+    ]
+    text = show(build_results(records, CONFIG, EXPERTS, {}))
+    assert max(map(len, text.splitlines())) <= WIDTH == 120
+    lines = text.splitlines()
+    assert lines[1].split()[-2:] == ["1,234,500", "better"]
+    assert lines[3].startswith("best fixed route: an-expert-wit... ")
 
 
 def test_answers_that_no_server_gave_are_noted(logged: Callable) -> None:
@@ -403,7 +489,7 @@ def test_a_collapse_is_looked_for_seed_by_seed(logged: Callable) -> None:
         EXPERTS,
         {},
     )
-    words = "\n".join(found["words"])
+    words = "\n".join(found["summary"])
     assert (
         "seed 0: 100% of the questions go to e0" in words
         and "seed 1: 100% of the questions go to e1" in words
@@ -420,7 +506,7 @@ def test_whom_the_agent_asks_by_hand(logged: Callable) -> None:
         made_route(question(2), made_step(0, 0), made_step(1, 1)),
     ]
     routes.append(made_route(question(3), made_step(2, 1), made_step(1, 0.5)))
-    found = route_figures(sheets_of(logged("DER", "der", routes))[0], ["e0", "e1", "e2"])
+    found = route_statistics(policies_of(logged("DER", "der", routes))[0], ["e0", "e1", "e2"])
     assert found["share"] == pytest.approx({"e0": 3 / 6, "e1": 2 / 6, "e2": 1 / 6})
     assert found["by_position"] == [
         {"e0": 0.75, "e1": 0.0, "e2": 0.25},
@@ -464,7 +550,7 @@ def test_results_hold_the_gap_to_the_optimum_in_three_parts(logged: Callable) ->
     assert results["oracle"]["gap_own_stop"] == pytest.approx(
         {"information": 0.4, "learning": -0.1, "stopping": 0.2}
     )  # .9 - .5, .5 - .6
-    assert "gap" not in yardsticks(sheets_of(records[:-10]))  # without the optimum
+    assert "gap" not in oracle_figures(policies_of(records[:-10]))  # without the optimum
     assert not [
         c for c in results["comparisons"] if c["b"] == "full-information, oracle stop"
     ]  # an oracle is no rival

@@ -22,7 +22,8 @@ import pytest
 from made_results import NUM_QUESTIONS, TASKS, made_results, made_row
 
 from report import figures
-from report.page import html, markdown, route_data, write_report_files
+from report.page import html, markdown, write_report_files
+from report.route_browser import route_data
 from report.tables import policy_table, scaled
 
 EVIL = (
@@ -126,6 +127,7 @@ def records() -> list[dict[str, Any]]:
                     "task": TASKS[idx % 2],
                 }
                 outcome = {"stop_reason": "satisfied", "quality": quality, "return": quality - 0.05}
+                outcome["submitted"] = 0 if idx == 7 else len(steps) - 1
                 made.append(
                     {
                         "policy": policy,
@@ -258,7 +260,7 @@ def test_heat_maps_show_the_values_of_the_results(results: dict) -> None:
 
 
 def test_the_terminators_figure_shows_calibration_counts_and_thresholds(results: dict) -> None:
-    stopped = made_row("DER, oracle stop", "oracle", 0.88, 0.5)
+    stopped = made_row("DER, oracle stop", "oracle", 0.88, 0.5, "der_oracle")
     stopped["by_seed"] = {
         "0": {"quality": 0.9, "return": 0.86},
         "1": {"quality": 0.86, "return": 0.8},
@@ -371,9 +373,7 @@ def test_the_markdown_report_says_everything_and_links_the_figures(
     assert "- AUROC among well-formed answers: not defined" in text
     assert "- Intervals: 95% bootstrap over questions." in text
     assert (
-        "a mean quality of 0.700 over costs C from 0.2 to 2, those of the cheapest and the dearest"
-        " expert"
-        in text
+        "a mean quality of 0.700 over costs C from 0.2 to 2" in text
         and "the question: 0.310)" in text
     )
     for line in text.splitlines():
@@ -463,7 +463,7 @@ def test_prompts_beyond_the_limit_are_left_out_and_counted(
     monkeypatch: pytest.MonkeyPatch, results: dict, records: list
 ) -> None:
     assert route_data(results, records)["left_out"] == 0
-    monkeypatch.setattr("report.page.PROMPT_CHARACTERS", 400)
+    monkeypatch.setattr("report.route_browser.PROMPT_CHARACTERS", 400)
     data = route_data(results, records)
     steps = [
         dict(zip(data["step_fields"], step, strict=True))
@@ -479,9 +479,19 @@ def test_prompts_beyond_the_limit_are_left_out_and_counted(
     assert f"{data['left_out']} prompts are left out" in html(results, records, {})
 
 
+def test_questions_beyond_the_limit_are_left_out_and_counted(
+    monkeypatch: pytest.MonkeyPatch, results: dict, records: list
+) -> None:
+    monkeypatch.setattr("report.route_browser.MAX_QUESTIONS", 20)
+    data = route_data(results, records)
+    assert len(data["questions"]) == 20 and data["questions_left_out"] == 10
+    assert "10 questions are left out" in html(results, records, {})
+    assert "questions are left out" not in html(results, records[:20], {})
+
+
 def test_no_text_of_a_question_is_markup(results: dict, records: list, curves: dict) -> None:
     results["rows"][0]["policy"] = records[-1]["policy"] = EVIL
-    results["words"].append(EVIL)
+    results["summary"].append(EVIL)
     page = html(results, records, figures.draw_figures(results, curves))
     assert (
         "<script>document.documentElement" not in page and "<img" not in page and "<b>x" not in page
@@ -688,6 +698,7 @@ def test_a_link_to_a_search_filters_and_opens_a_single_hit_as_text(page: Path) -
             texts: [...page.querySelectorAll(".route pre")].map((pre) => pre.textContent),
         inside: page.querySelectorAll(".route pre *, .route .question *").length,
             facts: page.querySelector(".step .caption").textContent,
+            experts: [...page.querySelectorAll(".step b")].map((b) => b.textContent),
         hacked: page.documentElement.dataset.hacked || null };""",
         address="#search=HACKED+small&seed=1",
     )
@@ -704,6 +715,7 @@ def test_a_link_to_a_search_filters_and_opens_a_single_hit_as_text(page: Path) -
         f"{EVIL} Another student says: guess 7",
         "answer 7",
     ]
+    assert found["experts"] == ["1. small (submitted)", "2. large"]
     assert found["inside"] == 0 and found["hacked"] is None  # text, no elements
     assert (
         found["facts"]

@@ -662,6 +662,8 @@ def test_the_agent_learns_whom_to_ask(
 
 ROW_KEYS = {
     "policy",
+    "role",
+    "validation_return",
     "kind",
     "quality",
     "return",
@@ -763,7 +765,7 @@ def test_comparisons_and_routes_are_written_as_designed(results: dict[str, Any])
         "oracle",
         "terminator",
         "routes",
-        "words",
+        "summary",
         "notes",
         "tradeoff",
         "experts",
@@ -983,59 +985,111 @@ def test_a_run_that_is_not_there_is_named_with_those_that_are(finished_run: Path
         test_ppo_multi.main(["--run", str(finished_run.parent / "none")])
 
 
-def test_a_sweep_trains_what_is_missing_and_puts_all_values_into_one_trade_off(
-    workplace: Workplace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    commands = []
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[str, ...]]]:
+    """What scripts/experiment.py runs, in this process instead of one of its own."""
+    run: list[tuple[str, tuple[str, ...]]] = []
+    mains = {"train_ppo_multi.py": train_ppo_multi.main, "test_ppo_multi.py": test_ppo_multi.main}
 
     def in_process(script: str, *arguments: str) -> None:
-        commands.append((script, arguments))
-        {"train_ppo_multi.py": train_ppo_multi.main, "test_ppo_multi.py": test_ppo_multi.main}[
-            script
-        ](list(arguments))
+        run.append((script, arguments))
+        mains[script](list(arguments))
         gc.collect()
 
     monkeypatch.setattr(experiment, "_python", in_process)
-    command = [
-        "--config",
-        str(workplace.config_path),
-        "--name",
-        "alphas",
-        "--seeds",
-        "0",
-        "--sweep",
-        "reward.alpha=0.01,0.3",
-    ]
+    return run
+
+
+def sweep_command(workplace: Workplace, name: str, sweep: str) -> list[str]:
+    options = ["--config", str(workplace.config_path), "--name", name, "--seeds", "0"]
     more = ["--pool.store", str(workplace.store), "--train.epochs", "1"]
-    experiment.main([*command, *more])
-    results = read_results(workplace.folder / "runs/alphas/report/results.json")
-    assert results["alpha"] == 0.01  # the configuration's own value gives the table
-    points = [point for point in results["tradeoff"]["points"] if point["kind"] == "der"]
-    assert (
-        [point["value"] for point in points] == ["0.01", "0.3"]
-        and results["tradeoff"]["setting"] == "reward.alpha"
-        and results["tradeoff"]["bounds"] == [1.0, 3.0]
-    )
-    assert [script for script, _ in commands] == ["train_ppo_multi.py", "test_ppo_multi.py"] * 2
+    return [*options, "--sweep", sweep, *more]
+
+
+def test_a_sweep_of_alpha_trains_what_is_missing_and_reports_curves(
+    workplace: Workplace, commands: list
+) -> None:
+    command = sweep_command(workplace, "alphas", "reward.alpha=0.3,0.01")
+    experiment.main(command)
+    folder = workplace.folder / "runs/alphas"
+    results = read_results(folder / "report/results.json")
+    curves = results["curves"]
+    assert curves["alphas"] == [0.01, 0.3] and curves["bounds"] == [1.0, 3.0]
+    assert (curves["cheapest"], curves["most_expensive"]) == ("r0", "r2")
+    assert curves["rows"][0]["role"] == "der"
+    # Each alpha has a report of its own, with rules that were chosen for it.
+    for alpha in (0.01, 0.3):
+        own = read_results(folder / f"alpha_{alpha}" / "report/results.json")
+        assert own["alpha"] == alpha and "curves" not in own
+        rows = {row["policy"]: row for row in own["rows"]}
+        for row in curves["rows"]:
+            point = row["points"][curves["alphas"].index(alpha)]
+            assert point["quality"] == pytest.approx(rows[point["policy"]]["quality"]["mean"])
+            assert point["return"] == rows[point["policy"]]["return"]
+    assert (folder / "report/curves.png").is_file()
+    scripts = [script for script, _ in commands]
+    assert scripts == ["train_ppo_multi.py"] * 2 + ["test_ppo_multi.py"]
     commands.clear()
-    experiment.main([*command, *more])
-    assert [script for script, _ in commands] == ["test_ppo_multi.py"] * 2  # trained before
+    experiment.main(command)
+    assert [script for script, _ in commands] == ["test_ppo_multi.py"]  # trained before
     with pytest.raises(
-        ConfigError, match=r"alphas-0\.01-s0 was trained with other settings \(ppo\)"
+        ConfigError, match=r"alphas-0\.3-s0 was trained with other settings \(ppo\)"
     ):
-        experiment.main([*command, *more, "--ppo.lr", "0.5"])
+        experiment.main([*command, "--ppo.lr", "0.5"])
+    runs = [str(workplace.folder / "runs" / f"alphas-{value}-s0") for value in ("0.3", "0.01")]
+    out = ["--out", str(folder)]
+    with pytest.raises(
+        ConfigError,
+        match=r"alphas-0\.01-s0 was trained with reward\.alpha = 0\.01, which --alphas 0\.1,0\.3",
+    ):
+        test_ppo_multi.main(["--alphas", "0.3,0.1", "--run", *runs, *out])
+    with pytest.raises(ConfigError, match=r"alpha 0\.2 has runs of the seeds none"):
+        test_ppo_multi.main(["--alphas", "0.01,0.2,0.3", "--run", *runs, *out])
+
+
+@pytest.mark.parametrize("text", ["0.1", "0,x", "0.1,0.1", "-1,0"])
+def test_alphas_that_make_no_curve_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"--alphas {text}: expected"):
+        test_ppo_multi.main([f"--alphas={text}"])
+
+
+def test_a_sweep_of_another_setting_puts_all_values_into_one_trade_off(
+    workplace: Workplace, commands: list
+) -> None:
+    command = sweep_command(workplace, "rates", "ppo.lr=0.02,0.01")
+    experiment.main(command)
+    results = read_results(workplace.folder / "runs/rates/report/results.json")
+    points = [point for point in results["tradeoff"]["points"] if point["kind"] == "der"]
+    assert [point["value"] for point in points] == ["0.02", "0.01"]
+    assert results["tradeoff"]["setting"] == "ppo.lr"
+    assert results["tradeoff"]["bounds"] == [1.0, 3.0]
+    # The configuration's own value gives the table.
+    assert results["evaluation"]["config"]["ppo"]["lr"] == 0.01
+    scripts = [script for script, _ in commands]
+    assert scripts == ["train_ppo_multi.py", "test_ppo_multi.py"] * 2
+
+
+def test_a_mistake_in_a_sweep_is_told_before_anything_is_trained(
+    workplace: Workplace, commands: list
+) -> None:
     with pytest.raises(ConfigError, match=r"expected KEY=VALUE,VALUE"):
-        experiment.main([*command[:-1], "reward.alpha", *more])
+        experiment.main(sweep_command(workplace, "typo", "reward.alpha"))
     with pytest.raises(ConfigError, match="did you mean 'alpha'"):
-        experiment.main([*command[:-1], "reward.alpah=1,2", *more])
-    commands.clear()
+        experiment.main(sweep_command(workplace, "typo", "reward.alpah=1,2"))
     with pytest.raises(ConfigError, match=r"--reward\.alpha = '0\.x'"):
-        experiment.main([*command[:-1], "reward.alpha=0.5,0.x", *more])
-    assert not commands  # refused before 0.5 is trained
+        experiment.main(sweep_command(workplace, "typo", "reward.alpha=0.5,0.x"))
+    assert not commands
     assert experiment.parse_sweep("agent.hidden_sizes=[16, 16],[8]") == (
         "agent.hidden_sizes",
         ["[16, 16]", "[8]"],
     )
+
+
+def test_the_last_line_of_a_command_stands_without_the_progress_bar_before_it() -> None:
+    said = "epoch 1:  10%|#   | 1/10\repoch 1:  20%|##  | 2/10error: no space left\n"
+    assert experiment.last_line("bar 10%\rbar 20%\nerror: no space left\n") == "no space left"
+    assert experiment.last_line(said).endswith("error: no space left")
+    assert experiment.last_line(" \n") == "it said nothing"
 
 
 def test_runs_that_do_not_belong_together_are_refused(

@@ -1,0 +1,265 @@
+"""Training of the agent that decides over a belief.
+
+Every expert answers every training question once. The outcome model and the plan are fitted on
+these answers; PPO then goes on from the plan. The plan itself is validated first, and stays where
+PPO does not improve on it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from belief.outcome_model import (
+    CrossFitted,
+    Outcomes,
+    count_answers,
+    count_questions,
+    cross_fit,
+)
+from belief.planner import Plan, fit_plan
+from belief.state import Asked, Belief, agreement, asked_sets, believe, fit_candidates, hear
+from belief_agent import BeliefAgent, BeliefReader, pack_model, unpack_model
+from der_env import Episode, Judge, OracleJudge, Reader
+from evaluation.progress import route_figures
+from experts import ExpertPool, Request
+from metrics.agreement import group_question_answers
+from metrics.registry import score_answers
+from questions import Question
+from reward import charge
+from rollout import play, score_routes
+from terminator import NEVER, EstimateTerminator, choose_threshold, cut_at, make_judge
+from training.trainer import Trainer
+
+
+class FirstAnswers:
+    """The first answer of every expert to N questions: texts, agreement, quality, mean costs.
+
+    texts[expert][question]; quality (N, K); groups (N, K), -1 where nothing can be read.
+    """
+
+    def __init__(self, questions: Sequence[Question], pool: ExpertPool):
+        self.questions = list(questions)
+        num_experts = len(pool)
+        requests = []
+        for expert_idx in range(num_experts):
+            for question in questions:
+                requests.append(Request(expert_idx, question.text))
+        answers = pool.answer(requests)
+        self.texts: list[list[str]] = []
+        self.costs: list[list[Any]] = []
+        columns = []
+        for expert_idx, name in enumerate(pool.names):
+            start = expert_idx * len(questions)
+            own = answers[start : start + len(questions)]
+            texts = [answer.text for answer in own]
+            self.texts.append(texts)
+            self.costs.append([pool.cost(expert_idx, answer) for answer in own])
+            columns.append(score_answers(questions, texts, [name] * len(questions)))
+        self.quality = np.array(columns).T
+        self.groups = np.array([self._groups_of(row) for row in range(len(self.questions))])
+
+    def _groups_of(self, row: int) -> list[int]:
+        texts = [texts[row] for texts in self.texts]
+        groups = group_question_answers(self.questions[row], texts)
+        return [-1 if group is None else group for group in groups]
+
+    def mean_charges(self, reward: Any) -> np.ndarray:
+        """C of a call of each expert (K,), averaged over the questions."""
+        means = []
+        for costs in self.costs:
+            means.append(np.mean([charge(cost, reward) for cost in costs]))
+        return np.array(means)
+
+
+class BeliefTrainer(Trainer):
+    """A trainer whose policy stands on estimates that are fitted first."""
+
+    agent: BeliefAgent
+
+    def build_learners(self, saved: dict[str, Any] | None) -> None:
+        """The outcome model and the plan: fitted, or as a checkpoint holds them."""
+        self.terminator = EstimateTerminator()
+        self.validated = np.zeros(0)  # returns of the last validation, question by question
+        self.best_validated = np.zeros(0)
+        self.calibrate()
+        if saved is None:
+            self._fit(self.splits.train)
+        else:
+            self._restore(saved["learners"])
+        self.best_learned = self._learned()
+
+    def _learned(self) -> dict[str, torch.Tensor]:
+        """A copy of what PPO has changed."""
+        actor, critic = self.agent.actor, self.agent.critic
+        return {
+            "actor": actor.learned.detach().clone(),
+            "critic": critic.weights.detach().clone(),
+        }
+
+    def _fit(self, questions: Sequence[Question]) -> None:
+        """Fit the outcome model and the plan on the first answers to these questions."""
+        config = self.config
+        first = FirstAnswers(questions, self.pool)
+        tasks = sorted({question.task for question in questions})
+        outcomes = self._outcomes(first, tasks)
+        fitted = cross_fit(outcomes, len(tasks), config.seed)
+        same = agreement(first.groups)
+        candidates = fit_candidates(
+            fitted.before, fitted.after, same, outcomes.good, config.env.t_max, config.seed
+        )
+        costs = first.mean_charges(config.reward)
+        reader = BeliefReader(
+            fitted.model, candidates, tasks, costs, config.env.t_max, self.agent.question_embeddings
+        )
+        reader.remember(questions, first.texts, fitted)
+        self.agent.set_reader(reader, config.reward.alpha, can_stop=config.env.stop == "action")
+        beliefs: dict[Asked, Belief] = {}
+        for sets in asked_sets(len(self.pool), reader.t_max)[1:]:
+            for asked in sets:
+                heard = hear(asked, fitted.before, fitted.after, same)
+                beliefs[asked] = believe(heard, candidates)
+        self.plan: Plan = fit_plan(
+            beliefs, fitted.before, outcomes.good, costs, config.reward.alpha, reader.t_max
+        )
+        self.agent.set_plan(self.plan)
+        self._fitted = fitted
+        self._texts = first.texts
+
+    def _outcomes(self, first: FirstAnswers, tasks: Sequence[str]) -> Outcomes:
+        """Features and labels of all first answers."""
+        questions = first.questions
+        columns = [count_answers(questions, texts) for texts in first.texts]
+        return Outcomes(
+            question=count_questions(questions),
+            embedding=self.agent.question_embeddings(questions),
+            task=np.array([tasks.index(question.task) for question in questions]),
+            answer=np.stack(columns, axis=1),
+            good=first.quality >= self.config.env.p0,
+        )
+
+    def calibrate(self) -> None:
+        """Before the outcome model is fitted, which reads the encoder's features; once."""
+        if not self.agent.encoder.cache:
+            super().calibrate()
+
+    @property
+    def reader(self) -> Reader | None:
+        return self.agent.reader
+
+    @property
+    def has_a_plan(self) -> bool:
+        return True
+
+    def make_judge(self) -> Judge:
+        """Nobody ends an episode where the agent can stop; the oracle otherwise."""
+        stops = self.config.env.stop == "action"
+        p0 = None if stops else self.config.env.p0
+        return OracleJudge(self.splits.train, p0, self.pool.names)
+
+    def _on_step(self, episode: Episode) -> None:
+        if episode.is_over:
+            self.finished.append(episode)
+
+    def validate(self) -> dict[str, float]:
+        """Play the validation split; choose the Terminator's threshold where it ends routes."""
+        config, start = self.config, time.perf_counter()
+        self.algorithm.eval()
+        stops = config.env.stop == "action"
+        most = NEVER if stops else config.terminator.max_threshold
+        routes = play(
+            [question.sealed() for question in self.splits.validation],
+            self.agent,
+            self.pool,
+            make_judge(self.agent, self.terminator, most),
+            config.env.t_max,
+            in_step=True,  # a resumed run ends the same
+            submits=config.env.submits,
+            reader=self.agent.reader,
+        )
+        score_routes(routes, self.splits.validation, self.pool.names)
+        if not stops:
+            self.terminator.threshold = choose_threshold(routes, config.reward, most)
+            routes = [cut_at(route, self.terminator.threshold) for route in routes]
+        returns = [route.value_under(config.reward) for route in routes]
+        self.validated = np.array(returns)
+        entropies = [decision.entropy for route in routes for decision in route.decisions]
+        return {
+            **route_figures(routes, config, self.pool.names, "eval"),
+            "eval/entropy": float(np.mean(entropies)),
+            "terminator/threshold": self.terminator.threshold,
+            "time/validate_s": time.perf_counter() - start,
+        }
+
+    def is_best(self, figures: dict[str, float]) -> bool:
+        """Whether a validation beats the best before it by more than the standard error of their
+        difference: a small validation split would else prefer luck to the plan.
+        """
+        del figures
+        if len(self.best_validated):
+            gains = self.validated - self.best_validated
+            error = gains.std(ddof=1) / np.sqrt(len(gains))
+            if gains.mean() <= error:
+                return False
+        self.best_validated = self.validated
+        self.best_learned = self._learned()
+        return True
+
+    def finish(self) -> None:
+        """Refit all that was fitted on training and validation questions together, and add what
+        PPO had learned by the best epoch.
+        """
+        if not self.config.train.refit:
+            return
+        self._fit([*self.splits.train, *self.splits.validation])
+        with torch.no_grad():
+            self.agent.actor.learned.copy_(self.best_learned["actor"])
+            self.agent.critic.weights.copy_(self.best_learned["critic"])
+        self.save_learned()
+
+    def learners_state(self) -> dict[str, Any]:
+        reader = self.agent.reader
+        packed = pack_model(reader.model, reader.candidates)
+        return {
+            "model": {name: torch.as_tensor(array) for name, array in packed.items()},
+            "tasks": reader.tasks,
+            "costs": torch.as_tensor(reader.costs),
+            "plan": torch.as_tensor(self.plan.weights),
+            "sizes": torch.as_tensor(self.plan.sizes),
+            "before": torch.as_tensor(self._fitted.before),
+            "after": torch.as_tensor(self._fitted.after),
+            "texts": self._texts,
+            "threshold": self.terminator.threshold,
+            "best_validated": torch.as_tensor(self.best_validated),
+            "best_learned": self.best_learned,
+        }
+
+    def load_learners_state(self, state: dict[str, Any]) -> None:
+        self.terminator.threshold = state["threshold"]
+        self.best_validated = state["best_validated"].numpy()
+        self.best_learned = state["best_learned"]
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Build the reader and the plan as a checkpoint holds them."""
+        packed = {name: tensor.numpy() for name, tensor in state["model"].items()}
+        tasks = state["tasks"]
+        model, candidates = unpack_model(packed, len(self.pool), len(tasks))
+        self._fitted = CrossFitted(model, state["before"].numpy(), state["after"].numpy())
+        self._texts = state["texts"]
+        reader = BeliefReader(
+            model,
+            candidates,
+            tasks,
+            state["costs"].numpy(),
+            self.config.env.t_max,
+            self.agent.question_embeddings,
+        )
+        reader.remember(self.splits.train, self._texts, self._fitted)
+        can_stop = self.config.env.stop == "action"
+        self.agent.set_reader(reader, self.config.reward.alpha, can_stop=can_stop)
+        self.plan = Plan(state["plan"].numpy(), state["sizes"].numpy())
+        self.agent.set_plan(self.plan)

@@ -1,0 +1,346 @@
+"""Training of the agent that reads text: episodes, PPO updates, validation, checkpoints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from typing import Any
+
+import numpy as np
+from tianshou.data import Collector, VectorReplayBuffer
+from tianshou.utils.torch_utils import policy_within_training_step
+
+from agent import build_agent, save_agent
+from config import Config
+from der_env import DEREnv, Episode, Judge, OracleJudge, Reader, encode_states
+from evaluation.progress import route_figures
+from experts import build_pool
+from questions import load_splits
+from rollout import Route, play, score_routes
+from runtime.errors import RunError
+from runtime.files import shown
+from runtime.machine import pick_device, random_state, restore_random_state, seed_everything
+from runtime.run_folder import RunFolder, shaping_settings
+from terminator import (
+    Terminator,
+    TerminatorData,
+    TerminatorJudge,
+    choose_threshold,
+    cut_at,
+    save_terminator,
+)
+from training.distributed import share_encoder
+from training.vector_env import DERVectorEnv
+
+
+class Trainer:
+    """Everything that training touches, and its state on disk.
+
+    `saved`: the state of a checkpoint to go on from; `load_state` takes it over.
+    """
+
+    def __init__(self, config: Config, folder: RunFolder, saved: dict[str, Any] | None = None):
+        self.config, self.folder = config, folder
+        self.device = pick_device(config.device)
+        self.splits = load_splits(config.data)
+        self.pool = build_pool(config, config.train.max_expert_calls)
+        self.pool.check_questions([*self.splits.train, *self.splits.validation, *self.splits.test])
+        self.pool.stats.generated = folder.expert_calls()
+        self.pool.on_generated = folder.count_expert_calls
+        seed_everything(config.seed)
+        self.agent = build_agent(config.agent, len(self.pool), config.env.t_max).to(self.device)
+        self.encoder_hash = self.agent.encoder_hash()  # before it learns
+        share_encoder(self.agent)
+        self.build_learners(saved)
+        num_updates = config.train.epochs * config.train.updates_per_epoch
+        self.algorithm = self.agent.ppo(
+            config.ppo, config.reward.discount, num_updates if config.train.lr_decay else None
+        )
+        self.finished: list[Episode] = []  # since the last update
+        self.judged: list[
+            tuple[str, str, int, int, bool]
+        ] = []  # question, answer, calls left, expert, good enough: since the last validation
+        self.envs = self._make_envs()
+        self.collector = Collector(self.algorithm, self.envs, self._make_buffer())
+        self.epoch, self.update_idx, self.env_step, self.best_return = 0, 0, 0, -np.inf
+
+    def build_learners(self, saved: dict[str, Any] | None) -> None:
+        """What learns beside the policy: here the Terminator."""
+        del saved  # nothing that the policy is built on has to be restored first
+        config = self.config
+        self.terminator = Terminator(
+            self.agent.encoder.width,
+            len(self.pool),
+            config.env.t_max,
+            config.terminator.hidden_size,
+            config.terminator.dropout,
+        )
+        self.terminator.to(self.device)
+        self.terminator_data = TerminatorData()
+
+    @property
+    def reader(self) -> Reader | None:
+        """Who estimates the answers on a route; nobody where the agent reads text."""
+        return None
+
+    def make_judge(self) -> Judge:
+        """Who ends training episodes."""
+        return OracleJudge(self.splits.train, self.config.env.p0, self.pool.names)
+
+    def _make_envs(self) -> DERVectorEnv:
+        config, judge = self.config, self.make_judge()
+        num_envs = min(config.train.num_envs, config.train.episodes_per_update)
+        envs = [
+            DEREnv(
+                self.splits.train,
+                self.pool,
+                judge,
+                self.agent.observer,
+                config.env,
+                config.reward,
+                self._on_step,
+                self.reader,
+            )
+            for _ in range(num_envs)
+        ]
+        return DERVectorEnv(envs, np.random.default_rng([config.seed, 1]))
+
+    def _make_buffer(self) -> VectorReplayBuffer:
+        """Room for the most episodes one environment can play: an overfull sub-buffer would
+        overwrite silently.
+        """
+        num_envs = len(self.envs)
+        per_env = (self.config.train.episodes_per_update - num_envs + 1) * self.config.env.t_max
+        return VectorReplayBuffer(per_env * num_envs, num_envs)
+
+    def _on_step(self, episode: Episode) -> None:
+        """Remember what the Terminator learns from, and finished episodes for the log."""
+        step = episode.steps[-1]
+        self.judged.append(
+            (
+                episode.question.text,
+                step.answer.text,
+                episode.calls_left,
+                step.expert_idx,
+                step.quality >= self.config.env.p0,
+            )
+        )
+        if episode.is_over:
+            self.finished.append(episode)
+
+    def _keep_judged(self) -> None:
+        """Hand what was judged since the last call to the Terminator's data, tokenised in one
+        batch.
+        """
+        texts, answers, left, experts, good = zip(*self.judged, strict=True)
+        self.terminator_data.add(
+            self.agent.state_tokenizer.encode(texts, answers, left), experts, good
+        )
+        self.judged.clear()
+
+    def calibrate(self) -> None:
+        """Fit the feature standardisation on the first states of (up to 2,000) training
+        questions.
+        """
+        first = [
+            Episode(question.sealed(), self.config.env.t_max)
+            for question in self.splits.train[:2000]
+        ]
+        self.agent.encoder.calibrate(encode_states(first, self.agent.state_tokenizer))
+
+    def update(self) -> dict[str, float]:
+        """Collect a batch of episodes with the oracle as judge and let PPO learn from it."""
+        self.finished.clear()
+        start = time.perf_counter()
+        self.collector.reset(reset_stats=False)
+        self.algorithm.train()
+        with policy_within_training_step(self.algorithm.policy):
+            stats = self.collector.collect(n_episode=self.config.train.episodes_per_update)
+            collected = time.perf_counter()
+            losses = self.algorithm.update(
+                self.collector.buffer, self.config.ppo.batch_size, self.config.ppo.repeats
+            )
+        self.update_idx += 1
+        self.env_step += int(stats.n_collected_steps)
+        return {
+            **route_figures(
+                [Route(episode, []) for episode in self.finished],
+                self.config,
+                self.pool.names,
+                "train",
+            ),
+            "losses/policy": float(losses.actor_loss.mean),
+            "losses/value": float(losses.vf_loss.mean),
+            "losses/entropy": float(losses.ent_loss.mean),
+            "time/collect_s": collected - start,
+            "time/update_s": time.perf_counter() - collected,
+            "pool/hit_rate": self.pool.stats.hit_rate,
+            "pool/generated": self.pool.stats.generated,
+            "pool/failed": self.pool.stats.failed,
+            "pool/never_ended_thinking": self.pool.stats.never_ended_thinking,
+        }
+
+    def validate(self) -> dict[str, float]:
+        """Refit the Terminator, choose its threshold on the validation split, and report the agent
+        under it.
+        """
+        config, start = self.config, time.perf_counter()
+        self.algorithm.eval()
+        self._keep_judged()
+        loss = self.terminator.fit(self.agent, self.terminator_data, config.terminator, config.seed)
+        most = config.terminator.max_threshold
+        judge = TerminatorJudge(self.agent, self.terminator, most)
+        routes = play(
+            [q.sealed() for q in self.splits.validation],
+            self.agent,
+            self.pool,
+            judge,
+            config.env.t_max,
+            in_step=True,
+        )  # a resumed run ends the same
+        score_routes(routes, self.splits.validation, self.pool.names)
+        self.terminator.threshold = choose_threshold(routes, config.reward, most)
+        ended = [cut_at(route, self.terminator.threshold) for route in routes]
+        return {
+            **route_figures(ended, config, self.pool.names, "eval"),
+            "eval/entropy": float(np.mean([d.entropy for route in ended for d in route.decisions])),
+            "terminator/loss": loss,
+            "terminator/threshold": self.terminator.threshold,
+            "terminator/states": len(self.terminator_data),
+            "time/validate_s": time.perf_counter() - start,
+        }
+
+    def save(self, *, is_best: bool) -> None:
+        """Checkpoint; the agent and terminator folders follow the best epoch."""
+        # Before the checkpoint: a run killed in between repeats the epoch and writes the same again
+        if is_best:
+            self.save_learned()
+        self.folder.save_checkpoint(self.state(), is_best=is_best)
+
+    def save_learned(self) -> None:
+        """Write the agent and terminator folders."""
+        with self.folder.saving(self.folder.path / "agent"):
+            save_agent(self.agent, self.folder.path / "agent", self.pool)
+            save_terminator(self.terminator, self.folder.path / "terminator")
+
+    def is_best(self, figures: dict[str, float]) -> bool:
+        """Whether a validation is better than all before it."""
+        return figures["eval/return"] > self.best_return
+
+    def finish(self) -> None:
+        """What is left to do after the last epoch; nothing here."""
+
+    @property
+    def has_a_plan(self) -> bool:
+        """Whether the policy is worth validating before its first update."""
+        return False
+
+    @property
+    def updates_left(self) -> int:
+        """Updates to the end of this epoch; a run that was terminated goes on within one."""
+        return self.config.train.updates_per_epoch * (self.epoch + 1) - self.update_idx
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "epoch": self.epoch,
+            "update_idx": self.update_idx,
+            "env_step": self.env_step,
+            "best_return": self.best_return,
+            "algorithm": self._algorithm_state(),
+            "schedulers": [scheduler.state_dict() for scheduler in self.algorithm.lr_schedulers],
+            "features": self.agent.encoder.cache_state(),
+            "learners": self.learners_state(),
+            "sampler": self.envs.sampler_state(),
+            "settings": shaping_settings(self.config),
+            "learns_from": self.learns_from(),
+            "random": random_state(),
+        }
+
+    def learners_state(self) -> dict[str, Any]:
+        """State of what `build_learners` built."""
+        return {
+            "terminator": self.terminator.state_dict(),
+            "threshold": self.terminator.threshold,
+            "terminator_data": self.terminator_data.state(),
+            "judged": [list(judged) for judged in self.judged],
+        }
+
+    def load_learners_state(self, state: dict[str, Any]) -> None:
+        self.terminator.load_state_dict(state["terminator"])
+        self.terminator.threshold = state["threshold"]
+        self.terminator_data.load_state(state["terminator_data"])
+        self.judged = [tuple(judged) for judged in state["judged"]]
+
+    def learns_from(self) -> dict[str, str]:
+        """Hashes of what a run must go on with; the sampler's state, for one, is numbers of
+        questions.
+        """
+        splits = {
+            f"data.{name}": [vars(question) for question in getattr(self.splits, name)]
+            for name in ("train", "validation")
+        }
+        made_of = splits | {
+            "pool.experts": self.pool.fingerprint(),
+            "agent.encoder": self.encoder_hash,
+        }
+        return {
+            name: (
+                hashlib.sha256(json.dumps(part, sort_keys=True, default=str).encode()).hexdigest()[
+                    :16
+                ]
+            )
+            for name, part in made_of.items()
+        }
+
+    def _algorithm_state(self) -> dict[str, Any]:
+        """Networks and optimiser; a frozen encoder's weights are left to its source."""
+        state = self.algorithm.state_dict()
+        return {
+            k: v
+            for k, v in state.items()
+            if not (self.config.agent.freeze_encoder and ".preprocess.model." in k)
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from `state`.
+
+        Raises RunError where settings, questions or experts are not those it was saved with, and
+        for a state of another shape.
+        """
+        try:
+            self._check_unchanged(state)
+            self._load_state(state)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise RunError(
+                f"{self.folder.path}: its checkpoint is not one of this run"
+                f" ({type(error).__name__}: {error}); restore it, or train a new run"
+            ) from error
+
+    def _check_unchanged(self, state: dict[str, Any]) -> None:
+        settings, parts = shaping_settings(self.config), self.learns_from()
+        changed = []
+        for name, then in state["settings"].items():
+            if name in settings and settings[name] != then:
+                changed.append(f"{name} (was {shown(then)})")
+        for name, then in state["learns_from"].items():
+            if parts[name] != then:
+                changed.append(name)
+        if changed:
+            raise RunError(
+                f"{self.folder.path}: {' and '.join(changed)} changed since its last checkpoint:"
+                " restore what was there, or train a new run"
+            )
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        for name in ("epoch", "update_idx", "env_step", "best_return"):
+            setattr(self, name, state[name])
+        self.algorithm.load_state_dict(
+            dict(state["algorithm"]), strict=False
+        )  # a copy: Tianshou pops from it; a frozen encoder is not in it
+        for scheduler, saved in zip(self.algorithm.lr_schedulers, state["schedulers"], strict=True):
+            scheduler.load_state_dict(saved)
+        self.agent.encoder.load_cache(state["features"])
+        self.load_learners_state(state["learners"])
+        self.envs.sampler.load_state(state["sampler"])
+        restore_random_state(state["random"])

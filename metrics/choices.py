@@ -11,9 +11,9 @@ import re
 from metrics.marks import before_next_question, marked_parts
 from runtime.errors import MetricError
 
-SEVERAL = r"(?!\s*[)\]]?\s*(?:,|&|and)\s*(?:and\s*)?[(\[]?[A-J]\b)"  # "(B) and (C)" chooses none
+SEVERAL = r"(?!\s*[)\]]?\s*(?:,|&|and)\s*(?:and\s*)?[(\[]?[A-J]\b)"  # "B and C" opens no line
 # A capital letter on its own, or a small one that a mark closes: not the words "a" and "I"
-LETTER = r"[(\[]?(?:([A-HJ])(?![A-Za-z0-9_(\[^]|\s*=)|([A-Ja-j])(?=[.,:)\]\u3002]|\s*$))" + SEVERAL
+LETTER = r"[(\[]?(?:([A-HJ])(?![A-Za-z0-9_(\[^]|\s*=)|([A-Ja-j])(?=[.,:)\]\u3002]|\s*$))"
 IS = r"\s*(?:is\s*:?|:)\s*"
 MUST_BE = r"\s+(?:is|would\s+be|should\s+be|must\s+be)\s*:?\s*"
 NAMED = r"(?:(?:the\s+)?(?:option|choice|letter)\s+)?"
@@ -57,7 +57,10 @@ MARKUP = re.compile(r"\\(?:text|mathrm|mathbf|textbf)|\\(?=[()\[\]])|[*`${}\"']"
 
 
 def choice_in(answer: str) -> str | None:
-    """The letter an answer chooses, in upper case; None where it names none, or several at once."""
+    """The letter an answer chooses, in upper case; None where it chooses none.
+
+    Of several after "the answer is" the first counts, as it does for the graders.
+    """
     text = before_next_question(answer)
     plain = MARKUP.sub("", text.replace(r"\boxed", "answer is "))
     for pattern, which in COMPILED:

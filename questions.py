@@ -227,9 +227,10 @@ def read_questions(
     out: list[Question] = []
     other_splits: set[str] = set()
     listed = {source.metric, source.agreement, *metrics}
+    mapped = {str(ours): theirs for ours, theirs in source.fields.items()}
     for row_idx, (place, row) in enumerate(_rows(source)):
         is_recorded = _is_recorded(row, source)
-        fields: dict[str, str] = {**(RECORDED_FIELDS if is_recorded else {}), **source.fields}
+        fields = {**RECORDED_FIELDS, **mapped} if is_recorded else mapped
         if is_recorded and (split := _pick(row, fields["split"])) not in (None, source.split):
             other_splits.add(str(split))
             continue

@@ -600,6 +600,14 @@ class EvalConfig(Section):
             " many expert calls, all stored"
         ),
     )
+    baselines: tuple[str, ...] = Field(
+        (),
+        description=(
+            "policies to compare with, by name (see docs/evaluation.md) or import path"
+            " package.module:name; none: those that ask nothing but the test and validation"
+            " questions, where answers are recorded also those that learn from training questions"
+        ),
+    )
     tree_questions: int | None = Field(
         None,
         ge=2,

@@ -480,6 +480,13 @@ class RewardConfig(Section):
         ),
     )
     alpha: float = Field(0.1, ge=0, le=WEIGHT, description="weight of cost against quality")
+    alphas: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        (),
+        description=(
+            "agent.reads belief: train one agent for all these weights and those between, whatever"
+            " alpha it is asked with; empty: alpha alone"
+        ),
+    )
     cost: CostUnit = Field(
         "params",
         description=(
@@ -696,6 +703,22 @@ class Config(Section):
         if self.reward.cost == "usd" and unpriced:
             raise ValueError(
                 f"reward.cost is usd, but these experts have no price: {', '.join(unpriced)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _who_learns_several_alphas_can(self) -> Config:
+        alphas = self.reward.alphas
+        if alphas and self.agent.reads != "belief":
+            raise ValueError("reward.alphas is for agents that hold beliefs (agent.reads)")
+        if alphas and self.env.stop != "action":
+            raise ValueError("reward.alphas needs env.stop: action; a threshold fits one alpha")
+        if list(alphas) != sorted(set(alphas)):
+            raise ValueError("reward.alphas: list different weights in rising order")
+        if alphas and not alphas[0] <= self.reward.alpha <= alphas[-1]:
+            raise ValueError(
+                f"reward.alpha = {self.reward.alpha:g} is outside reward.alphas, {alphas[0]:g} to"
+                f" {alphas[-1]:g}, which is all that the agent learns"
             )
         return self
 

@@ -69,6 +69,7 @@ class Episode:
     stop_reason: str = "running"
     runs_on: bool = False  # to T_max, whatever the judge says
     submits: str = "last"  # see EnvConfig.submits
+    alpha: float | None = None  # weight of cost; None: the one that the agent was asked with
     estimates: list[float] = field(default_factory=list)
     submissions: list[int] = field(default_factory=list)
 
@@ -364,6 +365,7 @@ class DEREnv(gym.Env):
             self.config.t_max,
             runs_on=runs_on,
             submits=self.config.submits,
+            alpha=self.reward_config.alpha,
         )
 
     def reset(

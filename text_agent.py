@@ -219,6 +219,10 @@ class Agent:
             )
         return digest.hexdigest()[:16]
 
+    def ask_with(self, alpha: float) -> None:
+        """Weigh cost by alpha from now on: nothing to do, since this agent has learned one."""
+        del alpha
+
     def settings(self) -> dict[str, Any]:
         """What of the agent is kept as JSON beside `learned_state`; nothing here."""
         return {}

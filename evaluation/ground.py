@@ -48,6 +48,7 @@ class Trained:
     ):
         self.path, self.seed = path, config.seed
         self.agent: Agent = load_agent(path / "agent", pool, device=device, other_pool=other_pool)
+        self.agent.ask_with(config.reward.alpha)
         self.terminator: AnyTerminator = load_terminator(path / "terminator", device)
         if not config.eval.use_terminator:
             self.terminator.threshold = NEVER

@@ -13,13 +13,13 @@ from recordings import make_rows, write_rows
 
 import train_ppo_multi
 from agent import load_agent
-from belief_agent import BeliefAgent
+from belief_agent import BeliefActor, BeliefAgent
 from der_env import Episode
 from experts import build_pool
 from questions import load_splits
 from rollout import play
 from runtime.command_line import load_config
-from runtime.errors import ConfigError
+from runtime.errors import AgentError, ConfigError
 from terminator import load_terminator, make_judge
 
 EXPERTS = {"small": 1.0, "adder": 2.0, "speller": 2.0, "large": 8.0}
@@ -174,3 +174,32 @@ def test_a_terminator_may_stop_the_agent_instead(
     path = train_ppo_multi.main(["--config", str(config_path), *options])
     threshold = load_terminator(tmp_path / path / "terminator", torch.device("cpu")).threshold
     assert 0 < threshold <= 0.95
+
+
+def test_one_agent_serves_all_alphas_it_was_trained_for_and_those_between(
+    config_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--reward.alphas", "[0, 0.2, 1]", "--train.epochs", "1", "--name", "dial"]
+    path = tmp_path / train_ppo_multi.main(["--config", str(config_path), *options])
+    assert {f"eval/return/alpha_{alpha}" for alpha in ("0", "0.2", "1")} <= metrics(path)[0].keys()
+    config = load_config(path / "config.yaml")
+    pool = build_pool(config)
+    agent = load_agent(path / "agent", pool)
+    judge = make_judge(agent, load_terminator(path / "terminator", torch.device("cpu")))
+    questions = [question.sealed() for question in load_splits(config.data).test]
+    spent = []
+    for alpha in (0.0, 0.1, 0.5, 1.0):
+        agent.ask_with(alpha)
+        routes = play(questions, agent, pool, judge, 3, submits="best", reader=agent.reader)
+        spent.append(sum(route.episode.cost.params_b for route in routes))
+    assert spent == sorted(spent, reverse=True)
+    with pytest.raises(AgentError, match="trained for 0 to 1"):
+        agent.ask_with(2.0)
+
+
+def test_between_two_alphas_the_plans_are_interpolated() -> None:
+    actor = BeliefActor(2, 2, [0.0, 0.2, 1.0], can_stop=True)
+    shares = actor.shares(torch.tensor([0.0, 0.1, 0.6, 1.0]))
+    expected = torch.tensor([[1, 0, 0], [0.5, 0.5, 0], [0, 0.5, 0.5], [0, 0, 1]])
+    torch.testing.assert_close(shares, expected)

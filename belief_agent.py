@@ -202,6 +202,9 @@ class BeliefActor(nn.Module):
     calls made: the plan's, and what PPO has learned beside them.
     """
 
+    plan: torch.Tensor  # (T, F)
+    scale: torch.Tensor  # (T, F)
+
     def __init__(self, num_experts: int, t_max: int, alpha: float, *, can_stop: bool):
         super().__init__()
         self.can_stop = can_stop  # else a Terminator ends the routes

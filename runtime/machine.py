@@ -67,7 +67,7 @@ def random_state() -> dict[str, Any]:
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {
         "python": [version, list(numbers), gauss],
-        "numpy": [kind, key.tolist(), *rest],
+        "numpy": [kind, np.asarray(key).tolist(), *rest],
         "torch": torch.get_rng_state(),
         "cuda": cuda,
     }

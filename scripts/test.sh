@@ -5,4 +5,5 @@ pip install --quiet --disable-pip-version-check -r requirements-optional.txt
 python scripts/get_small_llms.py minilm smollm2
 ruff check .
 ruff format --check .
+mypy
 python -m pytest "$@"

@@ -80,6 +80,8 @@ class BeliefTrainer(Trainer):
     """A trainer whose policy stands on estimates that are fitted first."""
 
     agent: BeliefAgent
+    # Estimates take the place of the network that a Trainer has.
+    terminator: EstimateTerminator  # type: ignore[assignment]
 
     def build_learners(self, saved: dict[str, Any] | None) -> None:
         """The outcome model and the plan: fitted, or as a checkpoint holds them."""
@@ -187,7 +189,10 @@ class BeliefTrainer(Trainer):
             routes = [cut_at(route, self.terminator.threshold) for route in routes]
         returns = [route.value_under(config.reward) for route in routes]
         self.validated = np.array(returns)
-        entropies = [decision.entropy for route in routes for decision in route.decisions]
+        entropies = []
+        for route in routes:
+            for decision in route.decisions:
+                entropies.append(decision.entropy or 0.0)
         return {
             **route_figures(routes, config, self.pool.names, "eval"),
             "eval/entropy": float(np.mean(entropies)),

@@ -48,7 +48,8 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _is_plain(cls, given: Any, info: ValidationInfo) -> Any:
-        if isinstance(given, bool) and cls.model_fields[info.field_name].annotation is not bool:
+        field = cls.model_fields[info.field_name or ""]
+        if isinstance(given, bool) and field.annotation is not bool:
             raise ValueError("true and false (yes and no) are no values of this setting")
         if isinstance(given, str) and any(c == "\0" or "\ud800" <= c <= "\udfff" for c in given):
             raise ValueError("holds a character that no path or text may have")
@@ -324,7 +325,10 @@ class HFExpertConfig(PromptedExpertConfig):
 class RayExpertConfig(HFExpertConfig):
     """The same model as Ray actors, on one machine or many."""
 
-    kind: Literal["ray"] = Field(description="a Hugging Face model as Ray actors")
+    # The tag of a union: no value fits both classes, whatever their order of inheritance.
+    kind: Literal["ray"] = Field(  # type: ignore[assignment]
+        description="a Hugging Face model as Ray actors"
+    )
     replicas: int = Field(
         1,
         ge=1,

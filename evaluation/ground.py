@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -118,7 +119,7 @@ class Ground:
         generated, cache = pool.stats.generated, self.agent.encoder.cache
         known = dict(cache)
         reader = getattr(policy, "reader", None)
-        memory = {"submits": self.config.env.submits, "reader": reader}
+        memory: dict[str, Any] = {"submits": self.config.env.submits, "reader": reader}
         routes = play(sealed, policy, pool, judge, t_max, **memory)
         if pool.stats.generated > generated:
             cache.clear()

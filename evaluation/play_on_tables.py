@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -73,7 +74,7 @@ def task_lookup(ground: Ground) -> Iterator[Outcome]:
     variants: list[Fit] = []
     for weight in baselines.LOOKUP_WEIGHTS:
         variants.append(
-            lambda view, weight=weight: baselines.fit_task_lookup(view, alpha, names, weight)
+            functools.partial(baselines.fit_task_lookup, alpha=alpha, names=names, weight=weight)
         )
     chosen = _choose(ground, variants)
     yield _outcome(ground, "per-task lookup", chosen, reads_question=False)
@@ -88,7 +89,7 @@ def knn_router(ground: Ground) -> Iterator[Outcome]:
     variants: list[Fit] = []
     for neighbours in baselines.NEIGHBOURS:
         variants.append(
-            lambda view, neighbours=neighbours: baselines.fit_knn_router(view, alpha, neighbours)
+            functools.partial(baselines.fit_knn_router, alpha=alpha, num_neighbours=neighbours)
         )
     yield _outcome(ground, "k-NN router", _choose(ground, variants), reads_question=True)
 
@@ -99,7 +100,7 @@ def logistic_router(ground: Ground) -> Iterator[Outcome]:
     variants: list[Fit] = []
     for strength in baselines.STRENGTHS:
         variants.append(
-            lambda view, strength=strength: baselines.fit_logistic_router(view, alpha, p0, strength)
+            functools.partial(baselines.fit_logistic_router, alpha=alpha, p0=p0, strength=strength)
         )
     yield _outcome(ground, "logistic router", _choose(ground, variants), reads_question=True)
 
@@ -187,7 +188,7 @@ def ranker(ground: Ground) -> Iterator[Outcome]:
     settings = ground.config.eval
     ground.say(f"pairwise ranker {settings.ranker}: every pair of answers, in both orders")
     device = pick_device(ground.config.device)
-    model = PairRanker(settings.ranker, settings.ranker_revision, device)
+    model = PairRanker(settings.ranker or "", settings.ranker_revision, device)
     choices, rankings = baselines.rank_all(ground.test_table.sealed(), model)
     taken = []
     for ranking in rankings:

@@ -59,7 +59,7 @@ class Evaluation(Ground):
         """results.json's `terminator`: the first run's figures, every run's threshold and AUROC."""
         shapes: dict[str, set[str]] = defaultdict(set)
         for question in self.splits.train:
-            reference = question.reference
+            reference: Any = question.reference
             if isinstance(reference, dict):  # what else a metric's object means, it alone knows
                 reference = reference.get("answer")
             for text in reference if isinstance(reference, list) else [reference]:

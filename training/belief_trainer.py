@@ -91,6 +91,8 @@ class BeliefTrainer(Trainer):
     """A trainer whose policy stands on estimates that are fitted first."""
 
     agent: BeliefAgent
+    # Estimates take the place of the network that a Trainer has.
+    terminator: EstimateTerminator  # type: ignore[assignment]
 
     def build_learners(self, saved: dict[str, Any] | None) -> None:
         """The outcome model and the plan: fitted, or as a checkpoint holds them."""
@@ -225,7 +227,10 @@ class BeliefTrainer(Trainer):
         self.validated = np.concatenate(returns)
         nearest = min(self.alphas, key=lambda alpha: abs(alpha - self.config.reward.alpha))
         routes = routes_by_alpha[nearest]
-        entropies = [decision.entropy for route in routes for decision in route.decisions]
+        entropies = []
+        for route in routes:
+            for decision in route.decisions:
+                entropies.append(decision.entropy or 0.0)
         return {
             **figures,
             **route_figures(routes, self.config, self.pool.names, "eval"),

@@ -128,7 +128,7 @@ class Trainer:
                 step.answer.text,
                 episode.calls_left,
                 step.expert_idx,
-                step.quality >= self.config.env.p0,
+                step.quality is not None and step.quality >= self.config.env.p0,
             )
         )
         if episode.is_over:

@@ -6,3 +6,4 @@ python scripts/get_small_llms.py minilm smollm2
 ruff check .
 ruff format --check .
 python -m pytest "$@"
+python scripts/fuzz.py  # damaged files of every kind: read or refused in words

@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from backends.model_source import resolve_source
 from belief_agent import BeliefAgent
-from config import AgentConfig
+from config import MAX_CALLS, AgentConfig
 from experts import ExpertPool
 from prompts import KTP_TEMPLATES, ktp_hash
 from runtime.errors import AgentError
@@ -71,7 +71,7 @@ class AgentSpec(ModelSpec):
     """config.json of an agent folder."""
 
     agent: AgentConfig
-    t_max: int = Field(ge=1)
+    t_max: int = Field(ge=1, le=MAX_CALLS)
     encoder_hash: str | None = None
     pool: list[dict[str, Any]]
     ktp: KTPSpec

@@ -31,6 +31,7 @@ TEMPLATE_ARGUMENTS = {
 }  # fmt: skip
 DEVICE_MAPS = r"^(auto|balanced|balanced_low_0|sequential|cpu|mps|cuda(:\d+)?)$"
 LARGEST = 2**32  # no setting needs a number beyond; products of some stay finite
+MAX_CALLS = 1000  # of a question
 MAX_SIZE = 65_536  # of a layer
 NAME_CHARS, NAME_BYTES = 100, 200  # of a run; file systems take 255 bytes
 RESERVED = ("answers.sqlite", "full_information")  # what else lies under runs/
@@ -450,7 +451,9 @@ class PoolConfig(Section):
 
 
 class EnvConfig(Section):
-    t_max: int = Field(4, ge=1, description="expert calls at most per question (paper: 4)")
+    t_max: int = Field(
+        4, ge=1, le=MAX_CALLS, description="expert calls at most per question (paper: 4)"
+    )
     p0: float = Field(
         1.0,
         ge=0,

@@ -9,7 +9,7 @@ answers (backends/recorded.py) are read as questions too.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -164,17 +164,6 @@ def _scores_of(row: dict[str, Any], source: SourceConfig, place: str) -> dict[st
     return {expert: (score - low) / (high - low) for expert, score in given.items()}
 
 
-def _check_code(question: Question, listed: Collection[str | None], place: str) -> None:
-    """Raise DataError for a metric whose code would be imported because a row asks for it."""
-    for metric in (question.metric, question.agreement or ""):
-        kind, colon, _ = metric.partition(":")
-        if colon and kind not in RUNS_NO_CODE and metric not in listed:
-            raise DataError(
-                f"{place}: metric {shown(metric)} is code, and a row cannot have code run. If you"
-                " trust it, list it in the configuration: data.metrics"
-            )
-
-
 def _agreement_of(value: Any, source: SourceConfig, place: str) -> str | None:
     """The row's agreement metric, or the source's. Raises DataError for what names none."""
     if value is None:
@@ -216,6 +205,55 @@ def _is_blank(reference: Reference | None) -> bool:
     return not reference
 
 
+def _question_of(
+    row: dict[str, Any], fields: Mapping[str, str], source: SourceConfig, place: str, number: int
+) -> Question:
+    """The question of a row. Raises DataError where it has no text, or no score it needs."""
+    values = {
+        ours: _pick(row, fields.get(ours, ours))
+        for ours in ("id", "text", "reference", "task", "metric", "agreement")
+    }
+    text, metric = values["text"], str(values["metric"] or source.metric)
+    if not isinstance(text, str) or not text.strip():
+        raise DataError(
+            f"{place}: no text in field {fields.get('text', 'text')!r}; its fields are"
+            f" {', '.join(row)}. Map yours with data.SPLIT.fields: {{text: yours}}"
+        )
+    reference = _reference_of(values["reference"], place)
+    if reference is None and metric == RECORDED:
+        reference = ""  # the scores stand for it
+    name = values["id"]
+    if name is None:
+        name = f"{Path(source.path).stem}-{number:06d}"
+    return Question(
+        id=whole_text(str(name)),
+        text=whole_text(text.strip()),
+        task=whole_text(str(values["task"] or source.task)),
+        metric=metric,
+        _reference=reference,
+        _scores=_scores_of(row, source, place) if metric == RECORDED else None,
+        agreement=_agreement_of(values["agreement"], source, place),
+    )
+
+
+def _check_answerable(
+    question: Question, listed: Collection[str | None], place: str, fields: Mapping[str, str]
+) -> None:
+    """Raise DataError for a question without a reference, and for a metric whose code would be
+    imported because a row asks for it.
+    """
+    for metric in (question.metric, question.agreement or ""):
+        kind, colon, _ = metric.partition(":")
+        if colon and kind not in RUNS_NO_CODE and metric not in listed:
+            raise DataError(
+                f"{place}: metric {shown(metric)} is code, and a row cannot have code run. If you"
+                " trust it, list it in the configuration: data.metrics"
+            )
+    if question.metric != RECORDED and _is_blank(question._reference):
+        field_name = fields.get("reference", "reference")
+        raise DataError(f"{place}: no reference answer in field {field_name!r}")
+
+
 def read_questions(
     source: SourceConfig, *, need_reference: bool = True, metrics: Sequence[str] = ()
 ) -> list[Question]:
@@ -227,60 +265,24 @@ def read_questions(
     out: list[Question] = []
     other_splits: set[str] = set()
     listed = {source.metric, source.agreement, *metrics}
-    mapped = {str(ours): theirs for ours, theirs in source.fields.items()}
-    for row_idx, (place, row) in enumerate(_rows(source)):
-        is_recorded = _is_recorded(row, source)
-        fields = {**RECORDED_FIELDS, **mapped} if is_recorded else mapped
-        if is_recorded and (split := _pick(row, fields["split"])) not in (None, source.split):
-            other_splits.add(str(split))
-            continue
-        values = {
-            ours: _pick(row, fields.get(ours, ours))
-            for ours in ("id", "text", "reference", "task", "metric", "agreement")
-        }
-        text, reference, metric = (
-            values["text"],
-            _reference_of(values["reference"], place),
-            str(values["metric"] or source.metric),
-        )
-        if not isinstance(text, str) or not text.strip():
-            raise DataError(
-                f"{place}: no text in field {fields.get('text', 'text')!r}; its fields are"
-                f" {', '.join(row)}. Map yours with data.SPLIT.fields: {{text: yours}}"
-            )
-        if reference is None and metric == RECORDED:
-            reference = ""  # the scores stand for it
-        if need_reference and metric != RECORDED and _is_blank(reference):
-            raise DataError(
-                f"{place}: no reference answer in field {fields.get('reference', 'reference')!r}"
-            )
-        out.append(
-            Question(
-                id=whole_text(
-                    str(
-                        values["id"]
-                        if values["id"] is not None
-                        else f"{Path(source.path).stem}-{row_idx:06d}"
-                    )
-                ),
-                text=whole_text(text.strip()),
-                task=whole_text(str(values["task"] or source.task)),
-                metric=metric,
-                _reference=reference,
-                _scores=_scores_of(row, source, place) if metric == RECORDED else None,
-                agreement=_agreement_of(values["agreement"], source, place),
-            )
-        )
+    for number, (place, row) in enumerate(_rows(source)):
+        fields = {str(ours): theirs for ours, theirs in source.fields.items()}
+        if _is_recorded(row, source):
+            fields = RECORDED_FIELDS | fields
+            split = _pick(row, fields["split"])
+            if split not in (None, source.split):
+                other_splits.add(str(split))
+                continue
+        question = _question_of(row, fields, source, place, number)
         if need_reference:
-            _check_code(out[-1], listed, place)
+            _check_answerable(question, listed, place, fields)
+        out.append(question)
         if source.limit is not None and len(out) >= source.limit:
             break
     if not out:
-        found = (
-            f" of split {source.split!r}; it has {', '.join(sorted(other_splits))}"
-            if other_splits
-            else " in it"
-        )
+        found = " in it"
+        if other_splits:
+            found = f" of split {source.split!r}; it has {', '.join(sorted(other_splits))}"
         raise DataError(f"{source.path}: no questions{found}")
     return out
 

@@ -20,7 +20,7 @@ from pydantic import Field
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from config import MAX_SIZE, Config, RewardConfig, TerminatorConfig
+from config import MAX_CALLS, MAX_SIZE, Config, RewardConfig, TerminatorConfig
 from der_env import Episode, Judgement, encode_states
 from questions import Question
 from reward import charge
@@ -322,9 +322,9 @@ class TerminatorSpec(ModelSpec):
     """config.json of a terminator folder."""
 
     kind: Literal["network", "estimate"] = "network"
-    width: int = Field(1, ge=1)
-    num_experts: int = Field(1, ge=1)
-    t_max: int = Field(1, ge=1)
+    width: int = Field(1, ge=1, le=MAX_SIZE)
+    num_experts: int = Field(1, ge=1, le=MAX_SIZE)
+    t_max: int = Field(1, ge=1, le=MAX_CALLS)
     hidden_size: int = Field(1, ge=1, le=MAX_SIZE)
     threshold: float
 

@@ -29,6 +29,11 @@ from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 
+from runtime.signals import watch_signals
+
+if __name__ == "__main__":  # before the imports that take seconds
+    watch_signals()
+
 from config import TOKEN_UNITS, Config
 from report.console import show
 from report.schema import read_results, to_json

@@ -25,6 +25,11 @@ os.environ.setdefault(
     "NUMBA_DISABLE_JIT", "1"
 )  # tianshou compiles three small functions for up to a minute and gains nothing here
 
+from runtime.signals import watch_signals
+
+if __name__ == "__main__":  # before the imports that take seconds
+    watch_signals()
+
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -102,24 +102,42 @@ def check_complete(
     """Raise ReportError unless a log has the routes that results.json was computed from: of every
     policy and seed, one for every question, by the pool's experts.
     """
+    for problem in _lacking(records, results):
+        raise ReportError(f"{path}: {problem}; {REMEDY}")
+
+
+def _lacking(records: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with a log as a whole, the first of it first."""
+    yield from _unknown_names(records, results)
     questions: dict[tuple[str, int], list[str]] = defaultdict(list)
-    experts: set[str] = set()
     for record in records:
         questions[record["policy"], record["seed"]].append(record["question"])
-        experts.update(step["expert"] for step in record["steps"])
     played = {(row["policy"], int(seed)) for row in results["rows"] for seed in row["by_seed"]}
     for policy, seed in sorted(played ^ questions.keys()):
         where = "results.json" if (policy, seed) in questions else "it"
-        raise ReportError(f"{path}: policy {policy}, seed {seed} is not in {where}; {REMEDY}")
+        yield f"policy {policy}, seed {seed} is not in {where}"
     everything = {record["question"] for record in records}
+    wanted = results["num_questions"]
     for (policy, seed), asked in questions.items():
-        if len(asked) != results["num_questions"] or set(asked) != everything:
-            raise ReportError(
-                f"{path}: policy {policy}, seed {seed}: {len(set(asked))} questions in"
-                f" {len(asked)} routes, results.json has {results['num_questions']}; {REMEDY}"
+        if len(asked) != wanted or set(asked) != everything:
+            yield (
+                f"policy {policy}, seed {seed}: {len(set(asked))} questions in {len(asked)} routes,"
+                f" results.json has {wanted}"
             )
-    if unknown := experts - {expert["name"] for expert in results["experts"]}:
-        raise ReportError(f"{path}: expert {min(unknown)} is not in results.json; {REMEDY}")
+
+
+def _unknown_names(
+    records: Sequence[Mapping[str, Any]], results: Mapping[str, Any]
+) -> Iterator[str]:
+    kinds = {row["policy"]: row["kind"] for row in results["rows"]}
+    experts = {expert["name"] for expert in results["experts"]}
+    for record in records:
+        policy, kind = record["policy"], record["kind"]
+        if kinds.get(policy, kind) != kind:
+            yield f"policy {policy} is of kind {kind}, in results.json of {kinds[policy]}"
+        for step in record["steps"]:
+            if step["expert"] not in experts:
+                yield f"expert {step['expert']} is not in results.json"
 
 
 def _check_line(record: dict[str, Any], place: str) -> None:

@@ -82,6 +82,7 @@ def parse_json(text: str | bytes, where: str, error: type[DERError]) -> Any:
 
 
 def _is_deeper(value: Any, most: int) -> bool:
+    """Whether more than `most` lists and objects are in one another."""
     level = [value]
     for _ in range(most + 1):
         inner: list[Any] = []
@@ -90,8 +91,10 @@ def _is_deeper(value: Any, most: int) -> bool:
                 inner.extend(item.values())
             elif isinstance(item, list):
                 inner.extend(item)
+        if not any(isinstance(item, dict | list) for item in level):
+            return False
         level = inner
-    return bool(level)
+    return True
 
 
 def read_json(path: Path, error: type[DERError]) -> dict[str, Any]:

@@ -68,7 +68,13 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> Config:
             f"runs in {path.parent}/: {', '.join(there)}" if there else f"no runs in {path.parent}/"
         )
         raise RunError(f"{path}: no run there (config.yaml is missing); {known}")
-    return load_config(path / "config.yaml", list(overrides))
+    try:
+        config = load_config(path / "config.yaml")
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}\nThis file holds a run's settings since it began: mend it, or train a new run"
+        ) from error
+    return load_config(path / "config.yaml", list(overrides)) if overrides else config
 
 
 def evaluated_config(path: Path, overrides: Sequence[str]) -> Config:

@@ -51,7 +51,7 @@ class _Loader(yaml.SafeLoader):
         elif isinstance(node, ScalarNode) and kind in ("int", "float", "bool"):
             try:
                 value = self.construct_object(node)
-            except (ValueError, KeyError) as error:
+            except (ValueError, KeyError, IndexError) as error:  # as PyYAML has it
                 raise self.refusal(f"{shown(node.value)} is no {kind}", mark) from error
             if kind == "int" and abs(value) >= MAX_INTEGER:
                 raise self.refusal(f"{shown(node.value)} is too large", mark)

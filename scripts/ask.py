@@ -23,6 +23,11 @@ from pathlib import Path
 os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from runtime.signals import watch_signals
+
+if __name__ == "__main__":  # before the imports that take seconds
+    watch_signals()
+
 from transformers.utils import logging as transformers_logging
 
 from agent import load_agent

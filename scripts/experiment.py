@@ -32,6 +32,11 @@ os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from runtime.signals import watch_signals
+
+if __name__ == "__main__":  # before the imports that take seconds
+    watch_signals()
+
 
 from config import Config, RewardConfig
 from evaluation.route_log import Record, read_records, reprice

@@ -30,6 +30,11 @@ from typing import Any
 os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from runtime.signals import watch_signals
+
+if __name__ == "__main__":  # before the imports that take seconds
+    watch_signals()
+
 from backends.answer_store import AnswerStore, rebuild
 from config import Config, RecordedExpertConfig
 from questions import RECORDED, Question, load_splits

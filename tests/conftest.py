@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 from scripted import AnswerFunction, ScriptedExpert
+from toy_runs import config_path, finished_run, results, workplace  # noqa: F401 (fixtures)
 from transformers import (
     BertConfig,
     BertModel,

@@ -282,7 +282,12 @@ class BeliefCritic(nn.Module):
 class BeliefAgent(Agent):
     """An agent over beliefs. As a `rollout.Policy` it takes the action of the highest score."""
 
-    reader: BeliefReader
+    beliefs: BeliefReader
+
+    @property
+    def reader(self) -> BeliefReader:
+        """Who estimates the answers on a route."""
+        return self.beliefs
 
     def question_embeddings(self, questions: Sequence[Question]) -> np.ndarray:
         """The encoder's features (N, D) of bare questions."""
@@ -291,7 +296,7 @@ class BeliefAgent(Agent):
 
     def set_reader(self, reader: BeliefReader, alphas: Sequence[float], *, can_stop: bool) -> None:
         """Build the policy over what a reader observes, for these weights of cost."""
-        self.reader = reader
+        self.beliefs = reader
         self.observer = reader
         device = self.encoder.device
         actor = BeliefActor(self.num_experts, reader.t_max, alphas, can_stop=can_stop)

@@ -21,7 +21,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from config import MAX_CALLS, MAX_SIZE, Config, RewardConfig, TerminatorConfig
-from der_env import Episode, Judgement, encode_states
+from der_env import Episode, Judgement, Reader, encode_states
 from questions import Question
 from reward import charge
 from rollout import Route
@@ -197,10 +197,14 @@ class EstimateTerminator:
 class EstimateJudge:
     """Ends a route when the estimate of the submitted answer reaches the threshold."""
 
-    def __init__(self, threshold: float):
+    def __init__(self, reader: Reader, threshold: float):
+        self.reader = reader
         self.threshold = threshold
 
     def judge(self, episodes: Sequence[Episode]) -> list[Judgement]:
+        unread = [e for e in episodes if len(e.estimates) != len(e.steps)]
+        if unread:  # routes of a policy that reads nothing
+            self.reader.estimate(unread)
         judgements = []
         for episode in episodes:
             p = episode.estimates[episode.submitted_idx]
@@ -217,7 +221,10 @@ def make_judge(
 ) -> LearnedJudge:
     """The judge that ends an agent's routes; another threshold than the Terminator's if given."""
     if isinstance(terminator, EstimateTerminator):
-        return EstimateJudge(terminator.threshold if threshold is None else threshold)
+        if agent.reader is None:
+            raise AgentError("an agent that reads text has no estimates to end its routes by")
+        threshold = terminator.threshold if threshold is None else threshold
+        return EstimateJudge(agent.reader, threshold)
     return TerminatorJudge(agent, terminator, threshold)
 
 

@@ -23,7 +23,7 @@ from tianshou.utils.net.discrete import DiscreteActor, DiscreteCritic
 from torch import nn
 
 from config import AgentConfig, PPOConfig
-from der_env import Episode, Observer, TextObserver, encode_states
+from der_env import Episode, Observer, Reader, TextObserver, encode_states
 from encoder import ENCODE_ROWS, StateEncoder, position_offset
 from prompts import StateTokenizer
 from rollout import Decision
@@ -219,6 +219,11 @@ class Agent:
                 + tensor.flatten()[:4096].cpu().float().numpy().tobytes()
             )
         return digest.hexdigest()[:16]
+
+    @property
+    def reader(self) -> Reader | None:
+        """Who estimates the answers on a route; nobody here."""
+        return None
 
     def ask_with(self, alpha: float) -> None:
         """Weigh cost by alpha from now on: nothing to do, since this agent has learned one."""

@@ -65,7 +65,7 @@ class Router:
             self.judge,
             self.config.env.t_max,
             submits=self.config.env.submits,
-            reader=getattr(self.agent, "reader", None),
+            reader=self.agent.reader,
         )
 
     def show(self, route: Route) -> str:

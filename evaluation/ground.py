@@ -16,7 +16,7 @@ import torch
 
 from agent import load_agent
 from config import Config
-from der_env import Episode, Judge, encode_states
+from der_env import Episode, Judge, Reader, encode_states
 from evaluation.answer_table import AnswerTable, ask_all
 from evaluation.baselines import highest_mean
 from evaluation.overheads import overheads, seconds_per_state
@@ -108,8 +108,10 @@ class Ground:
         judge: Judge,
         t_max: int,
         pool: ExpertPool | None = None,
+        reader: Reader | None = None,
     ) -> list[Route]:
-        """Play sealed copies of the questions, then score the routes.
+        """Play sealed copies of the questions, then score the routes. `reader` estimates the
+        answers; an agent over beliefs brings its own.
 
         Where answers were generated on the way, everything is played again from the store, in
         step: so what agent and Terminator say is the same to the last digit, whatever was stored.
@@ -118,7 +120,7 @@ class Ground:
         pool = pool or self.pool
         generated, cache = pool.stats.generated, self.agent.encoder.cache
         known = dict(cache)
-        reader = getattr(policy, "reader", None)
+        reader = reader or getattr(policy, "reader", None)
         memory: dict[str, Any] = {"submits": self.config.env.submits, "reader": reader}
         routes = play(sealed, policy, pool, judge, t_max, **memory)
         if pool.stats.generated > generated:

@@ -46,7 +46,9 @@ def stopped_by_terminator(
     for run in ground.runs:
         ground.say(f"{label}, seed {run.seed}")
         policy = policy_of(run.seed)
-        routes = ground.play(ground.splits.test, policy, run.judge, ground.t_max, pool)
+        routes = ground.play(
+            ground.splits.test, policy, run.judge, ground.t_max, pool, run.agent.reader
+        )
         taken = ground.overheads(run.agent, routes, reads_question=False)
         yield Outcome(label, routes, taken, run.seed, hands_on=pool is None)
 

@@ -11,6 +11,7 @@ import torch
 import yaml
 from recordings import make_rows, write_rows
 
+import test_ppo_multi
 import train_ppo_multi
 from agent import load_agent
 from belief_agent import BeliefActor, BeliefAgent
@@ -203,3 +204,18 @@ def test_between_two_alphas_the_plans_are_interpolated() -> None:
     shares = actor.shares(torch.tensor([0.0, 0.1, 0.6, 1.0]))
     expected = torch.tensor([[1, 0, 0], [0.5, 0.5, 0], [0, 0.5, 0.5], [0, 0, 1]])
     torch.testing.assert_close(shares, expected)
+
+
+def test_agents_over_beliefs_are_evaluated_at_every_alpha(
+    config_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--reward.alphas", "[0, 0.2, 1]", "--train.epochs", "1", "--name", "curve"]
+    train_ppo_multi.main(["--config", str(config_path), *options])
+    arguments = ["--alphas", "0,0.2,1", "--run", "runs/curve", "--out", "runs/curves"]
+    test_ppo_multi.main(arguments)
+    results = json.loads((tmp_path / "runs/curves/report/results.json").read_text())
+    assert results["curves"]["alphas"] == [0, 0.2, 1]
+    agent = next(row for row in results["curves"]["rows"] if row["role"] == "der")
+    spent = [point["cost"] for point in agent["points"]]
+    assert spent == sorted(spent, reverse=True)

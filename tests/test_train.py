@@ -728,7 +728,7 @@ def test_a_full_evaluation_of_two_seeds_has_every_baseline_and_no_policy_beats_t
 
     # In other units, from the log alone: no pool is built.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("evaluation.runner.build_pool", None)
+        patch.setattr("evaluation.ground.build_pool", None)
         path = test_ppo_multi.main(
             ["--run", str(finished_run), str(second), "--out", str(out), "--reprice", "tokens"]
         )

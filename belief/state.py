@@ -18,6 +18,7 @@ from belief.regression import Logistic, Standardiser, sigmoid
 
 CANDIDATE_STRENGTH = 0.1  # C of the logistic regression over candidates
 MAX_CANDIDATES = 60_000  # rows it is fitted on; more are sampled
+TIE = 1e-6  # between the estimates of answers that agree
 NOTHING = -6.0  # log-odds that stand for "there is no other candidate"
 
 Asked = tuple[int, ...]  # the experts that were asked, in rising order
@@ -166,7 +167,8 @@ class Belief:
 
     p: estimate of the answer to submit. second: of the next best candidate. size: answers that
     agree with it. distinct: candidates. submitted: the expert that gave it. estimates (N, S): of
-    every asked answer, those of one candidate being equal.
+    every asked answer. Answers of one candidate differ by less than TIE, in the order of their own
+    looks: a grader may accept one wording of a right answer and not another.
     """
 
     asked: Asked
@@ -198,5 +200,5 @@ def believe(heard: Heard, model: CandidateModel) -> Belief:
         size=candidates.size[rows, best],
         distinct=candidates.distinct,
         submitted=np.array(heard.asked)[best],
-        estimates=sigmoid(of_candidate.max(2)),
+        estimates=sigmoid(of_candidate.max(2)) + TIE * sigmoid(heard.after),
     )

@@ -16,9 +16,10 @@ import train_ppo_multi
 from agent import load_agent
 from belief_agent import BeliefActor, BeliefAgent
 from der_env import Episode
+from evaluation.policies import FixedRoute
 from experts import build_pool
 from questions import load_splits
-from rollout import play
+from rollout import NeverSatisfied, play
 from runtime.command_line import load_config
 from runtime.errors import AgentError, ConfigError
 from terminator import load_terminator, make_judge
@@ -134,6 +135,22 @@ def test_a_loaded_agent_decides_within_its_limits(run: Path) -> None:
         reader=agent.reader,
     )
     assert [r.episode.answers for r in again] == [r.episode.answers for r in routes]
+
+
+def test_the_belief_and_the_route_submit_the_same_answer(run: Path) -> None:
+    """Of answers that agree the best-looking is submitted, by the plan and on the route alike."""
+    config = load_config(run / "config.yaml")
+    pool = build_pool(config)
+    agent = load_agent(run / "agent", pool)
+    questions = [question.sealed() for question in load_splits(config.data).test]
+    everyone = FixedRoute([3, 0, 2])
+    routes = play(
+        questions, everyone, pool, NeverSatisfied(), 3, submits="best", reader=agent.reader
+    )
+    episodes = [route.episode for route in routes]
+    for rows, belief in agent.reader.beliefs(episodes):
+        for place, row in enumerate(rows):
+            assert episodes[row].submitted.expert_idx == belief.submitted[place]
 
 
 def test_the_first_call_cannot_be_left_out(run: Path) -> None:

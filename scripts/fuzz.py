@@ -50,10 +50,10 @@ from questions import load_splits
 from runtime.command_line import dump_config, load_config, run_command
 from runtime.errors import DERError
 from runtime.files import read_json
-from runtime.run_folder import RunFolder, evaluated_config, num_epochs, read_metrics
+from runtime.run_folder import evaluated_config, num_epochs
 from scripts.support.mutations import mutate_file
 from scripts.support.tiny_models import TinyExpert, build_model, build_tokenizer
-from terminator import TerminatorJudge, load_terminator
+from terminator import load_terminator, make_judge
 
 HANG_S = 10
 FAULTS_SHOWN = 20
@@ -81,13 +81,12 @@ class Workshop:
         }
         os.chdir(folder)
         self._make_files()
-        run = Path("runs/good")
-        train_ppo_multi.main(["--config", "good.yaml", "--name", "good"])
-        test_ppo_multi.main(["--run", str(run)])
-        gc.collect()  # the run is locked while its trainer lives
-        self.trainer = train_ppo_multi.resumed_run(run, [])
-        self.trainer.folder.close()
-        self.pool = build_pool(load_config(run / "config.yaml"))
+        for name, reads in (("good", "text"), ("belief", "belief")):
+            arguments = ["--config", "good.yaml", "--name", name, "--agent.reads", reads]
+            train_ppo_multi.main(arguments)
+        test_ppo_multi.main(["--run", "runs/good"])
+        gc.collect()  # a run is locked while its trainer lives
+        self.pool = build_pool(load_config(Path("runs/good/config.yaml")))
 
     def _make_files(self) -> None:
         rng = random.Random(0)
@@ -212,23 +211,16 @@ class Workshop:
 
     def read_run(self, rng: random.Random) -> None:
         run = self.case / "run"
-        shutil.copytree("runs/good", run, ignore=shutil.ignore_patterns("tb", "report", ".lock"))
-        names = ("config.yaml", "metrics.jsonl", "expert_calls.json", "environment.json")
+        beside = shutil.ignore_patterns("tb", "report", "routes.jsonl", ".lock")
+        shutil.copytree(f"runs/{rng.choice(('good', 'belief'))}", run, ignore=beside)
         (run / "expert_calls.json").write_text('{"generated": 7}')
+        names = ("config.yaml", "metrics.jsonl", "expert_calls.json", "environment.json")
         names += ("checkpoints/last.pt", "checkpoints/best.pt", "checkpoints/last.json")
+        names += ("agent/config.json", "agent/model.safetensors", "terminator/config.json")
         self.damage(run / rng.choice(names), rng)
         num_epochs(run)
         evaluated_config(run, [])
-        read_metrics(run / "metrics.jsonl")
-        folder = RunFolder(run, resume=True)
-        try:
-            folder.expert_calls()
-            for name in ("best", "last"):
-                if state := folder.load_checkpoint(name):
-                    self.trainer.load_state(state)
-            folder.cut_metrics(self.trainer.epoch, self.trainer.update_idx)
-        finally:
-            folder.close()
+        train_ppo_multi.resumed_run(run, []).folder.close()
 
     def read_store(self, rng: random.Random) -> None:
         path = self.case / "store.sqlite"
@@ -247,9 +239,9 @@ class Workshop:
                 AnswerStore(path).check()
 
     def read_model(self, rng: random.Random) -> None:
-        run = self.case / "run"
+        run, kind = self.case / "run", rng.choice(("good", "belief"))
         for name in ("agent", "terminator"):
-            shutil.copytree(f"runs/good/{name}", run / name)
+            shutil.copytree(f"runs/{kind}/{name}", run / name)
         names = ("agent/config.json", "agent/model.safetensors")
         names += ("terminator/config.json", "terminator/model.safetensors")
         changed = run / rng.choice(names)
@@ -259,7 +251,7 @@ class Workshop:
             del spec["sha256"]
             changed.with_name("config.json").write_text(json.dumps(spec))
         agent = load_agent(run / "agent", self.pool)
-        TerminatorJudge(agent, load_terminator(run / "terminator", torch.device("cpu")))
+        make_judge(agent, load_terminator(run / "terminator", torch.device("cpu")))
 
     def read_routes(self, rng: random.Random) -> None:
         out = self.case / "out"

@@ -37,7 +37,7 @@ from text_agent import Agent, DERPolicy
 TEMPERATURE = 0.02  # of the policy, in units of return: differences below it are explored
 FORBIDDEN = -1e9  # score of an action that cannot be taken
 ACTOR_PARTS = ("actor.plan", "actor.scale", "actor.learned", "critic.weights")
-NUM_STATE_INPUTS = 4  # of the value head, for each number of calls made
+NUM_STATE_INPUTS = 5  # of the value head, for each number of calls made
 
 
 class BeliefReader:
@@ -55,6 +55,7 @@ class BeliefReader:
         costs: np.ndarray,
         t_max: int,
         embed: Any,
+        alpha: float,
     ):
         self.model = model
         self.candidates = candidates
@@ -62,6 +63,7 @@ class BeliefReader:
         self.costs = np.asarray(costs, dtype=np.float64)  # (K,): C of a call, on average
         self.t_max = min(t_max, len(self.costs))
         self.embed = embed  # questions -> (N, D)
+        self.alpha = alpha  # weight of cost on routes that bring none of their own
         self.before: dict[str, np.ndarray] = {}
         self.after: dict[tuple[str, int, str], float] = {}
         row = self.num_experts * (num_inputs(self.num_experts) + 2)
@@ -146,6 +148,9 @@ class BeliefReader:
             out.append((rows, believe(heard, self.candidates)))
         return out
 
+    def alpha_of(self, episode: Episode) -> float:
+        return self.alpha if episode.alpha is None else episode.alpha
+
     def estimate(self, episodes: Sequence[Episode]) -> None:
         """Set the episodes' estimates: of each answer, that its candidate is right."""
         for rows, belief in self.beliefs(episodes):
@@ -171,7 +176,8 @@ class BeliefReader:
                 actions[rows, expert_idx, :-2] = action_inputs(belief, before, expert_idx)
                 actions[rows, expert_idx, -1] = 1.0
             state[rows, min(len(asked), self.t_max)] = 1.0
-            state[rows, self.t_max + 1 :] = value_inputs(belief, before)
+            alphas = np.array([self.alpha_of(episodes[row]) for row in rows])
+            state[rows, self.t_max + 1 :] = value_inputs(belief, before, alphas)
         flat = np.concatenate([actions.reshape(len(episodes), -1), state], axis=1)
         return flat.astype(np.float32)
 
@@ -185,13 +191,13 @@ def last_call_of(episode: Episode, expert_idx: int) -> int:
     return calls[-1]
 
 
-def value_inputs(belief: Belief | None, before: np.ndarray) -> np.ndarray:
-    """Inputs (N, NUM_STATE_INPUTS) of the value of a state."""
+def value_inputs(belief: Belief | None, before: np.ndarray, alphas: np.ndarray) -> np.ndarray:
+    """Inputs (N, NUM_STATE_INPUTS) of the value of a state; alpha (N,) is the last."""
     ease = sigmoid(before).mean(1)
     ones = np.ones(len(before))
     if belief is None:
-        return np.column_stack([ones, ease, ones * 0, ones * 0])
-    return np.column_stack([ones, ease, belief.p, belief.p * (1 - belief.p)])
+        return np.column_stack([ones, ease, ones * 0, ones * 0, alphas])
+    return np.column_stack([ones, ease, belief.p, belief.p * (1 - belief.p), alphas])
 
 
 class BeliefActor(nn.Module):
@@ -199,24 +205,43 @@ class BeliefActor(nn.Module):
 
     An expert's score is the gain that it promises minus alpha times its cost, over a temperature;
     stopping scores 0. The gain is linear in the expert's inputs, with weights for each number of
-    calls made: the plan's, and what PPO has learned beside them.
+    calls made: the plan's, and what PPO has learned beside them. There is a plan for each of
+    `alphas`; between two of them weights are interpolated.
     """
 
-    def __init__(self, num_experts: int, t_max: int, alpha: float, *, can_stop: bool):
+    plan: torch.Tensor  # (A, T, F)
+    scale: torch.Tensor  # (T, F)
+    alphas: torch.Tensor  # (A,)
+
+    def __init__(self, num_experts: int, t_max: int, alphas: Sequence[float], *, can_stop: bool):
         super().__init__()
         self.can_stop = can_stop  # else a Terminator ends the routes
         self.num_experts = num_experts
         self.t_max = t_max
-        self.alpha = alpha
         shape = (t_max, num_inputs(num_experts))
-        self.register_buffer("plan", torch.zeros(shape))
+        self.register_buffer("alphas", torch.tensor(list(alphas)))
+        self.register_buffer("plan", torch.zeros((len(alphas), *shape)))
         self.register_buffer("scale", torch.ones(shape))  # 1 / size of an input
         self.learned = nn.Parameter(torch.zeros(shape))
+
+    def shares(self, alpha: torch.Tensor) -> torch.Tensor:
+        """Shares (B, A) of the plans in the weights at each alpha (B,), by linear interpolation."""
+        num_plans = len(self.alphas)
+        if num_plans == 1:
+            return torch.ones(len(alpha), 1, device=alpha.device)
+        above = torch.searchsorted(self.alphas, alpha.contiguous()).clamp(1, num_plans - 1)
+        low, high = self.alphas[above - 1], self.alphas[above]
+        share = ((alpha - low) / (high - low)).clamp(0, 1)
+        shares = torch.zeros(len(alpha), num_plans, device=alpha.device)
+        rows = torch.arange(len(alpha), device=alpha.device)
+        shares[rows, above - 1] = 1 - share
+        shares[rows, above] = share
+        return shares
 
     def split(self, obs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Per-expert inputs (B, K, F + 2) and the state's inputs (B, S) of observations."""
         rows = torch.as_tensor(np.asarray(obs), dtype=torch.float32, device=self.plan.device)
-        width = self.num_experts * (self.plan.shape[1] + 2)
+        width = self.num_experts * (self.plan.shape[2] + 2)
         experts = rows[:, :width].view(len(rows), self.num_experts, -1)
         return experts, rows[:, width:]
 
@@ -225,9 +250,11 @@ class BeliefActor(nn.Module):
         del info
         experts, states = self.split(obs)
         calls_made = states[:, : self.t_max]  # (B, T), all zeros after the last call
-        weights = calls_made @ (self.plan + self.scale * self.learned)  # (B, F)
-        gains = torch.einsum("bkf,bf->bk", experts[:, :, :-2], weights)
-        scores = (gains - self.alpha * experts[:, :, -2]) / TEMPERATURE
+        alpha = states[:, -1]  # (B,)
+        plans = torch.einsum("ba,atf->btf", self.shares(alpha), self.plan)
+        weights = plans + self.scale * self.learned  # (B, T, F)
+        gains = torch.einsum("bkf,btf,bt->bk", experts[:, :, :-2], weights, calls_made)
+        scores = (gains - alpha[:, None] * experts[:, :, -2]) / TEMPERATURE
         scores = scores.masked_fill(experts[:, :, -1] < 0.5, FORBIDDEN)
         if not self.can_stop:
             return scores, state
@@ -255,30 +282,45 @@ class BeliefCritic(nn.Module):
 class BeliefAgent(Agent):
     """An agent over beliefs. As a `rollout.Policy` it takes the action of the highest score."""
 
-    reader: BeliefReader
-    alpha: float
+    beliefs: BeliefReader
+
+    @property
+    def reader(self) -> BeliefReader:
+        """Who estimates the answers on a route."""
+        return self.beliefs
 
     def question_embeddings(self, questions: Sequence[Question]) -> np.ndarray:
         """The encoder's features (N, D) of bare questions."""
         fresh = [Episode(question, self.t_max) for question in questions]
         return self.row_features(encode_states(fresh, self.state_tokenizer)).cpu().numpy()
 
-    def set_reader(self, reader: BeliefReader, alpha: float, *, can_stop: bool) -> None:
-        """Build the policy over what a reader observes."""
-        self.reader = reader
+    def set_reader(self, reader: BeliefReader, alphas: Sequence[float], *, can_stop: bool) -> None:
+        """Build the policy over what a reader observes, for these weights of cost."""
+        self.beliefs = reader
         self.observer = reader
-        self.alpha = alpha
         device = self.encoder.device
-        actor = BeliefActor(self.num_experts, reader.t_max, alpha, can_stop=can_stop)
+        actor = BeliefActor(self.num_experts, reader.t_max, alphas, can_stop=can_stop)
         self.actor = actor.to(device)
         self.critic = BeliefCritic(self.actor).to(device)
         self.policy = DERPolicy(self.actor, self.critic, self.num_experts + can_stop)
 
-    def set_plan(self, plan: Plan) -> None:
-        """Start the policy from fitted dynamic programming."""
+    def ask_with(self, alpha: float) -> None:
+        """Weigh cost by alpha from now on. Raises AgentError outside what it was trained for."""
+        least, most = float(self.actor.alphas[0]), float(self.actor.alphas[-1])
+        if not least - 1e-6 <= alpha <= most + 1e-6:  # kept in 32 bits
+            raise AgentError(
+                f"reward.alpha = {alpha:g}: this agent was trained for {least:g} to {most:g};"
+                " train another one with reward.alphas"
+            )
+        self.reader.alpha = alpha
+
+    def set_plans(self, plans: Sequence[Plan]) -> None:
+        """Start the policy from fitted dynamic programming, a plan for each alpha."""
+        sizes = plans[0].sizes  # of the inputs: the same for every alpha
         with torch.no_grad():
-            self.actor.plan.copy_(torch.as_tensor(plan.weights, dtype=torch.float32))
-            scale = np.where(plan.sizes > 1e-6, 1.0 / np.maximum(plan.sizes, 1e-6), 0.0)
+            weights = np.stack([plan.weights for plan in plans])
+            self.actor.plan.copy_(torch.as_tensor(weights, dtype=torch.float32))
+            scale = np.where(sizes > 1e-6, 1.0 / np.maximum(sizes, 1e-6), 0.0)
             self.actor.scale.copy_(torch.as_tensor(scale, dtype=torch.float32))
 
     @torch.no_grad()
@@ -308,7 +350,12 @@ class BeliefAgent(Agent):
 
     def settings(self) -> dict[str, Any]:
         """What of the agent is kept as JSON beside `learned_state`."""
-        return {"tasks": self.reader.tasks, "alpha": self.alpha, "can_stop": self.actor.can_stop}
+        return {
+            "tasks": self.reader.tasks,
+            "alpha": self.reader.alpha,
+            "alphas": self.actor.alphas.tolist(),
+            "can_stop": self.actor.can_stop,
+        }
 
     def check_learned_state(self, state: dict[str, torch.Tensor], folder: Path) -> None:
         """Raises AgentError where a part is missing."""
@@ -329,8 +376,16 @@ class BeliefAgent(Agent):
         tasks = settings["tasks"]
         model, candidates = unpack_model(packed, self.num_experts, len(tasks))
         costs = state["costs"].numpy()
-        reader = BeliefReader(model, candidates, tasks, costs, self.t_max, self.question_embeddings)
-        self.set_reader(reader, settings["alpha"], can_stop=settings["can_stop"])
+        reader = BeliefReader(
+            model,
+            candidates,
+            tasks,
+            costs,
+            self.t_max,
+            self.question_embeddings,
+            settings["alpha"],
+        )
+        self.set_reader(reader, settings["alphas"], can_stop=settings["can_stop"])
         with torch.no_grad():
             self.actor.plan.copy_(state["actor.plan"])
             self.actor.scale.copy_(state["actor.scale"])

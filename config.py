@@ -49,7 +49,8 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _is_plain(cls, given: Any, info: ValidationInfo) -> Any:
-        if isinstance(given, bool) and cls.model_fields[info.field_name].annotation is not bool:
+        field = cls.model_fields[info.field_name or ""]
+        if isinstance(given, bool) and field.annotation is not bool:
             raise ValueError("true and false (yes and no) are no values of this setting")
         if isinstance(given, str) and any(c == "\0" or "\ud800" <= c <= "\udfff" for c in given):
             raise ValueError("holds a character that no path or text may have")
@@ -325,7 +326,10 @@ class HFExpertConfig(PromptedExpertConfig):
 class RayExpertConfig(HFExpertConfig):
     """The same model as Ray actors, on one machine or many."""
 
-    kind: Literal["ray"] = Field(description="a Hugging Face model as Ray actors")
+    # The tag of a union: no value fits both classes, whatever their order of inheritance.
+    kind: Literal["ray"] = Field(  # type: ignore[assignment]
+        description="a Hugging Face model as Ray actors"
+    )
     replicas: int = Field(
         1,
         ge=1,
@@ -483,6 +487,13 @@ class RewardConfig(Section):
         ),
     )
     alpha: float = Field(0.1, ge=0, le=WEIGHT, description="weight of cost against quality")
+    alphas: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        (),
+        description=(
+            "agent.reads belief: train one agent for all these weights and those between, whatever"
+            " alpha it is asked with; empty: alpha alone"
+        ),
+    )
     cost: CostUnit = Field(
         "params",
         description=(
@@ -603,6 +614,14 @@ class EvalConfig(Section):
             " many expert calls, all stored"
         ),
     )
+    baselines: tuple[str, ...] = Field(
+        (),
+        description=(
+            "policies to compare with, by name (see docs/evaluation.md) or import path"
+            " package.module:name; none: those that ask nothing but the test and validation"
+            " questions, where answers are recorded also those that learn from training questions"
+        ),
+    )
     tree_questions: int | None = Field(
         None,
         ge=2,
@@ -691,6 +710,22 @@ class Config(Section):
         if self.reward.cost == "usd" and unpriced:
             raise ValueError(
                 f"reward.cost is usd, but these experts have no price: {', '.join(unpriced)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _who_learns_several_alphas_can(self) -> Config:
+        alphas = self.reward.alphas
+        if alphas and self.agent.reads != "belief":
+            raise ValueError("reward.alphas is for agents that hold beliefs (agent.reads)")
+        if alphas and self.env.stop != "action":
+            raise ValueError("reward.alphas needs env.stop: action; a threshold fits one alpha")
+        if list(alphas) != sorted(set(alphas)):
+            raise ValueError("reward.alphas: list different weights in rising order")
+        if alphas and not alphas[0] <= self.reward.alpha <= alphas[-1]:
+            raise ValueError(
+                f"reward.alpha = {self.reward.alpha:g} is outside reward.alphas, {alphas[0]:g} to"
+                f" {alphas[-1]:g}, which is all that the agent learns"
             )
         return self
 

@@ -69,6 +69,7 @@ class Episode:
     stop_reason: str = "running"
     runs_on: bool = False  # to T_max, whatever the judge says
     submits: str = "last"  # see EnvConfig.submits
+    alpha: float | None = None  # weight of cost; None: the one that the agent was asked with
     estimates: list[float] = field(default_factory=list)
     submissions: list[int] = field(default_factory=list)
 
@@ -192,7 +193,7 @@ class OracleJudge:
         for episode, quality in zip(episodes, qualities, strict=True):
             is_last = episode.submitted_idx == len(episode.steps) - 1
             submitted = quality if is_last else episode.submitted.quality
-            is_satisfied = self.p0 is not None and submitted >= self.p0
+            is_satisfied = self.p0 is not None and submitted is not None and submitted >= self.p0
             judgements.append(Judgement(is_satisfied, quality=quality))
         return judgements
 
@@ -245,7 +246,7 @@ def step_reward(episode: Episode, p0: float, reward: RewardConfig) -> float:
         return -reward.alpha * cost
     previous = 0.0
     if step_idx > 0:
-        previous = episode.steps[episode.submissions[-2]].quality
+        previous = episode.steps[episode.submissions[-2]].quality or 0.0
     if reward.kind == "paper":
         return paper_reward(
             step_idx,
@@ -272,7 +273,8 @@ def stop_reward(episode: Episode, reward: RewardConfig) -> float:
 class Observer(Protocol):
     """What the agent sees: observation rows of episodes, and the space they lie in."""
 
-    space: gym.spaces.Box
+    @property
+    def space(self) -> gym.spaces.Box: ...
 
     def observe(self, episodes: Sequence[Episode]) -> np.ndarray: ...
 
@@ -283,7 +285,7 @@ class TextObserver:
     def __init__(self, state_tokenizer: StateTokenizer):
         self.state_tokenizer = state_tokenizer
         length = StateTokenizer.HEADER + state_tokenizer.max_tokens
-        self.space = gym.spaces.Box(0, np.iinfo(np.int32).max, (length,), np.int32)
+        self.space: gym.spaces.Box = gym.spaces.Box(0, np.iinfo(np.int32).max, (length,), np.int32)
 
     def observe(self, episodes: Sequence[Episode]) -> np.ndarray:
         return encode_states(episodes, self.state_tokenizer)
@@ -329,7 +331,8 @@ class DEREnv(gym.Env):
     estimates how likely each answer is right. `on_step(episode)` is called after every call.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+    # Gymnasium declares it as an attribute of each environment.
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}  # type: ignore[misc]
 
     def __init__(
         self,
@@ -364,6 +367,7 @@ class DEREnv(gym.Env):
             self.config.t_max,
             runs_on=runs_on,
             submits=self.config.submits,
+            alpha=self.reward_config.alpha,
         )
 
     def reset(

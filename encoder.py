@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from torch import nn
 
 from config import AgentConfig
 from prompts import StateTokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ENCODE_ROWS = 64  # rows per encoder pass outside gradient steps
 
@@ -26,8 +29,11 @@ class StateEncoder(ModuleWithVectorOutput):
     from an uninterrupted one.
     """
 
-    def __init__(self, config: AgentConfig, model: nn.Module, tokenizer: Any, t_max: int):
-        self.width = model.config.hidden_size
+    mean: torch.Tensor  # (D,), of the features that `calibrate` was given
+    scale: torch.Tensor  # (D,), their standard deviation
+
+    def __init__(self, config: AgentConfig, model: PreTrainedModel, tokenizer: Any, t_max: int):
+        self.width: int = model.config.hidden_size
         super().__init__(self.width + (t_max if config.sees_calls_left else 0))
         self.config, self.model, self.t_max = config, model, t_max
         self.pad_id = tokenizer.pad_token_id
@@ -77,10 +83,13 @@ class StateEncoder(ModuleWithVectorOutput):
         """Pooled encoder output (B, D) of the rows, padding trimmed to the longest."""
         ids = rows[:, StateTokenizer.HEADER :]
         lengths = (ids != self.pad_id).sum(axis=1)
-        ids = torch.from_numpy(ids[:, : lengths.max()].astype(np.int64)).to(self.device)  # (B, T)
+        ids = ids[:, : lengths.max()]
         positions = torch.arange(ids.shape[1], device=self.device)
         mask = (positions < torch.from_numpy(lengths).to(self.device)[:, None]).long()  # (B, T)
-        inputs = {"input_ids": ids, "attention_mask": mask}
+        inputs = {
+            "input_ids": torch.from_numpy(ids.astype(np.int64)).to(self.device),  # (B, T)
+            "attention_mask": mask,
+        }
         if self.uses_segments:
             second = torch.from_numpy(rows[:, 1].astype(np.int64)).to(self.device)
             inputs["token_type_ids"] = (positions >= second[:, None]).long() * mask
@@ -88,8 +97,8 @@ class StateEncoder(ModuleWithVectorOutput):
             torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
         )
         with autocast:
-            hidden = self.model(**inputs).last_hidden_state  # (B, T, D)
-        hidden = hidden.float()
+            outputs = self.model(**inputs)
+        hidden: torch.Tensor = outputs.last_hidden_state.float()  # (B, T, D)
         if self.config.pooling == "cls":
             return hidden[:, 0]
         if self.config.pooling == "last":
@@ -175,7 +184,7 @@ class StateEncoder(ModuleWithVectorOutput):
         return features, state
 
 
-def position_offset(model: nn.Module, tokenizer: Any) -> int:
+def position_offset(model: PreTrainedModel, tokenizer: Any) -> int:
     """RoBERTa numbers positions from padding_idx + 1, which takes that many off its table."""
     return (
         tokenizer.pad_token_id + 1

@@ -25,10 +25,12 @@ from backends.dispatch import Dispatcher, Expert
 from backends.hf import HFExpert
 from backends.recorded import RecordedExpert, first_answers_of
 from config import (
+    AnyExpertConfig,
     Config,
     EndpointExpertConfig,
-    ExpertConfig,
+    HFExpertConfig,
     PoolConfig,
+    PromptedExpertConfig,
     RayExpertConfig,
     RecordedExpertConfig,
 )
@@ -185,12 +187,13 @@ class ExpertPool:
         """Who answers, an index into `voices`: the expert, or on a first call its recorded answers
         where they have the question.
         """
-        first = self._first_voice.get(request.expert_idx)
-        is_bare = (
-            first is not None
-            and content(request.question, request.previous_answer, self.ktp) == request.question
-        )
-        return first if is_bare and request.question in self.voices[first] else request.expert_idx
+        recorded = self.first_answers.get(request.expert_idx)
+        if recorded is None:
+            return request.expert_idx
+        asked = content(request.question, request.previous_answer, self.ktp)
+        if asked == request.question and request.question in recorded:
+            return self._first_voice[request.expert_idx]
+        return request.expert_idx
 
     def render(self, request: Request) -> str:
         return self.voices[self.voice(request)].render(
@@ -218,7 +221,7 @@ class ExpertPool:
         calls = self.start(requests, on_missing)
         while any(call.answer is None for call in calls):
             self.advance()
-        return [call.answer for call in calls]
+        return [call.answer for call in calls if call.answer is not None]
 
     def start(
         self, requests: Sequence[Request], on_missing: Callable[[int], None] | None = None
@@ -304,14 +307,16 @@ class ExpertPool:
         """Copy recorded answers into the store: nothing is loaded, and nothing counts as
         generated.
         """
-        speaker, asked, kept = self.voices[voice], list(prompts.items()), {}
+        speaker = self.voices[voice]
+        keys = list(prompts)
+        kept: dict[bytes, Answer] = {}
         for batch in speaker.answer(list(prompts.values())):
-            kept |= self.store.put_many(
-                [
-                    StoredAnswer(asked[index][0], speaker.config.name, asked[index][1], answer)
-                    for index, answer in batch
-                ]
-            )
+            rows = [
+                StoredAnswer(keys[index], speaker.config.name, prompts[keys[index]], answer)
+                for index, answer in batch
+                if answer is not None
+            ]
+            kept |= self.store.put_many(rows)
         self.stats.replayed += len(kept)
         return kept
 
@@ -350,7 +355,7 @@ class ExpertPool:
                 self._finish(call, Answer("", 0, 0, 0.0) if answer is None else kept[key])
 
 
-def build_expert(expert: ExpertConfig, pool: PoolConfig, device: torch.device) -> Expert:
+def build_expert(expert: AnyExpertConfig, pool: PoolConfig, device: torch.device) -> Expert:
     """An expert of any kind.
 
     Nothing is loaded or contacted yet; what a kind needs is imported only where it is used.
@@ -366,9 +371,13 @@ def build_expert(expert: ExpertConfig, pool: PoolConfig, device: torch.device) -
             from backends.ray_actors import RayExpert
 
             return RayExpert(expert, pool)
-    return HFExpert(
-        expert, device, max_batch_tokens=pool.max_batch_tokens, max_batch_size=pool.max_batch_size
-    )
+        case HFExpertConfig():
+            return HFExpert(
+                expert,
+                device,
+                max_batch_tokens=pool.max_batch_tokens,
+                max_batch_size=pool.max_batch_size,
+            )
 
 
 def build_pool(config: Config, max_calls: int | None = None) -> ExpertPool:
@@ -380,16 +389,13 @@ def build_pool(config: Config, max_calls: int | None = None) -> ExpertPool:
     """
     device = pick_device(config.device)
     experts = [build_expert(expert, config.pool, device) for expert in config.pool.experts]
-    first_answers = {
-        idx: first_answers_of(expert)
-        for idx, expert in enumerate(experts)
-        if getattr(expert.config, "first_answers", None)
-    }
-    for recorded in [
-        *(expert for expert in experts if isinstance(expert, RecordedExpert)),
-        *first_answers.values(),
-    ]:
-        recorded.check_charge(config.reward.cost)
+    first_answers: dict[int, RecordedExpert] = {}
+    for idx, expert in enumerate(config.pool.experts):
+        if isinstance(expert, PromptedExpertConfig) and expert.first_answers:
+            first_answers[idx] = first_answers_of(experts[idx], expert)
+    for voice in (*experts, *first_answers.values()):
+        if isinstance(voice, RecordedExpert):
+            voice.check_charge(config.reward.cost)
     store = AnswerStore(config.pool.store, library_versions())
     store.check_small()
     return ExpertPool(

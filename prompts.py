@@ -163,7 +163,7 @@ class PromptFormat:
             ]
             return "".join(worked) + f"Question: {text}\nAnswer:"
         if self.kind == "template":
-            return text.join(self.template.split("{prompt}"))
+            return text.join((self.template or "").split("{prompt}"))
         if apply_chat_template is None:
             raise PromptError(
                 "prompt_format chat, but the tokenizer has no chat template: a base model wants"

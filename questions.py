@@ -266,7 +266,7 @@ def read_questions(
     other_splits: set[str] = set()
     listed = {source.metric, source.agreement, *metrics}
     for number, (place, row) in enumerate(_rows(source)):
-        fields: dict[str, str] = dict(source.fields)
+        fields = {str(ours): theirs for ours, theirs in source.fields.items()}
         if _is_recorded(row, source):
             fields = RECORDED_FIELDS | fields
             split = _pick(row, fields["split"])

@@ -21,11 +21,14 @@ class Cost:
 
     def __add__(self, other: Cost) -> Cost:
         usd = None if self.usd is None or other.usd is None else self.usd + other.usd
-        sums = [
-            getattr(self, name) + getattr(other, name)
-            for name in ("params_b", "prompt_tokens", "completion_tokens", "flops", "latency_s")
-        ]
-        return Cost(*sums, usd=usd)
+        return Cost(
+            params_b=self.params_b + other.params_b,
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            completion_tokens=self.completion_tokens + other.completion_tokens,
+            flops=self.flops + other.flops,
+            latency_s=self.latency_s + other.latency_s,
+            usd=usd,
+        )
 
     def in_unit(self, unit: CostUnit) -> float:
         """Raw units: billions of parameters, 1e12 FLOPs, thousands of tokens, seconds, USD."""

@@ -7,10 +7,11 @@ qualities are filled in afterwards by `score_routes`, from questions that still 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from backends.answer_store import Answer
 from config import RewardConfig
 from der_env import Episode, Judge, Judgement, Reader, take_answers
 from experts import Call, ExpertPool
@@ -63,6 +64,14 @@ class Route:
             raise ValueError(f"route of question {self.episode.question.id} has not been scored")
         return quality
 
+    @property
+    def next_expert(self) -> int:
+        """The expert of the last decision. Raises ValueError where that ended the route."""
+        expert_idx = self.decisions[-1].expert_idx
+        if expert_idx is None:
+            raise ValueError(f"route of question {self.episode.question.id} has ended")
+        return expert_idx
+
     def value_under(self, reward: RewardConfig) -> float:
         """The return of every table: quality of the final answer minus alpha times the sum of C,
         undiscounted and unshaped.
@@ -112,18 +121,16 @@ def play(
         while waiting and len(to_move) + len(asked) < width:
             to_move.append(waiting.popleft())
         moving, num_stopped = _decide(to_move, policy)
-        calls = pool.start(
-            [route.episode.propose(route.decisions[-1].expert_idx) for route in moving]
-        )
+        calls = pool.start([route.episode.propose(route.next_expert) for route in moving])
         asked |= dict(zip(calls, moving, strict=True))
         enough = len(asked) if in_step else min(1, len(asked))
-        while len(answered := [call for call in asked if call.answer is not None]) < enough:
+        while len(answers := _answered(asked)) < enough:
             pool.advance()
-        to_move = [asked.pop(call) for call in answered]
+        to_move = [asked.pop(call) for call in answers]
         take_answers(
             [r.episode for r in to_move],
-            [r.decisions[-1].expert_idx for r in to_move],
-            [call.answer for call in answered],
+            [r.next_expert for r in to_move],
+            list(answers.values()),
             pool,
             judge,
             reader,
@@ -133,6 +140,11 @@ def play(
             on_progress(num_stopped + len(to_move) - len(still))
         to_move = still
     return routes
+
+
+def _answered(calls: Iterable[Call]) -> dict[Call, Answer]:
+    """The calls that have their answers, in order."""
+    return {call: call.answer for call in calls if call.answer is not None}
 
 
 def _decide(routes: Sequence[Route], policy: Policy) -> tuple[list[Route], int]:

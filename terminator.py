@@ -21,7 +21,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from config import MAX_CALLS, MAX_SIZE, Config, RewardConfig, TerminatorConfig
-from der_env import Episode, Judge, Judgement, encode_states
+from der_env import Episode, Judgement, Reader, encode_states
 from questions import Question
 from reward import charge
 from rollout import Route
@@ -78,6 +78,7 @@ class Terminator(nn.Module):
         self, width: int, num_experts: int, t_max: int, hidden_size: int, dropout: float = 0.0
     ):
         super().__init__()
+        self.width, self.hidden_size = width, hidden_size
         self.num_experts, self.t_max, self.dropout = num_experts, t_max, dropout
         self.reads = (width, num_experts, t_max)
         self.net = nn.Sequential(
@@ -99,7 +100,9 @@ class Terminator(nn.Module):
         inputs = nn.functional.dropout(
             torch.cat([features, *known], dim=1).float(), self.dropout, self.training
         )
-        return last(nn.functional.dropout(relu(first(inputs)), self.dropout, self.training))[:, 0]
+        hidden = nn.functional.dropout(relu(first(inputs)), self.dropout, self.training)
+        logits: torch.Tensor = last(hidden)  # (B, 1)
+        return logits[:, 0]
 
     def fit(self, agent: Agent, data: TerminatorData, config: TerminatorConfig, seed: int) -> float:
         """Train from scratch on the data with binary cross-entropy; returns the last loss.
@@ -116,7 +119,9 @@ class Terminator(nn.Module):
         labels = torch.from_numpy(good).to(features.device)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            for layer in (self.net[0], self.net[2]):
+            for layer in self.net:
+                if not isinstance(layer, nn.Linear):
+                    continue
                 bound = layer.in_features**-0.5
                 layer.weight.copy_(
                     torch.empty(layer.weight.shape).uniform_(-bound, bound, generator=generator)
@@ -192,10 +197,14 @@ class EstimateTerminator:
 class EstimateJudge:
     """Ends a route when the estimate of the submitted answer reaches the threshold."""
 
-    def __init__(self, threshold: float):
+    def __init__(self, reader: Reader, threshold: float):
+        self.reader = reader
         self.threshold = threshold
 
     def judge(self, episodes: Sequence[Episode]) -> list[Judgement]:
+        unread = [e for e in episodes if len(e.estimates) != len(e.steps)]
+        if unread:  # routes of a policy that reads nothing
+            self.reader.estimate(unread)
         judgements = []
         for episode in episodes:
             p = episode.estimates[episode.submitted_idx]
@@ -204,12 +213,18 @@ class EstimateJudge:
 
 
 AnyTerminator = Terminator | EstimateTerminator
+LearnedJudge = TerminatorJudge | EstimateJudge
 
 
-def make_judge(agent: Agent, terminator: AnyTerminator, threshold: float | None = None) -> Judge:
+def make_judge(
+    agent: Agent, terminator: AnyTerminator, threshold: float | None = None
+) -> LearnedJudge:
     """The judge that ends an agent's routes; another threshold than the Terminator's if given."""
     if isinstance(terminator, EstimateTerminator):
-        return EstimateJudge(terminator.threshold if threshold is None else threshold)
+        if agent.reader is None:
+            raise AgentError("an agent that reads text has no estimates to end its routes by")
+        threshold = terminator.threshold if threshold is None else threshold
+        return EstimateJudge(agent.reader, threshold)
     return TerminatorJudge(agent, terminator, threshold)
 
 
@@ -252,17 +267,17 @@ def terminator_figures(
     `thresholds`: what each threshold would have given.
     """
     p_stops = []
-    is_good = []
+    qualities = []
     is_formed = []
     for route, question in zip(routes, questions, strict=True):
         known = shapes.get(question.task, set())
         for num_calls, step in enumerate(route.episode.steps, start=1):
             submitted = route.episode.submitted_after(num_calls)
             p_stops.append(step.p_stop)
-            is_good.append(submitted.quality >= config.env.p0)
+            qualities.append(submitted.quality)
             is_formed.append(answer_shape(submitted.answer.text) in known)
     p = np.array(p_stops)
-    good = np.array(is_good)
+    good = np.array(qualities, dtype=float) >= config.env.p0
     formed = np.array(is_formed)
     bins = [b for b in np.array_split(np.argsort(p, kind="stable"), 10) if len(b)]
     calibration = [

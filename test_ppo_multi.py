@@ -133,7 +133,8 @@ def parse_alphas(text: str) -> list[float]:
 
 
 def runs_by_alpha(runs: Sequence[Path], alphas: Sequence[float]) -> dict[float, list[Path]]:
-    """The runs that serve each alpha: those that were trained with it.
+    """The runs that serve each alpha: those that were trained with it, or for it among others
+    (reward.alphas).
 
     Raises ConfigError for a run of another alpha, an alpha without runs, and runs that differ in
     more than alpha and seed.
@@ -146,8 +147,12 @@ def runs_by_alpha(runs: Sequence[Path], alphas: Sequence[float]) -> dict[float, 
     first = load_run_config(runs[0])
     for run in runs:
         config = load_run_config(run)
+        learned = config.reward.alphas
+        served = [config.reward.alpha]
+        if learned:
+            served = [alpha for alpha in alphas if learned[0] <= alpha <= learned[-1]]
         alpha = config.reward.alpha
-        if alpha not in groups:
+        if not learned and alpha not in groups:
             raise ConfigError(
                 f"{run} was trained with reward.alpha = {alpha:g}, which --alphas {listed} does not"
                 " list: add it, or leave the run out"
@@ -158,8 +163,9 @@ def runs_by_alpha(runs: Sequence[Path], alphas: Sequence[float]) -> dict[float, 
                 f"{run} differs from {runs[0]} in {', '.join(other)}: only runs that differ in"
                 " reward.alpha and seed belong in one report"
             )
-        groups[alpha].append(run)
-        seeds[alpha].add(config.seed)
+        for alpha in served:
+            groups[alpha].append(run)
+            seeds[alpha].add(config.seed)
     for alpha in alphas:
         if seeds[alpha] != {seed for group in seeds.values() for seed in group}:
             raise ConfigError(
@@ -188,7 +194,8 @@ def evaluate_alphas(
     for alpha, runs in groups.items():
         say(f"\nalpha {alpha:g}")
         folder = out / f"alpha_{alpha:g}"
-        reports[alpha] = evaluate_runs(runs, folder, overrides, other_pool=other_pool)
+        at_alpha = [*overrides, "--reward.alpha", f"{alpha!r}"]
+        reports[alpha] = evaluate_runs(runs, folder, at_alpha, other_pool=other_pool)
     say("\ncurves over all alphas")
     policies = {alpha: policies_of(report.records) for alpha, report in reports.items()}
     alphas = sorted(groups)

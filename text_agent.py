@@ -23,7 +23,7 @@ from tianshou.utils.net.discrete import DiscreteActor, DiscreteCritic
 from torch import nn
 
 from config import AgentConfig, PPOConfig
-from der_env import Episode, TextObserver, encode_states
+from der_env import Episode, Observer, Reader, TextObserver, encode_states
 from encoder import ENCODE_ROWS, StateEncoder, position_offset
 from prompts import StateTokenizer
 from rollout import Decision
@@ -110,10 +110,11 @@ class TwoRates(OptimizerFactory):
             [{"params": encoder, "lr": self.ppo.lr_encoder}] if encoder else []
         )
         optimizer = self._create_optimizer_for_params(groups)
-        if self.num_updates is None:
+        num_updates = self.num_updates
+        if num_updates is None:
             return optimizer, None
         return optimizer, torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda update: max(0.0, 1 - update / self.num_updates)
+            optimizer, lambda update: max(0.0, 1 - update / num_updates)
         )
 
 
@@ -137,7 +138,7 @@ class Agent:
         self.state_tokenizer = StateTokenizer(
             tokenizer, limit
         )  # an encoder shorter than max_tokens reads what it can
-        self.observer = TextObserver(self.state_tokenizer)
+        self.observer: Observer = TextObserver(self.state_tokenizer)
         self.encoder = StateEncoder(config, model, tokenizer, t_max)
         self.actor = DiscreteActor(
             preprocess_net=self.encoder,
@@ -219,6 +220,15 @@ class Agent:
             )
         return digest.hexdigest()[:16]
 
+    @property
+    def reader(self) -> Reader | None:
+        """Who estimates the answers on a route; nobody here."""
+        return None
+
+    def ask_with(self, alpha: float) -> None:
+        """Weigh cost by alpha from now on: nothing to do, since this agent has learned one."""
+        del alpha
+
     def settings(self) -> dict[str, Any]:
         """What of the agent is kept as JSON beside `learned_state`; nothing here."""
         return {}
@@ -233,7 +243,7 @@ class Agent:
         """Take over what `learned_state` and `settings` kept."""
         del settings
 
-        def part(prefix):
+        def part(prefix: str) -> dict[str, torch.Tensor]:
             return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
         self.actor.last.load_state_dict(part("actor."))

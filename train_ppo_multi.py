@@ -162,8 +162,10 @@ def resumed_run(path: Path, overrides: list[str]) -> Trainer:
     state = folder.load_checkpoint("last")
     trainer = make_trainer(config, folder, state)
     if not is_whole(path):  # what it had learned is in its best checkpoint
-        trainer.load_state(folder.load_checkpoint("best"))
-        trainer.save_learned()
+        best = folder.load_checkpoint("best")
+        if best is not None:
+            trainer.load_state(best)
+            trainer.save_learned()
     if state:
         trainer.load_state(state)
     else:
@@ -208,7 +210,8 @@ def main(arguments: list[str]) -> Path | None:
         )
         return None
     if is_helper():
-        return help_encode()
+        help_encode()
+        return None
     trainer = (
         resumed_run(options.resume, overrides)
         if options.resume

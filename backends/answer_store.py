@@ -144,15 +144,15 @@ class AnswerStore:
 
     def get_many(self, keys: Iterable[bytes]) -> dict[bytes, Answer]:
         """The stored answers among `keys`."""
-        wanted, out = list(dict.fromkeys(keys)), {}
+        wanted = list(dict.fromkeys(keys))
+        out: dict[bytes, Answer] = {}
         self.num_reads += len(wanted)
         for start in range(0, len(wanted), LOOKUP_CHUNK):
             chunk = wanted[start : start + LOOKUP_CHUNK]
             marks = ",".join("?" * len(chunk))
             rows = self._run(f"SELECT key, {COLUMNS} FROM answers WHERE key IN ({marks})", chunk)
-            out.update(
-                {key: Answer(*values[:-1], prompt_cut=bool(values[-1])) for key, *values in rows}
-            )
+            for key, text, prompt_tokens, completion_tokens, latency_s, was_cut in rows:
+                out[key] = Answer(text, prompt_tokens, completion_tokens, latency_s, bool(was_cut))
         return out
 
     def put_many(self, answers: Sequence[StoredAnswer]) -> dict[bytes, Answer]:

@@ -18,7 +18,7 @@ from backends.answer_store import Answer
 from config import ExpertConfig
 from runtime.errors import DERError
 
-Batch = list[tuple[int, Answer | None]]
+Batch = Sequence[tuple[int, Answer | None]]
 Keep = Callable[[int, list[tuple[bytes, str, Answer | None]]], None]
 
 
@@ -59,10 +59,12 @@ class Expert(Protocol):
     the run is to go on.
     """
 
-    config: ExpertConfig
-    is_remote: (
-        bool  # works elsewhere, so that it is asked at the same time as others, from a thread
-    )
+    @property
+    def config(self) -> ExpertConfig: ...
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it works elsewhere: a thread then asks it at the same time as others."""
 
     def identity(self) -> dict[str, Any]: ...
     def decoding(self) -> dict[str, Any]: ...
@@ -86,6 +88,10 @@ class Line:
 
     def ask(self, key: bytes, prompt: str) -> None:
         self.asked[self.inbox.put(prompt)] = (key, prompt)
+
+    def next_batch(self) -> Batch | None:
+        """The next batch of the open stream; None at its end."""
+        return None if self.stream is None else next(self.stream, None)
 
 
 class Dispatcher:
@@ -147,7 +153,7 @@ class Dispatcher:
         # A full batch costs little more than a small one, and those of the others grow meanwhile
         if local:
             idx = max(local, key=lambda idx: len(self._lines[idx].asked))
-            self._receive(idx, lambda: next(self._lines[idx].stream, None), keep)
+            self._receive(idx, self._lines[idx].next_batch, keep)
         arriving = {
             line.arriving: idx for idx, line in enumerate(self._lines) if line.arriving is not None
         }

@@ -158,7 +158,8 @@ class EndpointExpert:
         """
         self.load()
         self._error = None
-        inbox, running = Inbox.of(prompts), {}
+        inbox = Inbox.of(prompts)
+        running: dict[asyncio.Task[Answer | None], int] = {}
         num_slots = self.config.concurrency * len(self.replicas)
         with self._connected() as runner:
             try:
@@ -205,7 +206,8 @@ class EndpointExpert:
                 yield runner
             finally:
                 for replica in self.replicas:
-                    runner.run(replica.client.close())
+                    if replica.client is not None:
+                        runner.run(replica.client.close())
                     replica.client = None
 
     async def _ask(self, prompt: str) -> Answer | None:
@@ -338,6 +340,8 @@ class EndpointExpert:
     async def _request(self, replica: Replica, prompt: str) -> Any:
         """The server's reply to one request. Raises APIError or ReplyError."""
         decoding = self.config.decoding
+        client = replica.client
+        assert client is not None, "asked outside of `_connected`"
         options: dict[str, Any] = {
             "model": self.config.model,
             self._limit_name: decoding.max_new_tokens,
@@ -352,8 +356,8 @@ class EndpointExpert:
         try:
             if self.config.prompt_format == "chat":
                 messages = json.loads(prompt)
-                return await replica.client.chat.completions.create(messages=messages, **options)
-            return await replica.client.completions.create(prompt=prompt, **options)
+                return await client.chat.completions.create(messages=messages, **options)
+            return await client.completions.create(prompt=prompt, **options)
         except (ValueError, AttributeError, TypeError) as error:
             raise ReplyError("the reply is not a completion") from error
 

@@ -67,7 +67,7 @@ class SeededSampling(LogitsProcessor):
             >> 1
         )
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         scores = scores.float() / self.temperature  # (B, V)
         if self.warper is not None:
             scores = self.warper(input_ids, scores)
@@ -92,8 +92,8 @@ class EnoughHaveEnded(StoppingCriteria):
         self.have_ended = torch.zeros(num_rows, dtype=torch.bool, device=ends.device)
 
     def __call__(
-        self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any
-    ) -> torch.BoolTensor:
+        self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any
+    ) -> torch.Tensor:
         self.have_ended |= torch.isin(input_ids[:, -1], self.ends)
         return torch.full_like(self.have_ended, bool(self.have_ended.float().mean() >= ENDED_SHARE))
 
@@ -102,6 +102,9 @@ class RoomyLayer(DynamicLayer):
     """Keys and values with room behind them, so that a step writes its own and does not copy all
     that came before.
     """
+
+    keys: torch.Tensor
+    values: torch.Tensor
 
     def __init__(self, layer: DynamicLayer):
         super().__init__()
@@ -118,14 +121,17 @@ class RoomyLayer(DynamicLayer):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values (B, heads, T, head size) with those of the new tokens behind them."""
         start, end = self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
-        if self._front is not self.keys or end > self._room[0].shape[-2]:
-            self._room = tuple(
-                pad(old, [0, 0, 0, key_states.shape[-2] + ROUND])
-                for old in (self.keys, self.values)
-            )
-        for room, new in zip(self._room, (key_states, value_states), strict=True):
-            room[..., start:end, :] = new
-        self.keys, self.values = self._front, _ = tuple(room[..., :end, :] for room in self._room)
+        room = self._room
+        if room is None or self._front is not self.keys or end > room[0].shape[-2]:
+            more = [0, 0, 0, key_states.shape[-2] + ROUND]
+            room = (pad(self.keys, more), pad(self.values, more))
+        keys, values = room
+        keys[..., start:end, :] = key_states
+        values[..., start:end, :] = value_states
+        self._room = room
+        self.keys = keys[..., :end, :]
+        self.values = values[..., :end, :]
+        self._front = self.keys
         return self.keys, self.values
 
 

@@ -320,7 +320,8 @@ class HFExpert:
         under way starts anew in half the size.
         """
         self.load()
-        inbox, waiting = Inbox.of(prompts), []
+        inbox = Inbox.of(prompts)
+        waiting: list[Row] = []
         batch, max_size = self._new_batch(), self.max_batch_size
         while inbox or waiting or batch.rows:
             if inbox:

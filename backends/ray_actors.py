@@ -279,11 +279,9 @@ class RayExpert:
             self._is_answering = False
 
     def _answer(self, inbox: Inbox) -> Iterator[list[tuple[int, Answer]]]:
-        chunks, idle, num_losses = (
-            collections.deque(),
-            [slot for slot in self._slots if slot.replica],
-            0,
-        )
+        chunks: collections.deque[list[tuple[int, str]]] = collections.deque()
+        idle = [slot for slot in self._slots if slot.replica]
+        num_losses = 0
         at_work: dict[
             Any, tuple[Slot, list[tuple[int, str]]]
         ] = {}  # call -> slot, numbers and prompts

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 from backends.answer_store import Answer
 from backends.dispatch import Expert, Inbox
 from backends.model_source import resolve_source, weights_fingerprint
-from config import TOKEN_UNITS, CostUnit, RecordedExpertConfig
+from config import TOKEN_UNITS, CostUnit, PromptedExpertConfig, RecordedExpertConfig
 from questions import Question, text_key
 from runtime.errors import ExpertError
 from runtime.files import read_lines
@@ -278,12 +278,13 @@ class RecordedExpert:
         if not self._can_count:
             return None
         if self.first_of is not None:
-            return self.first_of.tokenizer
+            model: Any = self.first_of  # of a kind that has a tokenizer, says `_can_count`
+            return model.tokenizer
         from transformers import AutoTokenizer
 
         try:
             return AutoTokenizer.from_pretrained(
-                resolve_source(self.config.tokenizer), revision=self.config.revision or "main"
+                resolve_source(self.config.tokenizer or ""), revision=self.config.revision or "main"
             )
         except (OSError, ValueError) as error:
             raise ExpertError(
@@ -303,9 +304,11 @@ class RecordedExpert:
     def _count_prompts(self, questions: Sequence[str]) -> list[int]:
         if self.first_of is None or not self._can_count:
             return self._count(questions)
+        config = self.first_of.config
+        is_chat = isinstance(config, PromptedExpertConfig) and config.prompt_format == "chat"
         return self._count(
             [self.first_of.render(question, None, "paper-v1") for question in questions],
-            special=self.first_of.config.prompt_format != "chat",
+            special=not is_chat,
         )
 
     def _count_answers(self, texts: Sequence[str]) -> list[int]:
@@ -343,13 +346,13 @@ class RecordedExpert:
             ]
 
 
-def first_answers_of(expert: Expert) -> RecordedExpert:
-    """The recorded first calls of an expert whose configuration names `first_answers`."""
-    config = RecordedExpertConfig(
+def first_answers_of(expert: Expert, config: PromptedExpertConfig) -> RecordedExpert:
+    """The first calls of an expert of this configuration, recorded in its `first_answers`."""
+    recorded = RecordedExpertConfig(
         kind="recorded",
-        name=expert.config.name,
-        params_b=expert.config.params_b,
-        path=expert.config.first_answers,
-        thinking_tags=expert.config.thinking_tags,
+        name=config.name,
+        params_b=config.params_b,
+        path=config.first_answers or (),
+        thinking_tags=config.thinking_tags,
     )
-    return RecordedExpert(config, first_of=expert)
+    return RecordedExpert(recorded, first_of=expert)

@@ -75,7 +75,7 @@ def token_counts(usage: Any) -> tuple[int | None, int | None]:
 
     Raises ReplyError for counts that cannot be.
     """
-    counts = []
+    counts: list[int | None] = []
     for name in ("prompt_tokens", "completion_tokens"):
         count = getattr(usage, name, None)
         if not isinstance(count, int):

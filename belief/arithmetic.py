@@ -40,7 +40,7 @@ REWRITES = (
     (r"[^\d\s.+\-*/()=]+", ";"),  # any other word or sign ends an expression
     (r"(?<=\d)\.(?!\d)", ";"),
 )
-REWRITES = tuple((re.compile(pattern), plain) for pattern, plain in REWRITES)
+COMPILED_REWRITES = [(re.compile(pattern), plain) for pattern, plain in REWRITES]
 ARITHMETIC_END = re.compile(r"[-+*/(). \d\t]+$")
 ARITHMETIC_START = re.compile(r"[-+*/(). \d\t]+")
 HAS_OPERATION = re.compile(r"\d\s*\)*\s*[-+*/]\s*\(*\s*-?\d")
@@ -77,7 +77,7 @@ def _value(node: ast.expr) -> float:
 
 def plain_arithmetic(text: str) -> str:
     """The text with its arithmetic typed plainly and its words removed."""
-    for pattern, plain in REWRITES:
+    for pattern, plain in COMPILED_REWRITES:
         text = pattern.sub(plain, text)
     return text
 

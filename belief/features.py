@@ -93,7 +93,7 @@ def _form(question: str, answer: str, reading: str | None) -> dict[str, float]:
         "ends_openly": float(not ending.endswith(ENDINGS)),
         "ends_with_colon": float(ending.endswith((":", ","))),
         "compressed": len(zlib.compress(encoded)) / (len(encoded) + 20),
-        "foreign_letters": log_count(sum(ord(letter) > 127 for letter in answer)),
+        "foreign_letters": log_count(len(answer) - len(answer.encode("ascii", "ignore"))),
         "steps": log_count(len(STEP.findall(answer))),
         "bold": log_count(answer.count("**")),
         "latex": log_count(answer.count("\\")),

@@ -8,6 +8,7 @@ that learns from estimates must meet them as good and as bad as they will be on 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from metrics.agreement import read_answer
 from questions import Question
 
 NUM_FOLDS = 4
+REMEMBERED = 1 << 18  # answers whose counted features are kept, a quarter of a kilobyte each
 PRIOR_STRENGTH = 0.01  # C of the logistic regressions; chosen by cross-validation on four sets
 READER_STRENGTH = 0.03
 DEVIATION = 0.5  # scale of an expert's own inputs: the smaller, the harder they are shrunk
@@ -60,9 +62,15 @@ def count_answers(questions: Sequence[Question], answers: Sequence[str]) -> np.n
     """Counted features (N, G) of one answer to each question."""
     rows = []
     for question, answer in zip(questions, answers, strict=True):
-        reading = read_answer(question.agreement_metric, answer)
-        rows.append(answer_features(question.text, answer, reading))
-    return feature_matrix(rows)
+        rows.append(_count_answer(question.text, question.agreement_metric, answer))
+    return np.stack(rows)
+
+
+@functools.lru_cache(maxsize=REMEMBERED)
+def _count_answer(question: str, metric: str, answer: str) -> np.ndarray:
+    """Counted features (G,). Kept: an evaluation at several alphas meets each answer often."""
+    features = answer_features(question, answer, read_answer(metric, answer))
+    return feature_matrix([features])[0]
 
 
 def one_hot(indices: np.ndarray, size: int) -> np.ndarray:

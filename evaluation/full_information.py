@@ -48,6 +48,9 @@ class ReturnNetwork(nn.Module):
     and the highest target seen.
     """
 
+    low: torch.Tensor  # (K + 1,), the least target seen
+    span: torch.Tensor  # (K + 1,), from there to the highest
+
     def __init__(self, width: int, num_values: int):
         super().__init__()
         self.net = nn.Sequential(
@@ -208,7 +211,8 @@ def fit_full_information(
             f" {len(tree.questions)}: raise eval.tree_questions"
         )
     visits = _hindsight_visits(tree, reward)
-    outcome, networks = tree.levels[-1].quality, []
+    outcome = tree.levels[-1].quality
+    networks: list[list[ReturnNetwork]] = []
     for depth in reversed(range(tree.t_max)):
         level = tree.levels[depth]
         is_over = (

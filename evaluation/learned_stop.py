@@ -74,7 +74,9 @@ def fit_learned_stop(
     return fitted[best_of(orders, returns)].rule
 
 
-def _fit_stop(table: AnswerTable, estimates: Estimates, alpha: float, order: Order) -> Fitted:
+def _fit_stop(
+    table: AnswerTable, estimates: Estimates, alpha: float, order: Order
+) -> Fitted[LearnedStop]:
     """Backward over the calls: regress what going on really brings, under the stops fitted so far.
 
     The rule's mean return on the table is taken with the same worth as the targets.

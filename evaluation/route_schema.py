@@ -62,7 +62,7 @@ class RouteLine(Part):
     question: str
     text: str
     task: str
-    stop_reason: Literal["satisfied", "t_max"]
+    stop_reason: Literal["satisfied", "t_max", "stopped"]
     submitted: Count | None = None  # index of the step whose answer counts; none: the last
     quality: Share
     return_: float = Field(alias="return")

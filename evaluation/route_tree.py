@@ -45,9 +45,9 @@ class Level:
     answers: list[str | None]
     quality: np.ndarray
     answer_quality: np.ndarray
-    child: np.ndarray | None = None
-    given: list[list[Answer | None]] | None = None
-    cost: list[list[Cost | None]] | None = None
+    child: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), dtype=int))
+    given: list[list[Answer | None]] = field(default_factory=list)
+    cost: list[list[Cost | None]] = field(default_factory=list)
 
 
 @dataclass
@@ -167,7 +167,9 @@ def _judged_level(
     owners = [questions[owner] for owner, _ in new]
     scores = score_answers(owners, [call[0] for _, call in new], list(new.values()))
     score_of.update(zip(new, scores, strict=True))
-    answers, quality, answer_quality = [], [], []
+    answers: list[str | None] = []
+    quality = []
+    answer_quality = []
     for owner, history in nodes:
         answers.append(history[-1][0])
         answer_quality.append(score_of[owner, history[-1]])
@@ -229,6 +231,8 @@ def _follow(tree: RouteTree, question_idx: int, choose: Callable[[int, int], int
     while (expert_idx := choose(depth, node)) is not None:
         level = tree.levels[depth]
         given, cost = level.given[node][expert_idx], level.cost[node][expert_idx]
+        if given is None or cost is None:
+            raise ValueError(f"expert {expert_idx} was not asked in node {node} of level {depth}")
         node, depth = int(level.child[node, expert_idx]), depth + 1
         episode.hear(Step(expert_idx, given, cost, float(tree.levels[depth].answer_quality[node])))
         episode.choose_submission()

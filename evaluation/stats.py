@@ -237,9 +237,10 @@ def _logit_scale(
     (Anscombe 1956).
     """
     margin = _half_a_question(lower, upper, questions)
-    lower, upper = lower - margin, upper + margin
-    width = upper - lower
-    return lower, width, logit((mean - lower) / width), width / ((mean - lower) * (upper - mean))
+    least = np.asarray(lower) - margin
+    most = np.asarray(upper) + margin
+    width = most - least
+    return least, width, logit((mean - least) / width), width / ((mean - least) * (most - mean))
 
 
 def _matrix(values: ArrayLike) -> np.ndarray:

@@ -11,13 +11,14 @@ import re
 from metrics.marks import before_next_question, marked_parts
 from runtime.errors import MetricError
 
-SEVERAL = r"(?!\s*[)\]]?\s*(?:,|&|and)\s*(?:and\s*)?[(\[]?[A-J]\b)"  # "(B) and (C)" chooses none
+SEVERAL = r"(?!\s*[)\]]?\s*(?:,|&|and)\s*(?:and\s*)?[(\[]?[A-J]\b)"  # "B and C" opens no line
 # A capital letter on its own, or a small one that a mark closes: not the words "a" and "I"
-LETTER = r"[(\[]?(?:([A-HJ])(?![A-Za-z0-9_(\[^]|\s*=)|([A-Ja-j])(?=[.,:)\]\u3002]|\s*$))" + SEVERAL
-IS = r"\s*(?:(?:is|are|would\s+be|should\s+be|must\s+be)\s*:?|:)\s*"
+LETTER = r"[(\[]?(?:([A-HJ])(?![A-Za-z0-9_(\[^]|\s*=)|([A-Ja-j])(?=[.,:)\]\u3002]|\s*$))"
+IS = r"\s*(?:is\s*:?|:)\s*"
+MUST_BE = r"\s+(?:is|would\s+be|should\s+be|must\s+be)\s*:?\s*"
 NAMED = r"(?:(?:the\s+)?(?:option|choice|letter)\s+)?"
 
-# (pattern, which of its matches counts, an example); small letters are as good as capital ones
+# (pattern, which of its letters counts, an example); small letters are as good as capital ones
 PHRASES = (
     (rf"(?i:\banswer{IS}{NAMED}){LETTER}", "first", "The answer is (B)."),
     (
@@ -25,24 +26,29 @@ PHRASES = (
         "last",
         "\u7b54\u6848\u662fB",
     ),
-    (rf"(?i:\b(?:choice|option){IS}{NAMED}){LETTER}", "last", "The best choice would be (D)."),
+    (
+        rf"(?i:\b(?:answer|choice|option)(?:{MUST_BE}|[ \t]*:[ \t]*){NAMED}){LETTER}",
+        "last",
+        "The best choice would be (D).",
+    ),
     (
         r"(?<![A-Za-z0-9_])[(\[]?([A-J])()[)\]]?\s+(?i:is\s+(?:the\s+)?(?:most\s+)?(?:correct|right|best)\b"
         r"|is\s+the\s+(?:answer|one)\b)",
-        "last",
+        "only",  # several say what is right of each option
         "B is correct.",
     ),
 )
 COMPILED = tuple((re.compile(pattern, re.MULTILINE), which) for pattern, which, _ in PHRASES)
 
 # A line that a letter opens, or is all of: "(B)", "B.", "Option B:"
-OPENING = re.compile(r"^\s*(?i:option\s+|choice\s+)?[(\[]?([A-J])(?:[.:)\]\u3002]|\s*$)")
+OPENING = re.compile(r"^\s*(?i:option\s+|choice\s+)?[(\[]?([A-J])(?:[.:)\]\u3002]|\s*$)" + SEVERAL)
 # Not part of a word, a formula, a quantity or a table
 ALONE = re.compile(
-    r"(?<![\w'^+=|/\\-])(?<!\d\s)(?P<bracket>[(\[])?(?P<letter>[A-J])(?![\w'^+=|/\\-]|\s*[=+^|])[)\]]?"
+    r"(?<![\w'^+=|/\\°-])(?<!\d\s)(?P<bracket>[(\[])?(?P<letter>[A-J])(?![\w'^+=|/\\(\[-]|\s*[=+^|])[)\]]?"
 )
 AFTER_IDEOGRAPH = re.compile(r"(?<=[\u3040-\u9fff])(?=[A-J])")
-ENDS = re.compile(r"[\s.!?)\]*\"'\u3002]*(?:$|[.!?\u3002]\s)")  # of a sentence
+ENDS_LINE = re.compile(r"[\s.!?)\]*\"'\u3002]*$")
+SENTENCE_END = re.compile(r"[.!?\u3002]\s+(?=\S)")
 JOINED = re.compile(r"[A-J][)\]]?\s*(?:,|/|&|and|or)[\s,]*(?:and|or)?\s*[(\[]?$")  # "(A), (C) and"
 FINISHED = re.compile(r"[.!?)\]*\"'\u3002]\s*$")
 
@@ -51,14 +57,16 @@ MARKUP = re.compile(r"\\(?:text|mathrm|mathbf|textbf)|\\(?=[()\[\]])|[*`${}\"']"
 
 
 def choice_in(answer: str) -> str | None:
-    """The letter an answer chooses, in upper case; None where it names none, or several at once."""
+    """The letter an answer chooses, in upper case; None where it chooses none.
+
+    Of several after "the answer is" the first counts, as it does for the graders.
+    """
     text = before_next_question(answer)
     plain = MARKUP.sub("", text.replace(r"\boxed", "answer is "))
     for pattern, which in COMPILED:
-        found = pattern.findall(plain)
-        if found:
-            first, second = found[0 if which == "first" else -1]
-            return (first or second).upper()
+        found = ["".join(groups).upper() for groups in pattern.findall(plain)]
+        if found and (which != "only" or len(set(found)) == 1):
+            return found[0 if which == "first" else -1]
     for part in marked_parts(text):
         match = OPENING.match(MARKUP.sub("", part))
         if match:
@@ -85,16 +93,19 @@ def _letter_of_lines(text: str) -> str | None:
 
 
 def _lone_letter(line: str) -> str | None:
-    """The last letter that stands alone in a line.
+    """The letter that stands alone in a line: the last one in brackets, or one without in the last
+    sentence, if that comes later.
 
-    None where several are named together, and where an unfinished line holds a bare letter only.
+    None where several are named together, and where the line is cut off after a bare letter.
     """
     line = AFTER_IDEOGRAPH.sub(" ", line)
+    last_sentence = max((match.end() for match in SENTENCE_END.finditer(line)), default=0)
     is_finished = FINISHED.search(line) is not None
     for match in reversed(list(ALONE.finditer(line))):
-        letter, at_end = match["letter"], ENDS.match(line, match.end()) is not None
-        is_word = letter in "AI" and not at_end  # the article, the pronoun
-        if match["bracket"] or (not is_word and (is_finished or at_end)):
+        letter, ends_line = match["letter"], ENDS_LINE.match(line, match.end()) is not None
+        is_word = letter in "AI" and not ends_line  # the article, the pronoun
+        counts = is_finished and match.start() >= last_sentence and not is_word
+        if match["bracket"] or ends_line or counts:
             return None if JOINED.search(line, 0, match.start()) else letter
     return None
 

@@ -17,6 +17,7 @@ from metrics.math_worker import compare
 from metrics.numbers import END_OF_CLAUSE, last_number
 from runtime.errors import MetricError
 
+TOLERANCE = Fraction(1, 10**6)
 REMEMBERED = 1 << 17  # pairs compared
 MAX_LENGTH = 500  # characters of an expression; a longer one is no result
 
@@ -153,23 +154,24 @@ def _plain_value(expression: str) -> Fraction | None:
 
 @functools.lru_cache(maxsize=REMEMBERED)
 def equals(wanted: str, found: str) -> bool:
-    """Whether an expression means what is wanted; both in one spelling."""
+    """Whether an expression means what is wanted; both in one spelling.
+
+    Decimals count as equal to 1e-6 relative.
+    """
     first, second = wanted.replace(" ", ""), found.replace(" ", "")
     if first == second:
         return True
-    values = _plain_value(first), _plain_value(second)
-    if values[0] is not None and values[1] is not None:
-        is_exact = "." not in first + second
-        difference = abs(values[0] - values[1])
-        return difference == 0 if is_exact else difference <= 1e-6 * max(1, abs(values[0]))
     if CLOCK_OR_RATIO.search(first) or CLOCK_OR_RATIO.search(second):
         return False  # 4:30 and 3:1 are no expressions: texts count
-    based = IN_BASE.fullmatch(first), IN_BASE.fullmatch(second)
-    if based[0] and based[1]:
-        one_goes_without_saying = not (based[0][2] and based[1][2])
-        return based[0][1] == based[1][1] and (
-            one_goes_without_saying or based[0][2] == based[1][2]
-        )
+    value, other = _plain_value(first), _plain_value(second)
+    if value is not None and other is not None:
+        is_decimal = "." in first or "." in second
+        allowed = TOLERANCE * max(Fraction(1), abs(value)) if is_decimal else Fraction(0)
+        return abs(value - other) <= allowed
+    digits, other_digits = IN_BASE.fullmatch(first), IN_BASE.fullmatch(second)
+    if digits and other_digits:  # the base may go without saying
+        bases = {digits[2], other_digits[2]} - {None}
+        return digits[1] == other_digits[1] and len(bases) == 1
     return compare(wanted, found)
 
 

@@ -143,9 +143,9 @@ def imported_metric(module: str, name: str) -> Metric:
     """
     try:
         factory = getattr(importlib.import_module(module), name)
-        if not inspect.isclass(factory):
+        if not isinstance(factory, type):
             raise TypeError(f"{name} is no class")
-        metric = factory()
+        metric: Metric = factory()
         inspect.signature(metric.compute).bind(predictions=[], references=[])
     except Exception as error:  # whatever the code of others raises
         raise MetricError(

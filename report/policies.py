@@ -47,7 +47,8 @@ class PolicyResults:
     def validation_return(self) -> float | None:
         """Mean over the seeds; None where the policy was not played on validation questions."""
         by_seed = [row[0].get("validation_return") for row in self.records]
-        return None if None in by_seed else float(np.mean(by_seed))
+        played = [value for value in by_seed if value is not None]
+        return float(np.mean(played)) if len(played) == len(by_seed) else None
 
     @property
     def all_records(self) -> list[Record]:

@@ -306,7 +306,7 @@ def _listed(values: Sequence[str]) -> str:
 
 def _against(agent: str, rival: str, cells: Sequence[Mapping[str, Any]]) -> str:
     """`DER minus task lookup: +0.031* at alpha 0, +0.002 at 0.1; area +0.012 [...]`."""
-    parts = []
+    parts: list[str] = []
     area = ""
     for cell in cells:
         if cell["b"] != rival:

@@ -14,6 +14,7 @@ from report.routes import route_statistics
 from report.summary import notes, summarise
 from report.trade_off import trade_off
 from runtime.errors import ReportError
+from runtime.machine import VERSION
 
 Pair = tuple[PolicyResults, PolicyResults]
 
@@ -133,6 +134,7 @@ def build_results(
     all_params_b = sum(expert["params_b"] for expert in experts)
     failed = extra.get("evaluation", {}).get("answers_failed", 0)
     return {
+        "version": VERSION,
         "split": "test",
         "num_questions": agent.quality.shape[1],
         "seeds": agent.seeds,

@@ -413,6 +413,7 @@ class EvaluationFacts(Entry):
 
 
 class Results(Entry):
+    version: str | None = Field(None, description="of DER; null before 0.2")
     split: Literal["train", "validation", "test"]
     num_questions: int = Field(ge=2)
     seeds: list[int] = Field(min_length=1)

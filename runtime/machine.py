@@ -12,6 +12,8 @@ import torch
 
 from runtime.errors import ConfigError
 
+VERSION = "0.2.0"  # of DER, as in CHANGELOG.md
+
 
 def pick_device(name: str) -> torch.device:
     """`auto` is cuda, then mps, then cpu.
@@ -45,6 +47,7 @@ def set_threads(count: int | None) -> None:
 def library_versions() -> dict[str, str]:
     """Versions that stand beside each stored answer and in a run's environment.json."""
     return {
+        "der": VERSION,
         "python": platform.python_version(),
         **{
             name: importlib.metadata.version(name)
@@ -67,7 +70,7 @@ def random_state() -> dict[str, Any]:
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {
         "python": [version, list(numbers), gauss],
-        "numpy": [kind, key.tolist(), *rest],
+        "numpy": [kind, np.asarray(key).tolist(), *rest],
         "torch": torch.get_rng_state(),
         "cuda": cuda,
     }

@@ -54,6 +54,7 @@ class Router:
         device = pick_device(self.config.device)
         self.pool: ExpertPool = build_pool(self.config)
         self.agent = load_agent(run / "agent", self.pool, device=device)
+        self.agent.ask_with(self.config.reward.alpha)
         self.judge = make_judge(self.agent, load_terminator(run / "terminator", device))
 
     def route(self, questions: Sequence[Question]) -> list[Route]:
@@ -64,7 +65,7 @@ class Router:
             self.judge,
             self.config.env.t_max,
             submits=self.config.env.submits,
-            reader=getattr(self.agent, "reader", None),
+            reader=self.agent.reader,
         )
 
     def show(self, route: Route) -> str:

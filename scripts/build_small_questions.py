@@ -234,7 +234,8 @@ def city_items(
     codes_of_name = defaultdict(set)
     for city in cities:
         codes_of_name[city["name"]].add(city["countrycode"])
-    items, count = [], Counter()
+    items = []
+    count: Counter[str] = Counter()
     for city in cities:
         name, code = city["name"], city["countrycode"]
         if (

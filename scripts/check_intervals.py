@@ -142,8 +142,10 @@ def check(
         _, lo, hi = limits(ours - others, -1, 1)
         found["separate"].append(~covered(lo, hi, 0))
         if start < CONTRAST:
-            found["boot_mean"].append(covered(*bootstrap(rng, ours), mean))
-            found["boot_paired"].append(covered(*bootstrap(rng, ours - baseline), LEAD))
+            lo, hi = bootstrap(rng, ours)
+            found["boot_mean"].append(covered(lo, hi, mean))
+            lo, hi = bootstrap(rng, ours - baseline)
+            found["boot_paired"].append(covered(lo, hi, LEAD))
     return {
         "spread": spread(mean, strength),
         **{name: float(np.concatenate(parts).mean()) for name, parts in found.items()},

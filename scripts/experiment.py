@@ -15,6 +15,7 @@ share the configuration's answer store, so that later ones ask little. Other set
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import subprocess
@@ -23,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -113,9 +114,9 @@ def _python(script: str, *arguments: str) -> None:
     said = ""
     command = [sys.executable, str(ROOT / script), *arguments]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as process, ended_with_us(process):
-        assert process.stderr is not None
+        pipe = cast(io.BufferedReader, process.stderr)
         # The end is kept for the message.
-        while chunk := process.stderr.read1().decode(errors="replace"):
+        while chunk := pipe.read1().decode(errors="replace"):
             sys.stderr.write(chunk)
             sys.stderr.flush()
             said = (said + chunk)[-10_000:]
@@ -140,7 +141,7 @@ def parse_sweep(text: str) -> tuple[str, list[str]]:
             f"--sweep {text}: expected KEY=VALUE,VALUE, for example reward.alpha=0.02,0.1"
         )
     try:
-        listed = yaml.compose(f"[{values}]").value
+        listed = yaml.compose(f"[{values}]").value  # type: ignore[union-attr]  # a list
     except yaml.YAMLError as error:
         raise ConfigError(
             f"--sweep {text}: the values are not YAML with commas between ({error})"

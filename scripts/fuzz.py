@@ -57,6 +57,22 @@ from terminator import load_terminator, make_judge
 
 HANG_S = 10
 FAULTS_SHOWN = 20
+MODEL_FILES = (
+    "agent/config.json",
+    "agent/model.safetensors",
+    "terminator/config.json",
+    "terminator/model.safetensors",
+)
+RUN_FILES = (
+    "config.yaml",
+    "metrics.jsonl",
+    "expert_calls.json",
+    "environment.json",
+    "checkpoints/last.pt",
+    "checkpoints/best.pt",
+    "checkpoints/last.json",
+    *MODEL_FILES,
+)
 SPLITS = {"train": 12, "validation": 4, "test": 4}
 
 
@@ -214,10 +230,7 @@ class Workshop:
         beside = shutil.ignore_patterns("tb", "report", "routes.jsonl", ".lock")
         shutil.copytree(f"runs/{rng.choice(('good', 'belief'))}", run, ignore=beside)
         (run / "expert_calls.json").write_text('{"generated": 7}')
-        names = ("config.yaml", "metrics.jsonl", "expert_calls.json", "environment.json")
-        names += ("checkpoints/last.pt", "checkpoints/best.pt", "checkpoints/last.json")
-        names += ("agent/config.json", "agent/model.safetensors", "terminator/config.json")
-        self.damage(run / rng.choice(names), rng)
+        self.damage(run / rng.choice(RUN_FILES), rng)
         num_epochs(run)
         evaluated_config(run, [])
         train_ppo_multi.resumed_run(run, []).folder.close()
@@ -242,9 +255,7 @@ class Workshop:
         run, kind = self.case / "run", rng.choice(("good", "belief"))
         for name in ("agent", "terminator"):
             shutil.copytree(f"runs/{kind}/{name}", run / name)
-        names = ("agent/config.json", "agent/model.safetensors")
-        names += ("terminator/config.json", "terminator/model.safetensors")
-        changed = run / rng.choice(names)
+        changed = run / rng.choice(MODEL_FILES)
         self.damage(changed, rng)
         if changed.suffix == ".safetensors" and rng.random() < 0.5:  # as if never hashed
             spec = read_json(changed.with_name("config.json"), DERError)

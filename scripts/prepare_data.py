@@ -107,7 +107,8 @@ def resolve_commit(hub_id: str, revision: str | None, advice: str) -> str | None
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        return HfApi().dataset_info(hub_id, revision=revision, timeout=HUB_TIMEOUT_S).sha
+        info = HfApi().dataset_info(hub_id, revision=revision, timeout=HUB_TIMEOUT_S)
+        return str(info.sha)
     except HFValidationError as error:
         raise DataError(f"{hub_id}: neither a folder nor a hub id") from error
     except HfHubHTTPError as error:

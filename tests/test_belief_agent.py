@@ -11,15 +11,16 @@ import torch
 import yaml
 from recordings import make_rows, write_rows
 
+import test_ppo_multi
 import train_ppo_multi
 from agent import load_agent
-from belief_agent import BeliefAgent
+from belief_agent import BeliefActor, BeliefAgent
 from der_env import Episode
 from experts import build_pool
 from questions import load_splits
 from rollout import play
 from runtime.command_line import load_config
-from runtime.errors import ConfigError
+from runtime.errors import AgentError, ConfigError
 from terminator import load_terminator, make_judge
 
 EXPERTS = {"small": 1.0, "adder": 2.0, "speller": 2.0, "large": 8.0}
@@ -162,7 +163,7 @@ def test_scrambled_test_labels_change_nothing(
 
 
 def test_an_agent_that_reads_text_cannot_stop_by_itself(config_path: Path) -> None:
-    with pytest.raises(ConfigError, match="env.stop: action is for agents that hold beliefs"):
+    with pytest.raises(ConfigError, match=r"env\.stop: action is for agents that hold beliefs"):
         load_config(config_path, ["--agent.reads", "text"])
 
 
@@ -174,3 +175,47 @@ def test_a_terminator_may_stop_the_agent_instead(
     path = train_ppo_multi.main(["--config", str(config_path), *options])
     threshold = load_terminator(tmp_path / path / "terminator", torch.device("cpu")).threshold
     assert 0 < threshold <= 0.95
+
+
+def test_one_agent_serves_all_alphas_it_was_trained_for_and_those_between(
+    config_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--reward.alphas", "[0, 0.2, 1]", "--train.epochs", "1", "--name", "dial"]
+    path = tmp_path / train_ppo_multi.main(["--config", str(config_path), *options])
+    assert {f"eval/return/alpha_{alpha}" for alpha in ("0", "0.2", "1")} <= metrics(path)[0].keys()
+    config = load_config(path / "config.yaml")
+    pool = build_pool(config)
+    agent = load_agent(path / "agent", pool)
+    judge = make_judge(agent, load_terminator(path / "terminator", torch.device("cpu")))
+    questions = [question.sealed() for question in load_splits(config.data).test]
+    spent = []
+    for alpha in (0.0, 0.1, 0.5, 1.0):
+        agent.ask_with(alpha)
+        routes = play(questions, agent, pool, judge, 3, submits="best", reader=agent.reader)
+        spent.append(sum(route.episode.cost.params_b for route in routes))
+    assert spent == sorted(spent, reverse=True)
+    with pytest.raises(AgentError, match="trained for 0 to 1"):
+        agent.ask_with(2.0)
+
+
+def test_between_two_alphas_the_plans_are_interpolated() -> None:
+    actor = BeliefActor(2, 2, [0.0, 0.2, 1.0], can_stop=True)
+    shares = actor.shares(torch.tensor([0.0, 0.1, 0.6, 1.0]))
+    expected = torch.tensor([[1, 0, 0], [0.5, 0.5, 0], [0, 0.5, 0.5], [0, 0, 1]])
+    torch.testing.assert_close(shares, expected)
+
+
+def test_agents_over_beliefs_are_evaluated_at_every_alpha(
+    config_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--reward.alphas", "[0, 0.2, 1]", "--train.epochs", "1", "--name", "curve"]
+    train_ppo_multi.main(["--config", str(config_path), *options])
+    arguments = ["--alphas", "0,0.2,1", "--run", "runs/curve", "--out", "runs/curves"]
+    test_ppo_multi.main(arguments)
+    results = json.loads((tmp_path / "runs/curves/report/results.json").read_text())
+    assert results["curves"]["alphas"] == [0, 0.2, 1]
+    agent = next(row for row in results["curves"]["rows"] if row["role"] == "der")
+    spent = [point["cost"] for point in agent["points"]]
+    assert spent == sorted(spent, reverse=True)

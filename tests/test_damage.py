@@ -143,7 +143,7 @@ def test_an_evaluation_names_damage_before_it_plays_anything(
     damage: Callable[[Path], Any],
     said: str,
 ) -> None:
-    monkeypatch.setattr("evaluation.runner.play", None)
+    monkeypatch.setattr("evaluation.ground.play", None)
     damage(run / file)
     with pytest.raises(DERError, match=said):
         test_ppo_multi.main(["--run", str(run)])
@@ -152,7 +152,7 @@ def test_an_evaluation_names_damage_before_it_plays_anything(
 def test_a_damaged_store_is_named_before_anything_is_played(
     run: Path, workplace: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("evaluation.runner.play", None)
+    monkeypatch.setattr("evaluation.ground.play", None)
     config = yaml.safe_load((run / "config.yaml").read_text())
     shutil.copyfile(config["pool"]["store"], workplace.store)
     data = workplace.store.read_bytes()

@@ -28,7 +28,7 @@ from backends.answer_store import AnswerStore, answer_key
 from backends.endpoint import EndpointExpert
 from backends.hf import HFExpert
 from config import EndpointExpertConfig, HFExpertConfig
-from evaluation.baselines import FixedRoute
+from evaluation.policies import FixedRoute
 from experts import ExpertPool, Request, build_expert
 from questions import Question
 from rollout import NeverSatisfied, play

@@ -13,7 +13,7 @@ from recordings import make_rows, write_rows
 
 import test_ppo_multi
 import train_ppo_multi
-from evaluation.route_log import ROLES, read_records
+from evaluation.route_log import LABELLED_ROLES, ROLES, read_records
 from report.schema import read_results
 
 EXPERTS = ("small", "DER", "speller", "large")  # "DER" is the expert `adder` of the recordings
@@ -100,8 +100,9 @@ def test_every_record_has_a_known_role(records: list[dict[str, Any]]) -> None:
 def test_a_log_from_before_roles_gets_them_from_its_labels(
     records: list[dict[str, Any]], tmp_path: Path
 ) -> None:
+    there_were = {"der", "single", *LABELLED_ROLES.values()}
     lines, expected = [], []
-    for record in records:
+    for record in [record for record in records if record["role"] in there_were]:
         old = copy.deepcopy(record)
         expected.append(old.pop("role"))
         lines.append(json.dumps(old) + "\n")

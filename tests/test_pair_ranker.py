@@ -15,11 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import DebertaV2Config, DebertaV2Model
 
+from config import RewardConfig
 from evaluation import pair_ranker
-from evaluation.baselines import FixedRoute, ask_all_and_rank
+from evaluation.answer_table import ask_all
+from evaluation.baselines import rank_all
 from evaluation.pair_ranker import PairRanker
 from questions import Question
-from rollout import NeverSatisfied, play, score_routes
 from runtime.errors import RankerError
 
 
@@ -140,17 +141,12 @@ def test_the_winner_is_taken_at_everyones_cost_without_a_look_at_the_reference(
         Question("a", "what is sky", _reference="blue"),
         Question("b", "is green", _reference="blue"),
     ]
-    singles = [
-        play([q.sealed() for q in questions], FixedRoute([k]), pool, NeverSatisfied(), 1)
-        for k in range(3)
-    ]
-    for routes in singles:
-        score_routes(routes, questions, pool.names)
-    routes, rankings = ask_all_and_rank(singles, ranker)
+    table = ask_all(questions, pool, RewardConfig())
+    choices, rankings = rank_all(table.sealed(), ranker)
+    routes = table.routes(choices)
     best = [answers[int(np.argmax(ranker.rank(q.text, answers).scores))] for q in questions]
-    assert [route.episode.answer for route in routes] == best and [
-        len(route.episode.steps) for route in routes
-    ] == [3, 3]
+    assert [route.episode.submitted.answer.text for route in routes] == best
+    assert [len(route.episode.steps) for route in routes] == [3, 3]
     assert [r.comparisons for r in rankings] == [6, 6]
     assert ranker.num_params == sum(p.numel() for p in ranker.model.parameters())
 

@@ -19,6 +19,7 @@ import train_ppo_multi
 from backends.answer_store import Answer, AnswerStore, StoredAnswer
 from backends.hf import HFExpert
 from config import (
+    SPLITS,
     Config,
     EndpointExpertConfig,
     HFExpertConfig,
@@ -522,6 +523,15 @@ def test_paths_are_told_from_hub_ids(workplace):
         command_for("data/mixinstruct/recorded.jsonl")
         == "python scripts/prepare_data.py mixinstruct"
     )
+    assert (
+        command_for("data/lookahead/math/recorded.jsonl")
+        == "python scripts/prepare_data.py lookahead"
+    )
+    assert (
+        command_for("data/mmlu_pro_answers/recorded.jsonl")
+        == "python scripts/prepare_data.py mmlu_pro_answers"
+    )
+    assert command_for("data/lookahead/recorded.jsonl") is None
     assert command_for("data/recorded/answers.jsonl").startswith("yours to provide")
     assert command_for("data/gsm9k/train.jsonl") is command_for("data/gsm8k/trian.jsonl") is None
 
@@ -586,7 +596,7 @@ def test_a_misspelt_key_anywhere_in_a_shipped_configuration_is_refused(path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_misspelt_file_or_metric_in_a_shipped_configuration_is_refused(path, clone):
     splits = load_config(path).data
-    named = [f"--data.{name}.path={split.path}" for name, split in splits]
+    named = [f"--data.{name}.path={getattr(splits, name).path}" for name in SPLITS]
     for option, value in (
         ("data.train.path", splits.train.path.replace(".jsonl", "x.jsonl")),
         ("agent.encoder", "models/minilm/typo"),

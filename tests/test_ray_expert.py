@@ -129,7 +129,7 @@ def test_the_projects_modules_travel_to_the_nodes(twins):
     def finds_them_in_rays_own_folders(_):
         return (
             importlib.machinery.PathFinder.find_spec(
-                "expert_kinds", [path for path in sys.path if "runtime_resources" in path]
+                "backends", [path for path in sys.path if "runtime_resources" in path]
             )
             is not None
         )

@@ -79,6 +79,7 @@ def test_a_number_is_read_where_the_answer_marks_it_else_the_last(answer, number
         ("It must be A.", "A"),
         ("A mammal is what I mean.", None),
         ("I am not sure that I know.", None),
+        ("The answer is (C) and (B).", "C"),  # as the graders read it
         ("The answer is (CB).", None),
         ("Therefore (C) and (D) are the correct ones.", None),
         ("The answer is (Insufficient information).", None),

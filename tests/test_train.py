@@ -48,6 +48,7 @@ from report.schema import read_results
 from runtime import checkpoint, run_folder
 from runtime.command_line import load_config
 from runtime.errors import AgentError, BudgetError, ConfigError, RunError
+from runtime.machine import VERSION
 from scripts import ask, experiment
 from terminator import load_terminator
 
@@ -96,7 +97,7 @@ def test_a_run_folder_holds_what_it_promises(finished_run: Path, config_path: Pa
         about["seed"] == 0
         and about["threads"] == 1
         and about["device"] == "cpu"
-        and {"torch", "transformers", "tianshou"} <= about["versions"].keys()
+        and {"der", "torch", "transformers", "tianshou"} <= about["versions"].keys()
     )
     assert [expert["name"] for expert in about["pool"]] == list(NAMES)
     assert list((finished_run / "tb").glob("events.*"))
@@ -508,8 +509,10 @@ KINDS = {"der", "single", "static", "random", "cascade", "learned", "ensemble", 
 
 def test_the_evaluation_writes_the_promised_results(results: dict[str, Any]) -> None:
     assert {
-        k: results[k] for k in ("split", "num_questions", "seeds", "reward", "alpha", "cost_unit")
+        k: results[k]
+        for k in ("version", "split", "num_questions", "seeds", "reward", "alpha", "cost_unit")
     } == {
+        "version": VERSION,
         "split": "test",
         "num_questions": NUM_TEST,
         "seeds": [0],
@@ -725,7 +728,7 @@ def test_a_full_evaluation_of_two_seeds_has_every_baseline_and_no_policy_beats_t
 
     # In other units, from the log alone: no pool is built.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("evaluation.runner.build_pool", None)
+        patch.setattr("evaluation.ground.build_pool", None)
         path = test_ppo_multi.main(
             ["--run", str(finished_run), str(second), "--out", str(out), "--reprice", "tokens"]
         )

@@ -16,14 +16,25 @@ import torch
 
 from belief.outcome_model import (
     CrossFitted,
+    OutcomeModel,
     Outcomes,
     count_answers,
     count_questions,
     cross_fit,
 )
 from belief.planner import Plan, fit_plan
-from belief.state import Asked, Belief, agreement, asked_sets, believe, fit_candidates, hear
+from belief.state import (
+    Asked,
+    Belief,
+    CandidateModel,
+    agreement,
+    asked_sets,
+    believe,
+    fit_candidates,
+    hear,
+)
 from belief_agent import BeliefAgent, BeliefReader, pack_model, unpack_model
+from config import RewardConfig
 from der_env import Episode, Judge, OracleJudge, Reader
 from evaluation.progress import route_figures
 from experts import ExpertPool, Request
@@ -31,7 +42,7 @@ from metrics.agreement import group_question_answers
 from metrics.registry import score_answers
 from questions import Question
 from reward import charge
-from rollout import play, score_routes
+from rollout import Route, play, score_routes
 from terminator import NEVER, EstimateTerminator, choose_threshold, cut_at, make_judge
 from training.trainer import Trainer
 
@@ -80,6 +91,8 @@ class BeliefTrainer(Trainer):
     """A trainer whose policy stands on estimates that are fitted first."""
 
     agent: BeliefAgent
+    # Estimates take the place of the network that a Trainer has.
+    terminator: EstimateTerminator  # type: ignore[assignment]
 
     def build_learners(self, saved: dict[str, Any] | None) -> None:
         """The outcome model and the plan: fitted, or as a checkpoint holds them."""
@@ -113,22 +126,52 @@ class BeliefTrainer(Trainer):
             fitted.before, fitted.after, same, outcomes.good, config.env.t_max, config.seed
         )
         costs = first.mean_charges(config.reward)
-        reader = BeliefReader(
-            fitted.model, candidates, tasks, costs, config.env.t_max, self.agent.question_embeddings
-        )
+        reader = self._new_reader(fitted.model, candidates, tasks, costs)
         reader.remember(questions, first.texts, fitted)
-        self.agent.set_reader(reader, config.reward.alpha, can_stop=config.env.stop == "action")
+        self.agent.set_reader(reader, self.alphas, can_stop=self.can_stop)
         beliefs: dict[Asked, Belief] = {}
         for sets in asked_sets(len(self.pool), reader.t_max)[1:]:
             for asked in sets:
                 heard = hear(asked, fitted.before, fitted.after, same)
                 beliefs[asked] = believe(heard, candidates)
-        self.plan: Plan = fit_plan(
-            beliefs, fitted.before, outcomes.good, costs, config.reward.alpha, reader.t_max
-        )
-        self.agent.set_plan(self.plan)
+        self.plans: list[Plan] = []
+        for alpha in self.alphas:
+            plan = fit_plan(beliefs, fitted.before, outcomes.good, costs, alpha, reader.t_max)
+            self.plans.append(plan)
+        self.agent.set_plans(self.plans)
         self._fitted = fitted
         self._texts = first.texts
+
+    @property
+    def alphas(self) -> tuple[float, ...]:
+        """The weights of cost that the agent learns."""
+        return self.config.reward.alphas or (self.config.reward.alpha,)
+
+    @property
+    def can_stop(self) -> bool:
+        return self.config.env.stop == "action"
+
+    def reward_of(self, env_idx: int) -> RewardConfig:
+        """Environments take turns with the alphas: every update sees each."""
+        alpha = self.alphas[env_idx % len(self.alphas)]
+        return self.config.reward.model_copy(update={"alpha": alpha})
+
+    def _new_reader(
+        self,
+        model: OutcomeModel,
+        candidates: CandidateModel,
+        tasks: Sequence[str],
+        costs: np.ndarray,
+    ) -> BeliefReader:
+        return BeliefReader(
+            model,
+            candidates,
+            tasks,
+            costs,
+            self.config.env.t_max,
+            self.agent.question_embeddings,
+            self.config.reward.alpha,
+        )
 
     def _outcomes(self, first: FirstAnswers, tasks: Sequence[str]) -> Outcomes:
         """Features and labels of all first answers."""
@@ -157,8 +200,7 @@ class BeliefTrainer(Trainer):
 
     def make_judge(self) -> Judge:
         """Nobody ends an episode where the agent can stop; the oracle otherwise."""
-        stops = self.config.env.stop == "action"
-        p0 = None if stops else self.config.env.p0
+        p0 = None if self.can_stop else self.config.env.p0
         return OracleJudge(self.splits.train, p0, self.pool.names)
 
     def _on_step(self, episode: Episode) -> None:
@@ -166,11 +208,43 @@ class BeliefTrainer(Trainer):
             self.finished.append(episode)
 
     def validate(self) -> dict[str, float]:
-        """Play the validation split; choose the Terminator's threshold where it ends routes."""
-        config, start = self.config, time.perf_counter()
+        """Play the validation split with every alpha; choose the Terminator's threshold where it
+        ends routes. Figures are those of reward.alpha, but the return is the mean over the alphas.
+        """
+        start = time.perf_counter()
         self.algorithm.eval()
-        stops = config.env.stop == "action"
-        most = NEVER if stops else config.terminator.max_threshold
+        routes_by_alpha = {}
+        returns = []
+        figures: dict[str, float] = {}
+        for alpha in self.alphas:
+            reward = self.config.reward.model_copy(update={"alpha": alpha})
+            routes = self._validation_routes(reward)
+            routes_by_alpha[alpha] = routes
+            returns.append([route.value_under(reward) for route in routes])
+            if self.config.reward.alphas:
+                figures[f"eval/return/alpha_{alpha:g}"] = float(np.mean(returns[-1]))
+        self.agent.ask_with(self.config.reward.alpha)
+        self.validated = np.concatenate(returns)
+        nearest = min(self.alphas, key=lambda alpha: abs(alpha - self.config.reward.alpha))
+        routes = routes_by_alpha[nearest]
+        entropies = []
+        for route in routes:
+            for decision in route.decisions:
+                entropies.append(decision.entropy or 0.0)
+        return {
+            **figures,
+            **route_figures(routes, self.config, self.pool.names, "eval"),
+            "eval/return": float(self.validated.mean()),
+            "eval/entropy": float(np.mean(entropies)),
+            "terminator/threshold": self.terminator.threshold,
+            "time/validate_s": time.perf_counter() - start,
+        }
+
+    def _validation_routes(self, reward: RewardConfig) -> list[Route]:
+        """The validation split, played and scored, ended by whoever ends routes."""
+        config = self.config
+        most = NEVER if self.can_stop else config.terminator.max_threshold
+        self.agent.ask_with(reward.alpha)
         routes = play(
             [question.sealed() for question in self.splits.validation],
             self.agent,
@@ -182,18 +256,10 @@ class BeliefTrainer(Trainer):
             reader=self.agent.reader,
         )
         score_routes(routes, self.splits.validation, self.pool.names)
-        if not stops:
-            self.terminator.threshold = choose_threshold(routes, config.reward, most)
-            routes = [cut_at(route, self.terminator.threshold) for route in routes]
-        returns = [route.value_under(config.reward) for route in routes]
-        self.validated = np.array(returns)
-        entropies = [decision.entropy for route in routes for decision in route.decisions]
-        return {
-            **route_figures(routes, config, self.pool.names, "eval"),
-            "eval/entropy": float(np.mean(entropies)),
-            "terminator/threshold": self.terminator.threshold,
-            "time/validate_s": time.perf_counter() - start,
-        }
+        if self.can_stop:
+            return routes
+        self.terminator.threshold = choose_threshold(routes, reward, most)
+        return [cut_at(route, self.terminator.threshold) for route in routes]
 
     def is_best(self, figures: dict[str, float]) -> bool:
         """Whether a validation beats the best before it by more than the standard error of their
@@ -228,8 +294,8 @@ class BeliefTrainer(Trainer):
             "model": {name: torch.as_tensor(array) for name, array in packed.items()},
             "tasks": reader.tasks,
             "costs": torch.as_tensor(reader.costs),
-            "plan": torch.as_tensor(self.plan.weights),
-            "sizes": torch.as_tensor(self.plan.sizes),
+            "plans": torch.as_tensor(np.stack([plan.weights for plan in self.plans])),
+            "sizes": torch.as_tensor(self.plans[0].sizes),
             "before": torch.as_tensor(self._fitted.before),
             "after": torch.as_tensor(self._fitted.after),
             "texts": self._texts,
@@ -250,16 +316,9 @@ class BeliefTrainer(Trainer):
         model, candidates = unpack_model(packed, len(self.pool), len(tasks))
         self._fitted = CrossFitted(model, state["before"].numpy(), state["after"].numpy())
         self._texts = state["texts"]
-        reader = BeliefReader(
-            model,
-            candidates,
-            tasks,
-            state["costs"].numpy(),
-            self.config.env.t_max,
-            self.agent.question_embeddings,
-        )
+        reader = self._new_reader(model, candidates, tasks, state["costs"].numpy())
         reader.remember(self.splits.train, self._texts, self._fitted)
-        can_stop = self.config.env.stop == "action"
-        self.agent.set_reader(reader, self.config.reward.alpha, can_stop=can_stop)
-        self.plan = Plan(state["plan"].numpy(), state["sizes"].numpy())
-        self.agent.set_plan(self.plan)
+        self.agent.set_reader(reader, self.alphas, can_stop=self.can_stop)
+        sizes = state["sizes"].numpy()
+        self.plans = [Plan(weights, sizes) for weights in state["plans"].numpy()]
+        self.agent.set_plans(self.plans)

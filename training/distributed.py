@@ -141,9 +141,10 @@ class EncoderTeam:
         gradients = [torch.zeros_like(parameter) for parameter in self.parameters]
         if self._own is not None:
             own, part = self._own
-            gradients = torch.autograd.grad(
+            own_gradients = torch.autograd.grad(
                 part, self.parameters, gradient[own], allow_unused=True, materialize_grads=True
             )
+            gradients = list(own_gradients)
             self._own = None
         vector = parameters_to_vector(gradients)
         dist.reduce(vector, dst=0)

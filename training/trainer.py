@@ -14,7 +14,7 @@ from tianshou.data import Collector, VectorReplayBuffer
 from tianshou.utils.torch_utils import policy_within_training_step
 
 from agent import UNFIT, build_agent, save_agent
-from config import Config
+from config import Config, RewardConfig
 from der_env import DEREnv, Episode, Judge, OracleJudge, Reader, encode_states
 from evaluation.progress import route_figures
 from experts import build_pool
@@ -93,22 +93,27 @@ class Trainer:
         """Who ends training episodes."""
         return OracleJudge(self.splits.train, self.config.env.p0, self.pool.names)
 
+    def reward_of(self, env_idx: int) -> RewardConfig:
+        """The reward of an environment; the same for all."""
+        del env_idx
+        return self.config.reward
+
     def _make_envs(self) -> DERVectorEnv:
-        config, judge = self.config, self.make_judge()
-        num_envs = min(config.train.num_envs, config.train.episodes_per_update)
-        envs = [
-            DEREnv(
+        config = self.config
+        judge = self.make_judge()
+        envs = []
+        for env_idx in range(min(config.train.num_envs, config.train.episodes_per_update)):
+            env = DEREnv(
                 self.splits.train,
                 self.pool,
                 judge,
                 self.agent.observer,
                 config.env,
-                config.reward,
+                self.reward_of(env_idx),
                 self._on_step,
                 self.reader,
             )
-            for _ in range(num_envs)
-        ]
+            envs.append(env)
         return DERVectorEnv(envs, np.random.default_rng([config.seed, 1]))
 
     def _make_buffer(self) -> VectorReplayBuffer:
@@ -128,7 +133,7 @@ class Trainer:
                 step.answer.text,
                 episode.calls_left,
                 step.expert_idx,
-                step.quality >= self.config.env.p0,
+                step.quality is not None and step.quality >= self.config.env.p0,
             )
         )
         if episode.is_over:

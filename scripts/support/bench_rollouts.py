@@ -6,6 +6,7 @@ All ways make the same calls: which expert is asked at which step is drawn befor
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 import os
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,7 +96,8 @@ class DistantExpert:
     unload = load
 
     def answer(self, prompts: Sequence[str] | Inbox) -> Iterator[list[tuple[int, Answer]]]:
-        inbox, due = Inbox.of(prompts), []  # heap of (time, number)
+        inbox = Inbox.of(prompts)
+        due: list[tuple[float, int]] = []  # heap of (time, number)
         while inbox or due:
             for number, prompt in inbox.take(self.concurrency - len(due)):
                 latency_s = np.random.default_rng(
@@ -111,6 +114,7 @@ class Bench:
 
     def __init__(self, pool: ExpertPool, folder: Path):
         self.pool, self.num_stores = pool, 0
+        self.experts = [expert for expert in pool.experts if isinstance(expert, HFExpert)]
         self.folder = Path(
             tempfile.mkdtemp(dir=folder)
         )  # its own: another bench's answers would make its rollouts warm
@@ -154,7 +158,7 @@ class Bench:
         """
         answer = None
         for expert_idx in plan.experts[question.id]:
-            expert = self.pool.experts[expert_idx]
+            expert = self.experts[expert_idx]
             answer = generate_one(expert, expert.render(question.text, answer, self.pool.ktp))
 
     def sequential_s(self, plan: Plan) -> float:
@@ -255,7 +259,7 @@ def best_threads(run: Callable[[], object]) -> int:
     return min(counts, key=lambda count: min(turn[count] for turn in turns))
 
 
-def repeated(experts: Sequence[HFExpertConfig], count: int) -> tuple[HFExpertConfig, ...]:
+def repeated(experts: Sequence[Any], count: int) -> tuple[Any, ...]:
     """`count` experts, the given ones over and over; a decoding seed, which greedy decoding
     ignores, keeps their answers apart.
     """
@@ -276,10 +280,12 @@ def measure(config: Config, folder: Path, repeats: int, num_questions: int) -> d
     bench = Bench(build_pool(config), folder)
     plan = Plan.draw(questions, len(bench.pool), config.env.t_max)
     part, probe = plan.first(max(16, num_questions // 4)), plan.first(8)
+
+    def rate(num_envs: int) -> float:
+        return plan.num_transitions / bench.rollout_s(plan, num_envs)[0]
+
     ways: dict[str, Callable[[], float]] = {
-        f"envs_{n}": lambda n=n: plan.num_transitions / bench.rollout_s(plan, n)[0]
-        for n in ENVS
-        if n // 2 < num_questions
+        f"envs_{n}": functools.partial(rate, n) for n in ENVS if n // 2 < num_questions
     }
     ways["in_step"] = lambda: plan.num_transitions / bench.rollout_s(plan, 64, in_step=True)[0]
     ways |= {
@@ -317,9 +323,9 @@ def measure(config: Config, folder: Path, repeats: int, num_questions: int) -> d
             e.render(q.text, "no" if n % 2 else None, bench.pool.ktp)
             for n, q in enumerate(questions[:64])
         ]
-        for e in bench.pool.experts
+        for e in bench.experts
     ]
-    pairs = list(zip(bench.pool.experts, prompts, strict=True))
+    pairs = list(zip(bench.experts, prompts, strict=True))
     together = {
         f"together_vs_one_by_one/{e.config.name}": float(
             np.median([bench.together_ratio(e, texts) for _ in range(repeats)])
@@ -403,7 +409,7 @@ def measure_scaling(config: Config, folder: Path, repeats: int) -> dict[str, flo
         ]
         lengths = [
             len(ids)
-            for expert in bench.pool.experts
+            for expert in bench.experts
             for ids in expert.encode([expert.render(q.text, None, bench.pool.ktp) for q in longer])[
                 0
             ]

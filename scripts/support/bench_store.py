@@ -21,7 +21,7 @@ RESIDENT = """
 import sys, time
 sys.path.insert(0, {root!r})
 import psutil
-from answer_store import AnswerStore
+from backends.answer_store import AnswerStore
 before = psutil.Process().memory_info().rss
 start = time.perf_counter()
 store = AnswerStore({path!r})

@@ -19,6 +19,7 @@ from tianshou.utils.net.common import ModuleWithVectorOutput
 from tianshou.utils.net.discrete import DiscreteActor, DiscreteCritic
 
 from backends.answer_store import Answer
+from backends.hf import HFExpert
 from config import Config
 from encoder import StateEncoder
 from evaluation.route_tree import grow
@@ -94,6 +95,7 @@ class PaddedEncoder(ModuleWithVectorOutput):
 
     def __init__(self, encoder: StateEncoder):
         super().__init__(encoder.width)
+        self.model: Any
         self.model, self.pad_id = encoder.model, encoder.pad_id
 
     def forward(self, obs: Any, state: Any = None, info: Any = None) -> tuple[torch.Tensor, Any]:
@@ -231,17 +233,18 @@ def counts(config_path: Path, overrides: list[str], folder: Path) -> dict[str, f
         "1",
     ]
     small = ["--pool.store", str(folder / "counts.sqlite"), *few, *overrides]
-    out = {}
+    out: dict[str, float] = {}
     for state in ("cold", "warm"):
         trainer = make_trainer(load_config(config_path, small), folder / state)
-        validated = 0
+        validated = 0.0
         for _ in range(2):
             trainer.update()
             validated += trainer.validate()["eval/calls"] * len(trainer.splits.validation)
+        local = [expert for expert in trainer.pool.experts if isinstance(expert, HFExpert)]
         thousands = (trainer.env_step + validated) / 1000
         taken = {
             **{
-                name: sum(expert.work[name] for expert in trainer.pool.experts)
+                name: sum(expert.work[name] for expert in local)
                 for name in ("generate_calls", "forward_passes")
             },
             "encoder_rows": trainer.agent.encoder.num_rows,

@@ -35,7 +35,17 @@ ODD_TEXTS = (
     "cuda:99",
 )
 ODD_NUMBERS = (0, 1, -1, 2**31, 2**32, 2**63, 2**64, 10**30, 1e308, -1e308, 1e-320, 0.5, -0.0)
-ODD_VALUES = (None, True, False, [], {}, [[]], [None], {"": None}, {"a": {"a": {"a": 1}}})
+ODD_VALUES: tuple[Any, ...] = (
+    None,
+    True,
+    False,
+    [],
+    {},
+    [[]],
+    [None],
+    {"": None},
+    {"a": {"a": {"a": 1}}},
+)
 ODD_BYTES = (
     b"\x00",
     b"\xff\xfe",
@@ -99,7 +109,7 @@ def mutate_value(value: Any, rng: random.Random) -> Any:
             del copy[key]
         case 1 if isinstance(copy, dict):
             copy[rng.choice(ODD_TEXTS)] = copy.pop(key)
-        case 1:
+        case 1 if isinstance(copy, list):
             copy.insert(key, copy[key])
         case _:
             copy[key] = mutate_value(copy[key], rng)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 import reasoning_gym
 from reasoning_gym.algorithmic.caesar_cipher import CaesarCipherConfig, CaesarCipherDataset
@@ -45,7 +46,7 @@ TEMPLATE_PHRASES = (
     ", ",
 )
 
-Entry = dict[str, object]  # reasoning-gym's {"question", "answer", "metadata"}
+Entry = dict[str, Any]  # reasoning-gym's {"question", "answer", "metadata"}
 
 
 def word_list() -> list[str]:
@@ -240,7 +241,8 @@ def make_questions(seed: int, sizes: dict[str, int]) -> dict[str, list[dict[str,
     """Question sets {split: records} in design order, disjoint by text, each cell with its share of
     every split.
     """
-    total, taken = sum(cell.share for cell in CELLS.values()), set()
+    total = sum(cell.share for cell in CELLS.values())
+    taken: set[str] = set()
     out = {}
     for offset, (split, size) in enumerate(sizes.items()):
         records = []

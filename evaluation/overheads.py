@@ -1,0 +1,65 @@
+"""What deciding costs, beside the experts: the passes of the agent's encoder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from der_env import Episode, encode_states
+from encoder import ENCODE_ROWS
+from evaluation.route_log import Overhead
+from questions import Question
+from rollout import Route
+from text_agent import Agent
+
+
+def seconds_per_state(agent: Agent, questions: Sequence[Question], t_max: int) -> float:
+    """Wall seconds of the encoder for one state, measured on a full batch, not taken from the
+    cache.
+    """
+    episodes = [Episode(question.sealed(), t_max) for question in questions[:ENCODE_ROWS]]
+    rows = encode_states(episodes, agent.state_tokenizer)
+    with torch.inference_mode():
+        agent.encoder.pooled(rows)
+        start = time.perf_counter()
+        agent.encoder.pooled(rows)
+        return (time.perf_counter() - start) / len(rows)
+
+
+def overheads(
+    agent: Agent,
+    routes: Sequence[Route],
+    seconds_per_row: float,
+    *,
+    reads_question: bool = True,
+    reads_answers: bool = True,
+) -> list[Overhead]:
+    """Encoder work of each route: one pass over the bare question (agent), one over the state after
+    each call.
+
+    The Terminator shares the pass over a state with the agent, who reads the same one if the route
+    goes on.
+    """
+    states: list[list[str | None]] = []
+    for route in routes:
+        read: list[str | None] = [None] if reads_question else []
+        if reads_answers:
+            read += route.episode.answers
+        states.append(read)
+    texts, answers = [], []
+    for route, read in zip(routes, states, strict=True):
+        texts += [route.episode.question.text] * len(read)
+        answers += read
+    rows = agent.state_tokenizer.encode(texts, answers, [0] * len(texts))
+    tokens = rows[:, agent.state_tokenizer.HEADER :] != agent.state_tokenizer.pad_id
+    lengths = iter(tokens.sum(axis=1).tolist())
+    params = sum(parameter.numel() for parameter in agent.encoder.model.parameters())
+    taken = []
+    for read in states:
+        num_tokens = sum(next(lengths) for _ in read)
+        passes = len(read)
+        flops = 2.0 * params * num_tokens
+        taken.append(Overhead(passes * params / 1e9, flops, passes * seconds_per_row))
+    return taken

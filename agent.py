@@ -23,6 +23,7 @@ from runtime.errors import AgentError
 from runtime.model_folder import ModelSpec, read_model_folder, write_model_folder
 from text_agent import Agent
 
+UNFIT = (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError)
 AGENTS: dict[str, type[Agent]] = {"text": Agent, "belief": BeliefAgent}
 
 
@@ -138,8 +139,15 @@ def load_agent(
             f" uses {pool.ktp}"
         )
     agent = build_agent(spec.agent, len(pool), spec.t_max)
-    agent.check_learned_state(tensors, folder)
-    agent.load_learned_state(tensors, spec.settings)
+    try:
+        agent.check_learned_state(tensors, folder)
+        agent.load_learned_state(tensors, spec.settings)
+    except UNFIT as error:
+        raise AgentError(
+            f"{folder}: config.json and model.safetensors do not fit together"
+            f" ({type(error).__name__}: {error}); write them again with python train_ppo_multi.py"
+            f" --resume {folder.parent}"
+        ) from error
     if spec.encoder_hash not in (None, agent.encoder_hash()):  # older agents have none
         raise AgentError(
             f"{folder}: agent.encoder {agent.config.encoder!r} is not the one trained on, its"

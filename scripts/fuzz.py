@@ -50,13 +50,29 @@ from questions import load_splits
 from runtime.command_line import dump_config, load_config, run_command
 from runtime.errors import DERError
 from runtime.files import read_json
-from runtime.run_folder import RunFolder, evaluated_config, num_epochs, read_metrics
+from runtime.run_folder import evaluated_config, num_epochs
 from scripts.support.mutations import mutate_file
 from scripts.support.tiny_models import TinyExpert, build_model, build_tokenizer
 from terminator import load_terminator, make_judge
 
 HANG_S = 10
 FAULTS_SHOWN = 20
+MODEL_FILES = (
+    "agent/config.json",
+    "agent/model.safetensors",
+    "terminator/config.json",
+    "terminator/model.safetensors",
+)
+RUN_FILES = (
+    "config.yaml",
+    "metrics.jsonl",
+    "expert_calls.json",
+    "environment.json",
+    "checkpoints/last.pt",
+    "checkpoints/best.pt",
+    "checkpoints/last.json",
+    *MODEL_FILES,
+)
 SPLITS = {"train": 12, "validation": 4, "test": 4}
 
 
@@ -81,13 +97,12 @@ class Workshop:
         }
         os.chdir(folder)
         self._make_files()
-        run = Path("runs/good")
-        train_ppo_multi.main(["--config", "good.yaml", "--name", "good"])
-        test_ppo_multi.main(["--run", str(run)])
-        gc.collect()  # the run is locked while its trainer lives
-        self.trainer = train_ppo_multi.resumed_run(run, [])
-        self.trainer.folder.close()
-        self.pool = build_pool(load_config(run / "config.yaml"))
+        for name, reads in (("good", "text"), ("belief", "belief")):
+            arguments = ["--config", "good.yaml", "--name", name, "--agent.reads", reads]
+            train_ppo_multi.main(arguments)
+        test_ppo_multi.main(["--run", "runs/good"])
+        gc.collect()  # a run is locked while its trainer lives
+        self.pool = build_pool(load_config(Path("runs/good/config.yaml")))
 
     def _make_files(self) -> None:
         rng = random.Random(0)
@@ -212,23 +227,13 @@ class Workshop:
 
     def read_run(self, rng: random.Random) -> None:
         run = self.case / "run"
-        shutil.copytree("runs/good", run, ignore=shutil.ignore_patterns("tb", "report", ".lock"))
-        names = ["config.yaml", "metrics.jsonl", "expert_calls.json", "environment.json"]
+        beside = shutil.ignore_patterns("tb", "report", "routes.jsonl", ".lock")
+        shutil.copytree(f"runs/{rng.choice(('good', 'belief'))}", run, ignore=beside)
         (run / "expert_calls.json").write_text('{"generated": 7}')
-        names += ["checkpoints/last.pt", "checkpoints/best.pt", "checkpoints/last.json"]
-        self.damage(run / rng.choice(names), rng)
+        self.damage(run / rng.choice(RUN_FILES), rng)
         num_epochs(run)
         evaluated_config(run, [])
-        read_metrics(run / "metrics.jsonl")
-        folder = RunFolder(run, resume=True)
-        try:
-            folder.expert_calls()
-            for name in ("best", "last"):
-                if state := folder.load_checkpoint(name):
-                    self.trainer.load_state(state)
-            folder.cut_metrics(self.trainer.epoch, self.trainer.update_idx)
-        finally:
-            folder.close()
+        train_ppo_multi.resumed_run(run, []).folder.close()
 
     def read_store(self, rng: random.Random) -> None:
         path = self.case / "store.sqlite"
@@ -247,15 +252,10 @@ class Workshop:
                 AnswerStore(path).check()
 
     def read_model(self, rng: random.Random) -> None:
-        run = self.case / "run"
+        run, kind = self.case / "run", rng.choice(("good", "belief"))
         for name in ("agent", "terminator"):
-            shutil.copytree(f"runs/good/{name}", run / name)
-        names = [
-            f"{folder}/{file}"
-            for folder in ("agent", "terminator")
-            for file in ("config.json", "model.safetensors")
-        ]
-        changed = run / rng.choice(names)
+            shutil.copytree(f"runs/{kind}/{name}", run / name)
+        changed = run / rng.choice(MODEL_FILES)
         self.damage(changed, rng)
         if changed.suffix == ".safetensors" and rng.random() < 0.5:  # as if never hashed
             spec = read_json(changed.with_name("config.json"), DERError)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 from tianshou.data import Collector, VectorReplayBuffer
 from tianshou.utils.torch_utils import policy_within_training_step
 
-from agent import build_agent, save_agent
+from agent import UNFIT, build_agent, save_agent
 from config import Config, RewardConfig
 from der_env import DEREnv, Episode, Judge, OracleJudge, Reader, encode_states
 from evaluation.progress import route_figures
@@ -52,7 +54,10 @@ class Trainer:
         self.agent = build_agent(config.agent, len(self.pool), config.env.t_max).to(self.device)
         self.encoder_hash = self.agent.encoder_hash()  # before it learns
         share_encoder(self.agent)
-        self.build_learners(saved)
+        with self._fitting_state() if saved else nullcontext():
+            if saved:
+                self._check_unchanged(saved)
+            self.build_learners(saved)
         num_updates = config.train.epochs * config.train.updates_per_epoch
         self.algorithm = self.agent.ppo(
             config.ppo, config.reward.discount, num_updates if config.train.lr_decay else None
@@ -313,10 +318,16 @@ class Trainer:
         Raises RunError where settings, questions or experts are not those it was saved with, and
         for a state of another shape.
         """
-        try:
+        with self._fitting_state():
             self._check_unchanged(state)
             self._load_state(state)
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+
+    @contextmanager
+    def _fitting_state(self) -> Iterator[None]:
+        """Turns what a state of another shape raises into a RunError."""
+        try:
+            yield
+        except UNFIT as error:
             raise RunError(
                 f"{self.folder.path}: its checkpoint is not one of this run"
                 f" ({type(error).__name__}: {error}); restore it, or train a new run"

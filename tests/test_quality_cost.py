@@ -110,6 +110,12 @@ def test_the_best_rule_is_chosen_on_validation_among_those_that_can_be_deployed(
     assert not deployable["full-information"] and not deployable["optimum"]
 
 
+def test_of_equal_rules_the_first_is_the_best(by_alpha: ByAlpha) -> None:
+    by_alpha[0.1] = played(0.1, [24, 24], best=0.4, lookup=0.4, agreement=0.4)
+    best = row_of(curves_section(by_alpha), "best rule")["points"]
+    assert best[1]["policy"] == "best fixed: e1"
+
+
 def test_a_policy_is_one_row_whatever_it_is_called_at_an_alpha(
     by_alpha: ByAlpha,
 ) -> None:

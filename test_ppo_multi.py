@@ -187,21 +187,31 @@ def evaluate_alphas(
 
     The table and the other figures of the common report are those of the middle alpha.
     """
+    from evaluation.runner import Evaluation
     from report.policies import policies_of
     from report.quality_cost import curves_section
 
     reports = {}
+    before: Evaluation | None = None
     for alpha, runs in groups.items():
         say(f"\nalpha {alpha:g}")
         folder = out / f"alpha_{alpha:g}"
         at_alpha = [*overrides, "--reward.alpha", f"{alpha!r}"]
-        reports[alpha] = evaluate_runs(runs, folder, at_alpha, other_pool=other_pool)
+        evaluation = Evaluation(runs, at_alpha, other_pool=other_pool, say=say)
+        if before is not None:
+            evaluation.take_over(before)
+        reports[alpha] = evaluate(evaluation)
+        write_report(reports[alpha], folder)
+        before = evaluation
     say("\ncurves over all alphas")
     policies = {alpha: policies_of(report.records) for alpha, report in reports.items()}
     alphas = sorted(groups)
     middle = alphas[len(alphas) // 2]
     report = reports[middle]
     report.results["curves"] = curves_section(policies)
+    for name in ("seconds", "answers_generated", "answers_failed"):
+        facts = [reports[alpha].results["evaluation"][name] for alpha in alphas]
+        report.results["evaluation"][name] = sum(facts)
     report.results["notes"].append(
         f"Table and figures: alpha {middle:g}. Curves: every alpha, with the rules chosen again at"
         " each. The intervals of areas allow for other questions, not for other training runs."

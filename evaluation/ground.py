@@ -95,6 +95,18 @@ class Ground:
             for run in self.runs:  # one encoder: each state is read once for all runs
                 run.agent.encoder.cache = self.agent.encoder.cache
 
+    def take_over(self, other: Ground) -> None:
+        """Use what another evaluation of the same questions found that no alpha changes.
+
+        That is everybody's first answers, what was read in them, and the encoded states.
+        """
+        self.test_table = other.test_table
+        if self.asks_training == other.asks_training:
+            self.views = other.views
+        if self.config.agent.freeze_encoder:
+            for run in self.runs:
+                run.agent.encoder.cache = other.agent.encoder.cache
+
     @property
     def t_max(self) -> int:
         return self.config.env.t_max

@@ -46,8 +46,8 @@ def table(results: Mapping[str, Any]) -> str:
         verdict = VERDICTS[row["vs_best_single"]["verdict"]]
         lines.append(
             f"{cut(row['policy'], width):<{width}} {_interval(row['quality']):<20}"
-            f" {_interval(row['return']):<23} {row['calls']['mean']:>5.2f} {_millions(params):>9}"
-            f" {params / all_params:>6.0%} {_millions(row['overhead']['params_b']):>9} {verdict:>7}"
+            f" {_interval(row['return']):<23} {row['calls']['mean']:>5.2f} {millions(params):>9}"
+            f" {params / all_params:>6.0%} {millions(row['overhead']['params_b']):>9} {verdict:>7}"
         )
     return "\n".join(lines)
 
@@ -69,7 +69,7 @@ def _interval(span: Mapping[str, float]) -> str:
     return f"{span['mean']:.3f} [{span['lo']:.3f}, {span['hi']:.3f}]"
 
 
-def _millions(params_b: float) -> str:
+def millions(params_b: float) -> str:
     """Parameters in millions, to three digits or to the whole million."""
-    millions = 1000 * params_b
-    return f"{millions:,.0f}" if millions >= 99.95 else f"{millions:.3g}"
+    value = 1000 * params_b
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"

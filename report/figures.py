@@ -210,9 +210,15 @@ def curves_over_alphas(results: Results) -> Figure | None:
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.subplots()
     for idx, row in enumerate(view.curve_rows(results)):
-        colour = VERMILLION if idx == 0 else CURVE_COLOURS[(idx - 1) % len(CURVE_COLOURS)]
-        marker = MARKERS[idx % len(MARKERS)]
-        _draw_curve(axes, row, colour, marker, is_agent=idx == 0)
+        turn, place = divmod(idx - 1, len(CURVE_COLOURS))
+        _draw_curve(
+            axes,
+            row,
+            color=CURVE_COLOURS[place] if idx else VERMILLION,
+            linestyle="--" if turn > 0 else "-",
+            marker=MARKERS[idx % len(MARKERS)],
+            size=2 if idx == 0 else 1,
+        )
     costs: list[float] = []
     for row in results["curves"]["rows"]:
         if row["role"] == "single":
@@ -227,16 +233,17 @@ def curves_over_alphas(results: Results) -> Figure | None:
     return figure
 
 
-def _draw_curve(axes: Axes, row: Results, colour: str, marker: str, *, is_agent: bool) -> None:
+def _draw_curve(
+    axes: Axes, row: Results, *, color: str, linestyle: str, marker: str, size: int
+) -> None:
     """The points of a row, its hull, and the hull's flat end up to the most expensive point."""
-    width = 2.0 if is_agent else 1.0
-    style: dict[str, Any] = {"color": colour, "zorder": 4 if is_agent else 2}
+    shared: dict[str, Any] = {"color": color, "zorder": 2 * size}
     costs, qualities = view.places(row)
     name = textwrap.fill(row["policy"], LABEL_WIDTH)
-    axes.plot(costs, qualities, marker, markersize=6 if is_agent else 4, label=name, **style)
+    axes.plot(costs, qualities, marker, markersize=2 + 2 * size, label=name, **shared)
     cost, quality = zip(*row["hull"], strict=True)
     end = max(costs[-1], cost[-1])
-    axes.plot([*cost, end], [*quality, quality[-1]], "-", linewidth=width, **style)
+    axes.plot([*cost, end], [*quality, quality[-1]], linestyle, linewidth=size, **shared)
 
 
 def learning_curves(curves: LearningCurves) -> Figure | None:

@@ -25,8 +25,8 @@ from report.curves import (
     stack,
     upper_hull,
 )
-from report.policies import PolicyResults, span
-from report.roles import ONE_SHOT_ROLES, YARDSTICK_ROLES, is_deployable
+from report.policies import PolicyResults, span, with_role
+from report.roles import ONE_SHOT_ROLES, ROLE_NAMES, YARDSTICK_ROLES, is_deployable
 from report.summary import few_of
 from runtime.errors import ReportError
 
@@ -34,6 +34,7 @@ BEST = "best rule"
 BEST_ONE_SHOT = "best one-shot rule"
 BEST_READING = "best rule that reads answers"
 SPOKEN_ROLES = (
+    "best_single_return",
     "task_lookup",
     "knn_router",
     "logistic_router",
@@ -109,13 +110,23 @@ def _lines(played: Sequence[Policies]) -> list[Line]:
     for at_alpha in played:
         for policy in at_alpha:
             found.setdefault(_key(policy, at_alpha), []).append(policy)
+        constant = with_role(at_alpha, "best_single")
+        if constant is not None and with_role(at_alpha, "best_single_return") is None:
+            # The best expert in quality is the best in return, too: it is played once.
+            found.setdefault("best_single_return", []).append(constant)
     lines = []
     for key, results in found.items():
         if len(results) == len(played):
-            names = {policy.name for policy in results}
-            name = names.pop() if len(names) == 1 else key.replace("_", " ")
-            lines.append(Line(name, results[0].role, results))
+            lines.append(Line(_name(key, results), key.partition(":")[0], results))
     return lines
+
+
+def _name(key: str, results: Sequence[PolicyResults]) -> str:
+    """The policy's own name where it is the same at every alpha, else a name for its role."""
+    names = {policy.name for policy in results}
+    if len(names) == 1 and key not in ROLE_NAMES:
+        return names.pop()
+    return ROLE_NAMES.get(key, key.replace("_", " "))
 
 
 def _key(policy: PolicyResults, policies: Policies) -> str:

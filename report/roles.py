@@ -21,6 +21,7 @@ ONE_SHOT_ROLES = (
     "logistic_router",
 )  # they ask one expert and never read its answer
 YARDSTICK_ROLES = (
+    "best_single_return",
     "task_lookup",
     "knn_router",
     "logistic_router",
@@ -30,6 +31,12 @@ YARDSTICK_ROLES = (
     "cascade_routing",
     "belief_policy",
 )  # the rules that a report of several alphas holds beside the agent, one by one
+
+
+ROLE_NAMES = {
+    "best_single": "best fixed expert in quality",
+    "best_single_return": "best fixed expert in return",
+}  # of a policy whose name changes from alpha to alpha; the others are called as their roles
 
 
 def is_deployable(role: str, kind: str) -> bool:

@@ -10,6 +10,7 @@ from config import Config
 from evaluation.route_log import Record
 from evaluation.stats import few_seeds_note
 from questions import RECORDED
+from report.console import cut, millions
 from report.policies import PolicyResults
 from report.roles import RIVAL_KINDS
 
@@ -37,6 +38,7 @@ NO_BETTER = {
     "task_lookup": ("The agent is NO BETTER than a table: its return {verdict} the {name}."),
 }
 NAMED = 3  # policies that a sentence names; the others are counted
+NAME_LENGTH = 40  # characters of a name in a sentence
 COLLAPSED = 0.95  # share of first calls to one expert
 
 
@@ -105,7 +107,9 @@ def _verdicts(agent: str, returns: Sequence[Mapping[str, Any]]) -> Iterator[str]
     for verdict, words in VERDICT_WORDS.items():
         matching = [comparison for comparison in returns if comparison["verdict"] == verdict]
         matching.sort(key=lambda comparison: comparison["diff"])
-        names = [f"{comparison['b']} ({comparison['diff']:+.3f})" for comparison in matching]
+        names = []
+        for comparison in matching:
+            names.append(f"{cut(comparison['b'], NAME_LENGTH)} ({comparison['diff']:+.3f})")
         if names:
             yield f"In return {agent} {words} {few_of(names)}."
 
@@ -138,7 +142,7 @@ def _costs(agent: PolicyResults, routes: Mapping[str, Any], all_params_b: float)
     params_b = agent.mean_cost("params_b")
     yield (
         f"{agent.name} asks {params_b / all_params_b:.0%} of the parameters of asking every expert"
-        f" once ({1000 * all_params_b:.4g} M)."
+        f" once ({millions(all_params_b)} M)."
     )
     yield (
         f"Its routes have {routes['entropy']:.2f} bits of entropy, {agent.calls.mean():.2f} calls a"

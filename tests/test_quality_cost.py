@@ -110,14 +110,32 @@ def test_the_best_rule_is_chosen_on_validation_among_those_that_can_be_deployed(
     assert not deployable["full-information"] and not deployable["optimum"]
 
 
+def test_of_equal_rules_the_first_is_the_best(by_alpha: ByAlpha) -> None:
+    by_alpha[0.1] = played(0.1, [24, 24], best=0.4, lookup=0.4, agreement=0.4)
+    best = row_of(curves_section(by_alpha), "best rule")["points"]
+    assert best[1]["policy"] == "best fixed: e1"
+
+
 def test_a_policy_is_one_row_whatever_it_is_called_at_an_alpha(
     by_alpha: ByAlpha,
 ) -> None:
-    row = row_of(curves_section(by_alpha), "best single")
+    row = row_of(curves_section(by_alpha), "best fixed expert in quality")
     assert [point["policy"] for point in row["points"]] == ["best fixed: e1"] * 2 + [
         "best fixed: e0"
     ]
     assert [point["cost"] for point in row["points"]] == [3.0, 3.0, 1.0]
+
+
+def test_the_best_expert_in_quality_stands_in_where_it_is_the_best_in_return_too(
+    by_alpha: ByAlpha,
+) -> None:
+    cheap = policy("best fixed in return: e0", "best_single_return", "static", [10], 1.0, 0.1)
+    by_alpha[0.1].insert(2, cheap)
+    section = curves_section(by_alpha)
+    points = row_of(section, "best fixed expert in return")["points"]
+    names = [point["policy"] for point in points]
+    assert names == ["best fixed: e1", "best fixed in return: e0", "best fixed: e0"]
+    assert cell_of(section, "best fixed expert in return", 0.1)["diff"] == pytest.approx(0.25)
 
 
 def test_areas_by_hand(by_alpha: ByAlpha) -> None:
@@ -142,7 +160,8 @@ def test_cells_are_paired_and_adjusted_together(by_alpha: ByAlpha) -> None:
     section = curves_section(by_alpha)
     rivals = list(dict.fromkeys(cell["b"] for cell in section["cells"]))
     best = ["best rule", "best one-shot rule", "best rule that reads answers"]
-    assert rivals == [*best, "per-task lookup", "agreement"]
+    constant = "best fixed expert in return"
+    assert rivals == [*best, constant, "per-task lookup", "agreement"]
     cell = cell_of(section, "per-task lookup", 0.0)
     ours = [[float(idx < count) for idx in range(QUESTIONS)] for count in (38, 38)]
     theirs = [float(idx < 24) for idx in range(QUESTIONS)]
@@ -152,7 +171,7 @@ def test_cells_are_paired_and_adjusted_together(by_alpha: ByAlpha) -> None:
     )
     found = [cell["p_adjusted"] for cell in section["cells"]]
     assert found == adjust([cell["p"] for cell in section["cells"]])
-    assert len(found) == 5 * 4  # five rivals, three alphas and the area
+    assert len(found) == 6 * 4  # six rivals, three alphas and the area
 
 
 def test_it_is_said_where_reading_answers_pays(by_alpha: ByAlpha) -> None:
@@ -165,11 +184,12 @@ def test_it_is_said_where_reading_answers_pays(by_alpha: ByAlpha) -> None:
     assert spoken == [
         "DER minus best rule",
         "DER minus best one-shot rule",
+        "DER minus best fixed expert in return",
         "DER minus per-task lookup",
         "DER minus agreement",
     ]
     lookup = "DER minus per-task lookup: +0.350* at alpha 0, +0.000 at 0.1, -0.400* at 0.2; area "
-    assert summary[6].startswith(lookup)
+    assert summary[7].startswith(lookup)
     assert "best rule 0.519" in summary[-1] and "optimum" not in summary[-1]
 
 
@@ -196,7 +216,8 @@ def test_curves_are_printed_in_120_columns(by_alpha: ByAlpha) -> None:
     assert max(map(len, lines)) <= 120
     start = lines.index("return at alpha                         0    0.1    0.2   area")
     assert lines[start + 1].split() == ["DER", "0.950", "0.400", "-0.200", "0.775"]
-    assert lines[start + 2].split() == ["best", "single", "0.500", "0.200", "0.050", "0.375"]
+    constant = "best fixed expert in quality        0.500  0.200  0.050  0.375"
+    assert lines[start + 2] == constant
     assert not any(line.startswith("optimum") for line in lines)
 
 

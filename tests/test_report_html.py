@@ -293,14 +293,14 @@ def test_routes_are_stacked_to_one_and_count_the_calls(results: dict) -> None:
 
 
 def test_an_svg_keeps_names_as_text_and_takes_the_pages_colour(results: dict) -> None:
-    results["rows"][1]["policy"] = r"$\frac{<b>"  # neither mathematics nor markup
+    results["rows"][1]["policy"] = r"$\frac{<b>$"  # neither mathematics nor markup
     (element,) = re.findall(
         r"<svg.*</svg>",
         figures.svg("quality_cost", figures.draw_figures(results, {})["quality_cost"]),
         flags=re.DOTALL,
     )
     assert ET.fromstring(element).tag.endswith("svg")
-    assert r"$\frac{&lt;b&gt;" in element and "<b>" not in element
+    assert r"$\frac{&lt;b&gt;$" in element and "<b>" not in element
     assert "currentColor" in element and figures.INK not in element
     assert "<style" not in element  # a style of one figure would reach the whole page
 

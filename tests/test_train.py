@@ -843,6 +843,16 @@ def test_a_sweep_of_alpha_trains_what_is_missing_and_reports_curves(
             assert point["quality"] == pytest.approx(rows[point["policy"]]["quality"]["mean"])
             assert point["return"] == rows[point["policy"]]["return"]
     assert (folder / "report/curves.png").is_file()
+    # What alphas share is found once, and gives what an evaluation of its own gives.
+    run = workplace.folder / "runs" / "alphas-0.3-s0"
+    store = ["--pool.store", str(workplace.store)]
+    alone = ["--run", str(run), "--out", str(workplace.folder / "alone"), *store]
+    expected = read_results(test_ppo_multi.main(alone))
+    shared = read_results(folder / "alpha_0.3/report/results.json")
+    for row, other in zip(shared["rows"], expected["rows"], strict=True):
+        assert row["policy"] == other["policy"]
+        assert row["return"] == pytest.approx(other["return"])
+        assert row["validation_return"] == other["validation_return"]
     scripts = [script for script, _ in commands]
     assert scripts == ["train_ppo_multi.py"] * 2 + ["test_ppo_multi.py"]
     commands.clear()

@@ -7,7 +7,7 @@ they become routes, which a report can show.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from backends.answer_store import Answer
 from config import RewardConfig
 from der_env import Episode, Step
+from evaluation.kept import WORTH_KEEPING, kept
 from experts import ExpertPool, Request
 from metrics.agreement import group_question_answers
 from metrics.registry import score_answers
@@ -160,7 +161,32 @@ def ask_all(questions: Sequence[Question], pool: ExpertPool, reward: RewardConfi
 
 
 def group_rows(questions: Sequence[Question], rows: Sequence[Sequence[Answer]]) -> np.ndarray:
-    """Agreement groups (N, K) of the answers to each question, -1 for what cannot be read."""
+    """Agreement groups (N, K) of the answers to each question, -1 for what cannot be read.
+
+    Those of many answers are kept: to compare mathematics takes 20 ms a pair.
+    """
+    if not can_be_kept(questions, sum(len(row) for row in rows)):
+        return _group_rows(questions, rows)
+    return kept("groups", texts_of(questions, rows), lambda: _group_rows(questions, rows))
+
+
+def can_be_kept(questions: Sequence[Question], num_answers: int) -> bool:
+    """Whether what is read in these answers is worth keeping, and read by code of this project."""
+    if num_answers < WORTH_KEEPING:
+        return False
+    return not any(":" in question.agreement_metric for question in questions)
+
+
+def texts_of(questions: Sequence[Question], rows: Sequence[Sequence[Answer]]) -> Iterator[str]:
+    """Everything that readings depend on."""
+    for question, row in zip(questions, rows, strict=True):
+        yield question.agreement_metric
+        yield question.text
+        for answer in row:
+            yield answer.text
+
+
+def _group_rows(questions: Sequence[Question], rows: Sequence[Sequence[Answer]]) -> np.ndarray:
     groups = []
     for question, row in zip(questions, rows, strict=True):
         found = group_question_answers(question, [answer.text for answer in row])

@@ -79,19 +79,21 @@ DEFAULT = (*ALWAYS, "best_single_return", "task_lookup", "random")
 
 
 def chosen_baselines(config: Config, pool: ExpertPool) -> list[Baseline]:
-    """The baselines of an evaluation, in the order of the table.
+    """The baselines of an evaluation, in the order of the table. Names choose among the known
+    ones, import paths add to what is played.
 
     Raises ConfigError for a name that does not exist, and for one that needs what is not set.
     """
     names, own = set(ALWAYS), []
-    for name in config.eval.baselines or ():
+    named = [name for name in config.eval.baselines if ":" not in name]
+    for name in config.eval.baselines:
         if ":" in name:
             own.append(import_baseline(name))
         elif name in BY_NAME:
             names.add(name)
         else:
             raise ConfigError(_unknown(name))
-    if config.eval.full or not config.eval.baselines:
+    if config.eval.full or not named:
         names.update(_unnamed(config, pool))
     chosen = [baseline for baseline in BASELINES if baseline.name in names] + own
     for baseline in chosen:

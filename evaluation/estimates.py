@@ -19,7 +19,8 @@ from belief.state import (
     fit_candidates,
     hear,
 )
-from evaluation.answer_table import AnswerTable
+from evaluation.answer_table import AnswerTable, can_be_kept, texts_of
+from evaluation.kept import digest_of, kept
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,28 @@ class Estimator:
         return Estimates(sigmoid(before), sigmoid(after), beliefs)
 
 
+FITTED: dict[
+    str, Estimator
+] = {}  # of this process: an evaluation at several alphas needs them often
+MOST_FITTED = 4
+
+
+def fitted_estimator(
+    table: AnswerTable, features: TableFeatures, p0: float, t_max: int, seed: int
+) -> Estimator:
+    """An `Estimator`, or the one that was fitted on the same before."""
+    arrays = (table.quality, table.groups, features.embedding, features.answer, features.question)
+    parts: list[str | bytes] = [f"{p0} {t_max} {seed}", *table.tasks.tolist()]
+    for array in arrays:
+        parts += [str(array.shape), np.ascontiguousarray(array).tobytes()]
+    key = digest_of(parts)
+    if key not in FITTED:
+        while len(FITTED) >= MOST_FITTED:
+            del FITTED[next(iter(FITTED))]
+        FITTED[key] = Estimator(table, features, p0, t_max, seed)
+    return FITTED[key]
+
+
 @dataclass(frozen=True)
 class TableFeatures:
     """What is counted in the questions (N, F) and answers (N, K, G) of a table, and an encoder's
@@ -89,13 +112,14 @@ class TableFeatures:
 
     @classmethod
     def of(cls, table: AnswerTable, embedding: np.ndarray | None = None) -> TableFeatures:
-        columns = []
-        for expert_idx in range(table.num_experts):
-            texts = [row[expert_idx].text for row in table.answers]
-            columns.append(count_answers(table.questions, texts))
         if embedding is None:
             embedding = np.zeros((len(table), 0))
-        return cls(count_questions(table.questions), embedding, np.stack(columns, axis=1))
+        if can_be_kept(table.questions, table.charge.size):
+            texts = texts_of(table.questions, table.answers)
+            counted = kept("counts", texts, lambda: _count_all(table))
+        else:
+            counted = _count_all(table)
+        return cls(count_questions(table.questions), embedding, counted)
 
     def joined(self, other: TableFeatures) -> TableFeatures:
         return TableFeatures(
@@ -103,6 +127,15 @@ class TableFeatures:
             np.concatenate([self.embedding, other.embedding]),
             np.concatenate([self.answer, other.answer]),
         )
+
+
+def _count_all(table: AnswerTable) -> np.ndarray:
+    """Counted features (N, K, G) of all answers."""
+    columns = []
+    for expert_idx in range(table.num_experts):
+        texts = [row[expert_idx].text for row in table.answers]
+        columns.append(count_answers(table.questions, texts))
+    return np.stack(columns, axis=1)
 
 
 def known_to(order: Sequence[int]) -> Asked:

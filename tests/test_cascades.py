@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from backends.answer_store import Answer
 from belief.state import Belief, agreement, asked_sets
 from config import RewardConfig
-from evaluation.answer_table import AnswerTable, Choices, ask_all, pick_best
+from evaluation.answer_table import AnswerTable, Choices, ask_all, group_rows, pick_best
 from evaluation.cascade_routing import CascadeRouting, fit_cascade_routing
 from evaluation.cascades import (
     AgreementCascade,
@@ -411,3 +412,35 @@ def test_a_rule_says_what_it_is() -> None:
     assert agreement(np.array([[0, 0, -1]])).tolist() == [
         [[True, True, False], [True, True, False], [False, False, True]]
     ]
+
+
+# --- what is kept ---
+
+
+def test_readings_are_kept_and_read_again_where_a_text_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evaluation.kept.READINGS", tmp_path)
+    monkeypatch.setattr("evaluation.answer_table.WORTH_KEEPING", 1)
+    table = made_table(0, 20)
+    calls = []
+
+    def counted(questions: list, rows: list) -> np.ndarray:
+        calls.append(len(rows))
+        return table.groups
+
+    monkeypatch.setattr("evaluation.answer_table._group_rows", counted)
+    for _ in range(2):
+        assert (group_rows(table.questions, table.answers) == table.groups).all()
+    assert calls == [20]
+    changed = [[Answer("7", 0, 0, 0.0), *table.answers[0][1:]], *table.answers[1:]]
+    group_rows(table.questions, changed)
+    assert calls == [20, 20]
+    for path in tmp_path.glob("groups-*.npz"):
+        path.write_bytes(path.read_bytes()[:50])  # damaged
+    assert (group_rows(table.questions, table.answers) == table.groups).all()
+    assert calls == [20, 20, 20]
+    own = [replace(question, agreement="my.module:metric") for question in table.questions]
+    for _ in range(2):  # the code of a user's own metric may change unseen
+        group_rows(own, table.answers)
+    assert calls == [20] * 5

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from test_paper_ledger import definitions
 
+import test_ppo_multi
 import train_ppo_multi
 from config import Section
 from metrics.registry import get_metric
@@ -266,7 +267,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
         if match:
             names.append(match[1])
             (tmp_path / f"{match[1]}.py").write_text(block)
-    assert names == ["word_overlap", "short_to_small", "with_my_baseline", "calculator"]
+    assert names == ["word_overlap", "short_to_small", "my_baseline", "calculator"]
     for name in ("configs", "data", "models"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
@@ -312,7 +313,7 @@ def test_the_expert_of_the_recipe_answers_42(workplace: Path, capsys) -> None:
 
 
 def test_the_baseline_of_the_recipe_stands_in_the_table(
-    workplace: Path, bert_encoder: Path, capsys, monkeypatch
+    workplace: Path, bert_encoder: Path, capsys
 ) -> None:
     options = {
         "name": "recipe",
@@ -328,6 +329,6 @@ def test_the_baseline_of_the_recipe_stands_in_the_table(
         "threads": "1",
     }
     run = train_ppo_multi.main([f"--{key}={value}" for key, value in options.items()])
-    monkeypatch.setattr(sys, "argv", ["with_my_baseline.py", str(run)])
-    runpy.run_path(str(workplace / "with_my_baseline.py"), run_name="__main__")
+    named = "--eval.baselines=['my_baseline:SHORT_TO_SMALL']"
+    test_ppo_multi.main(["--run", str(run), named])
     assert re.search(r"^short to small +[01]\.\d{3} \[", capsys.readouterr().out, re.MULTILINE)

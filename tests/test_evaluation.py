@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,15 @@ from recordings import make_rows, write_rows
 
 import test_ppo_multi
 import train_ppo_multi
-from evaluation.route_log import LABELLED_ROLES, ROLES, read_records
+from evaluation.catalogue import Baseline
+from evaluation.ground import Ground
+from evaluation.outcome import Outcome
+from evaluation.policies import FixedRoute
+from evaluation.route_log import LABELLED_ROLES, ROLES, Played, read_records
+from evaluation.runner import Evaluation
 from report.schema import read_results
+from rollout import NeverSatisfied, Route
+from runtime.errors import ConfigError
 
 EXPERTS = ("small", "DER", "speller", "large")  # "DER" is the expert `adder` of the recordings
 NUM_QUESTIONS, NUM_TEST = 150, 30
@@ -23,7 +31,8 @@ NUM_QUESTIONS, NUM_TEST = 150, 30
 def renamed_rows() -> list[dict[str, Any]]:
     """Recorded rows in which the expert `adder` is named as the trained policy is: DER."""
     rows = make_rows(NUM_QUESTIONS)
-    for row in rows:
+    for number, row in enumerate(rows):
+        row["meta"]["id"] = f"question-{number}"
         for by_expert in (row["answers"], row["scores"], row["meta"]["tokens"]):
             by_expert["DER"] = by_expert.pop("adder")
     return rows
@@ -108,3 +117,106 @@ def test_a_log_from_before_roles_gets_them_from_its_labels(
         lines.append(json.dumps(old) + "\n")
     (tmp_path / "routes.jsonl").write_text("".join(lines))
     assert [record["role"] for record in read_records(tmp_path / "routes.jsonl")] == expected
+
+
+# --- baselines by name ---
+
+
+def played_by(run: Path, *options: str) -> list[Played]:
+    return list(Evaluation([run], list(options)).played())
+
+
+def roles_of(played: list[Played]) -> list[str]:
+    return [one.role for one in played]
+
+
+def test_recorded_answers_are_used_for_every_baseline_that_asks_nobody(run: Path) -> None:
+    roles = roles_of(played_by(run))
+    assert {"agreement_cascade", "threshold_cascade", "learned_stop", "cascade_routing"} <= set(
+        roles
+    )
+    assert {"knn_router", "logistic_router", "vote", "task_lookup", "random"} <= set(roles)
+    assert roles[0] == "der" and "optimum" not in roles and "best_route" not in roles
+
+
+def test_named_baselines_are_played_and_no_others(run: Path) -> None:
+    roles = roles_of(played_by(run, "--eval.baselines=[logistic_router, vote]"))
+    single = ["single"] * len(EXPERTS)
+    expected = ["der", "best_single", "logistic_router", "vote", *single, "oracle_pick"]
+    assert roles == [*expected, "der_oracle"]
+
+
+def test_routers_are_had_where_trees_would_cost_too_much(run: Path) -> None:
+    few = "--eval.max_tree_calls=9"
+    with pytest.raises(ConfigError, match="name baselines that need no trees"):
+        Evaluation([run], ["--eval.full=true", few])
+    with pytest.raises(ConfigError, match="could need"):
+        Evaluation([run], ["--eval.baselines=[optimum]", few])
+    assert "knn_router" in roles_of(played_by(run, "--eval.baselines=[knn_router]", few))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("agrement_cascade", "no baseline 'agrement_cascade'; did you mean agreement_cascade?"),
+        ("ranker", "ranker needs eval.ranker"),
+        ("nowhere.at.all:thing", "nowhere.at.all:thing: No module named 'nowhere'"),
+        ("recordings:make_rows", "is a function, expected a evaluation.catalogue.Baseline"),
+    ],
+)
+def test_a_baseline_that_cannot_be_played_is_refused_before_anything_is_asked(
+    run: Path, name: str, said: str
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        Evaluation([run], [f"--eval.baselines=[{name!r}]"])
+    assert said in str(raised.value)
+
+
+def play_second_expert(ground: Ground) -> Iterator[Outcome]:
+    routes = ground.play(ground.splits.test, FixedRoute([1]), NeverSatisfied(), 1)
+    yield Outcome("always the second", routes)
+
+
+SECOND = Baseline("second", "custom", "static", play_second_expert)
+
+
+def test_a_baseline_of_ones_own_is_named_by_import_path(run: Path) -> None:
+    played = played_by(run, "--eval.baselines=['test_evaluation:SECOND']")
+    own = [one for one in played if one.role == "custom"]
+    assert [(one.policy, one.kind) for one in own] == [("always the second", "static")]
+    asked = {step.expert_idx for route in own[0].routes for step in route.episode.steps}
+    assert asked == {1}
+
+
+def calls_of(routes: list[Route]) -> list[tuple[list[int], int]]:
+    """Of each route, whom it asked and which call counts."""
+    calls = []
+    for route in routes:
+        asked = [step.expert_idx for step in route.episode.steps]
+        calls.append((asked, route.episode.submitted_idx))
+    return calls
+
+
+def test_scrambled_test_labels_change_no_choice(run: Path, tmp_path: Path) -> None:
+    """Every policy that is no oracle asks the same experts and submits the same answers."""
+    rows = renamed_rows()
+    test = [row for row in rows if row["meta"]["split"] == "test"]
+    scores = [row["scores"] for row in test]
+    for row, other in zip(test, [*scores[7:], *scores[:7]], strict=True):
+        row["scores"] = {name: 1.0 - score for name, score in other.items()}
+        row["reference"] = "nothing"
+    path = write_rows(tmp_path / "scrambled.jsonl", rows)
+    routes = {}
+    for name, options in (("true", []), ("scrambled", [f"--data.test.path={path}"])):
+        routes[name] = {}
+        for one in played_by(run, *options):
+            if one.kind != "oracle":
+                routes[name][one.role, one.policy] = calls_of(one.routes)
+    assert len(routes["true"]) >= 12
+    assert routes["true"] == routes["scrambled"]
+
+
+def test_validation_returns_are_known_where_nothing_more_is_asked(run: Path) -> None:
+    known = {one.role for one in played_by(run) if one.validation_return is not None}
+    assert {"best_single", "task_lookup", "knn_router", "agreement_cascade"} <= known
+    assert not known & {"single", "oracle_pick", "der_oracle", "random"}

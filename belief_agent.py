@@ -32,7 +32,7 @@ from der_env import Episode, encode_states
 from questions import Question
 from rollout import Decision
 from runtime.errors import AgentError
-from text_agent import Agent, DERPolicy
+from text_agent import Agent
 
 TEMPERATURE = 0.02  # of the policy, in units of return: differences below it are explored
 FORBIDDEN = -1e9  # score of an action that cannot be taken
@@ -283,6 +283,8 @@ class BeliefAgent(Agent):
     """An agent over beliefs. As a `rollout.Policy` it takes the action of the highest score."""
 
     beliefs: BeliefReader
+    actor: BeliefActor
+    critic: BeliefCritic
 
     @property
     def reader(self) -> BeliefReader:
@@ -302,7 +304,11 @@ class BeliefAgent(Agent):
         actor = BeliefActor(self.num_experts, reader.t_max, alphas, can_stop=can_stop)
         self.actor = actor.to(device)
         self.critic = BeliefCritic(self.actor).to(device)
-        self.policy = DERPolicy(self.actor, self.critic, self.num_experts + can_stop)
+
+    @property
+    def num_actions(self) -> int:
+        """The experts, and stopping where that is an action."""
+        return self.num_experts + int(self.actor.can_stop)
 
     def ask_with(self, alpha: float) -> None:
         """Weigh cost by alpha from now on. Raises AgentError outside what it was trained for."""

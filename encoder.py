@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from tianshou.utils.net.common import ModuleWithVectorOutput
 from torch import nn
 
 from config import AgentConfig
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 ENCODE_ROWS = 64  # rows per encoder pass outside gradient steps
 
 
-class StateEncoder(ModuleWithVectorOutput):
+class StateEncoder(nn.Module):
     """Observation rows (B, 2 + T) -> features (B, D): encoder, pooling, standardisation, calls
     left.
 
@@ -33,8 +32,9 @@ class StateEncoder(ModuleWithVectorOutput):
     scale: torch.Tensor  # (D,), their standard deviation
 
     def __init__(self, config: AgentConfig, model: PreTrainedModel, tokenizer: Any, t_max: int):
+        super().__init__()
         self.width: int = model.config.hidden_size
-        super().__init__(self.width + (t_max if config.sees_calls_left else 0))
+        self.output_dim = self.width + (t_max if config.sees_calls_left else 0)
         self.config, self.model, self.t_max = config, model, t_max
         self.pad_id = tokenizer.pad_token_id
         self.uses_segments = (

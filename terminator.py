@@ -17,7 +17,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from config import MAX_CALLS, MAX_SIZE, Config, RewardConfig, TerminatorConfig
@@ -322,6 +321,8 @@ def answer_shape(text: str) -> str:
 
 
 def _auroc(good: np.ndarray, p: np.ndarray) -> float | None:
+    from sklearn.metrics import roc_auc_score  # seconds; asking needs no figures
+
     return float(roc_auc_score(good, p)) if good.any() and not good.all() else None
 
 

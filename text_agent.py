@@ -1,5 +1,5 @@
 """The agent that reads text, as the paper's: a Hugging Face encoder under a policy head and a value
-head, trained by Tianshou's PPO.
+head.
 
 The encoder reads the state text; a frozen one is run once per distinct state and cached. One
 encoder pass serves policy and value.
@@ -12,17 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
-from tianshou.algorithm import PPO
-from tianshou.algorithm.modelfree.reinforce import DiscreteActorPolicy
-from tianshou.algorithm.optim import OptimizerFactory
-from tianshou.data import Batch, ReplayBuffer
-from tianshou.utils.net.discrete import DiscreteActor, DiscreteCritic
 from torch import nn
 
-from config import AgentConfig, PPOConfig
+from config import AgentConfig
 from der_env import Episode, Observer, Reader, TextObserver, encode_states
 from encoder import ENCODE_ROWS, StateEncoder, position_offset
 from prompts import StateTokenizer
@@ -31,95 +25,50 @@ from runtime.errors import AgentError
 from runtime.model_folder import check_shapes
 
 
-class DERPolicy(DiscreteActorPolicy):
-    """Tianshou's categorical policy that stores log-probability and value with every collected
-    transition.
+class StateHead(nn.Module):
+    """Encoder and perceptron: observation rows -> (B, outputs).
+
+    Parameters are named as in Tianshou's networks, which agent folders and checkpoints hold.
     """
 
-    def __init__(self, actor: DiscreteActor, critic: DiscreteCritic, num_experts: int):
-        # softmax_output=False in the actor and a distribution from logits: with both, the softmax
-        # would be applied twice.
-        super().__init__(actor=actor, action_space=gym.spaces.Discrete(num_experts))
-        self.value_head = [
-            critic
-        ]  # in a list: the critic's parameters belong to the algorithm, not to the policy
-
-    def forward(self, batch: Any, state: Any = None, **kwargs: Any) -> Any:
-        if "logp_old" in batch:  # a gradient step
-            return super().forward(batch, state, **kwargs)
-        with torch.no_grad():  # Tianshou's Collector would build a graph
-            out = super().forward(batch, state, **kwargs)
-            out.policy = Batch(
-                logp=out.dist.log_prob(out.act), value=self.value_head[0](batch.obs).flatten()
-            )
-        return out
-
-
-class DERPPO(PPO):
-    """PPO that reuses the log-probabilities and values of collection instead of encoding every
-    state three more times.
-
-    Needs whole episodes (`n_episode` collection): V(s') is then the stored value of the next
-    transition, or nothing at an end.
-    """
-
-    def _preprocess_batch(self, batch: Any, buffer: ReplayBuffer, indices: np.ndarray) -> Any:
-        if len(buffer.unfinished_index()):
-            raise RuntimeError("DERPPO needs whole episodes: collect with n_episode")
-        value = np.asarray(batch.policy.value, dtype=np.float32)  # (N,)
-        place = np.full(buffer.maxsize, -1)
-        place[indices] = np.arange(len(indices))
-        value_next = value[
-            place[buffer.next(indices)]
-        ]  # at an end, next() is the index itself; the mask below drops it
-        returns, advantages = self.compute_episodic_return(
-            batch, buffer, indices, value_next, value, gamma=self.gamma, gae_lambda=self.gae_lambda
-        )
-        batch.v_s, batch.returns, batch.adv = (
-            torch.as_tensor(x, dtype=torch.float32) for x in (value, returns, advantages)
-        )
-        batch.act = torch.as_tensor(batch.act)
-        batch.logp_old = torch.as_tensor(np.asarray(batch.policy.logp), dtype=torch.float32)
-        batch.obs_next = batch.info = batch.policy = Batch()  # minibatches would copy them
-        device = next(self.policy.actor.parameters()).device
-        for name in ("v_s", "returns", "adv", "act", "logp_old"):
-            batch[name] = batch[name].to(device)
-        return batch
-
-
-class TwoRates(OptimizerFactory):
-    """Adam with one learning rate for the heads and one for a trainable encoder, both falling
-    linearly to zero if asked to.
-    """
-
-    def __init__(self, ppo: PPOConfig, num_updates: int | None):
+    def __init__(self, encoder: StateEncoder, num_outputs: int, hidden_sizes: Sequence[int]):
         super().__init__()
-        self.ppo, self.num_updates = ppo, num_updates
+        self.preprocess = encoder
+        width = encoder.output_dim
+        layers: list[nn.Module] = []
+        for size in hidden_sizes:
+            layers += [nn.Linear(width, size), nn.ReLU()]
+            width = size
+        layers.append(nn.Linear(width, num_outputs))
+        self.last = nn.ModuleDict({"model": nn.Sequential(*layers)})
 
-    def _create_optimizer_for_params(self, params: Any) -> torch.optim.Optimizer:
-        return torch.optim.Adam(params, lr=self.ppo.lr, eps=1e-5)
+    def outputs(self, obs: Any) -> torch.Tensor:
+        features, _ = self.preprocess(obs)
+        outputs: torch.Tensor = self.last["model"](features)
+        return outputs
 
-    def create_instances(self, module: nn.Module) -> tuple[torch.optim.Optimizer, Any]:
-        encoder = [
-            p for n, p in module.named_parameters() if ".preprocess." in n and p.requires_grad
-        ]
-        heads = [
-            p for n, p in module.named_parameters() if ".preprocess." not in n and p.requires_grad
-        ]
-        groups = [{"params": heads, "lr": self.ppo.lr}] + (
-            [{"params": encoder, "lr": self.ppo.lr_encoder}] if encoder else []
-        )
-        optimizer = self._create_optimizer_for_params(groups)
-        num_updates = self.num_updates
-        if num_updates is None:
-            return optimizer, None
-        return optimizer, torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda update: max(0.0, 1 - update / num_updates)
-        )
+
+class TextActor(StateHead):
+    """Logits (B, N) of the experts."""
+
+    def forward(self, obs: Any, state: Any = None, info: Any = None) -> tuple[torch.Tensor, Any]:
+        del info
+        return self.outputs(obs), state
+
+
+class TextCritic(StateHead):
+    """Values (B, 1) of the states."""
+
+    def forward(self, obs: Any, state: Any = None, info: Any = None) -> torch.Tensor:
+        del state, info
+        return self.outputs(obs)
 
 
 class Agent:
-    """Encoder, heads and PPO together. As a `rollout.Policy` it takes the most probable expert."""
+    """Encoder and heads together. As a `rollout.Policy` it takes the most probable expert."""
+
+    actor: Any  # a network: observations -> logits (B, actions), and a state that is passed on
+    critic: Any  # a network: observations -> values (B, 1)
 
     def __init__(
         self, config: AgentConfig, model: nn.Module, tokenizer: Any, num_experts: int, t_max: int
@@ -140,37 +89,22 @@ class Agent:
         )  # an encoder shorter than max_tokens reads what it can
         self.observer: Observer = TextObserver(self.state_tokenizer)
         self.encoder = StateEncoder(config, model, tokenizer, t_max)
-        self.actor = DiscreteActor(
-            preprocess_net=self.encoder,
-            action_shape=num_experts,
-            hidden_sizes=config.hidden_sizes,
-            softmax_output=False,
-        )
-        self.critic = DiscreteCritic(preprocess_net=self.encoder, hidden_sizes=config.hidden_sizes)
+        self.actor = TextActor(self.encoder, num_experts, config.hidden_sizes)
+        self.critic = TextCritic(self.encoder, 1, config.hidden_sizes)
         last = [m for m in self.actor.last.modules() if isinstance(m, nn.Linear)][-1]
         with torch.no_grad():
             last.weight.mul_(0.01)  # start near the uniform policy
             last.bias.zero_()
-        self.policy = DERPolicy(self.actor, self.critic, num_experts)
+
+    @property
+    def num_actions(self) -> int:
+        """One for each expert; more where the agent can do something else."""
+        return self.num_experts
 
     def to(self, device: torch.device) -> Agent:
-        self.policy.to(device)
+        self.actor.to(device)
         self.critic.to(device)
         return self
-
-    def ppo(self, config: PPOConfig, discount: float, num_updates: int | None) -> DERPPO:
-        """The PPO algorithm over this agent's networks."""
-        return DERPPO(
-            policy=self.policy,
-            critic=self.critic,
-            optim=TwoRates(config, num_updates),
-            eps_clip=config.eps_clip,
-            vf_coef=config.vf_coef,
-            ent_coef=config.ent_coef,
-            max_grad_norm=config.max_grad_norm,
-            gae_lambda=config.gae_lambda,
-            gamma=discount,
-        )
 
     @torch.no_grad()
     def act(self, episodes: Sequence[Episode]) -> list[Decision]:

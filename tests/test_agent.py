@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from tianshou.algorithm import PPO
 from tianshou.algorithm.optim import AdamOptimizerFactory
 from tianshou.data import Batch, Collector, ReplayBuffer, VectorReplayBuffer
+from tianshou.utils.net.common import ModuleWithVectorOutput
+from tianshou.utils.net.discrete import DiscreteActor, DiscreteCritic
 from tianshou.utils.torch_utils import policy_within_training_step
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
@@ -23,7 +25,8 @@ from config import AgentConfig, EnvConfig, PPOConfig, RewardConfig
 from der_env import DEREnv, Episode, OracleJudge, encode_states
 from questions import Question
 from runtime.errors import AgentError
-from text_agent import Agent
+from text_agent import Agent, TextActor, TextCritic
+from training.ppo import build_ppo
 from training.vector_env import DERVectorEnv
 
 T_MAX = 3
@@ -211,14 +214,14 @@ def test_collection_and_updates_encode_each_text_once_or_each_state_once_per_pas
     make_agent: Callable, make_pool: Callable
 ) -> None:
     frozen = make_agent()
-    algorithm = frozen.ppo(PPOConfig(), 0.95, None)
+    algorithm = build_ppo(frozen, PPOConfig(), 0.95, None)
     buffer = collect(algorithm, frozen, make_pool)
     update(algorithm, buffer, 8, 2)
     # 8 questions, each alone, with "yes" and with "no". Tianshou also asks for the state after a
     # reset; it is one of those.
     assert frozen.encoder.num_rows == len(frozen.encoder.cache) <= 24
     trainable = make_agent(freeze_encoder=False)
-    algorithm = trainable.ppo(PPOConfig(), 0.95, None)
+    algorithm = build_ppo(trainable, PPOConfig(), 0.95, None)
     buffer = collect(algorithm, trainable, make_pool)
     num_states = len(buffer)
     assert trainable.encoder.num_rows == num_states  # policy and value share the pass
@@ -233,7 +236,7 @@ def test_only_a_trainable_encoder_changes_in_an_update(
     make_agent: Callable, make_pool: Callable, freeze: bool
 ) -> None:
     agent = make_agent(freeze_encoder=freeze)
-    algorithm = agent.ppo(PPOConfig(lr_encoder=1e-3), 0.95, None)
+    algorithm = build_ppo(agent, PPOConfig(lr_encoder=1e-3), 0.95, None)
     buffer = collect(algorithm, agent, make_pool)
     encoder = {name: p.clone() for name, p in agent.encoder.model.named_parameters()}
     head = agent.actor.last.model[0].weight.clone()
@@ -261,7 +264,8 @@ def test_only_a_trainable_encoder_changes_in_an_update(
 @pytest.mark.parametrize("freeze", [True, False])
 def test_heads_and_encoder_learn_at_their_own_rates(make_agent: Callable, freeze: bool) -> None:
     agent = make_agent(freeze_encoder=freeze)
-    groups = agent.ppo(PPOConfig(lr=0.5, lr_encoder=0.25), 0.95, None).optim._optim.param_groups
+    algorithm = build_ppo(agent, PPOConfig(lr=0.5, lr_encoder=0.25), 0.95, None)
+    groups = algorithm.optim._optim.param_groups
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}
     for head in (agent.actor.last, agent.critic.last):
         assert {rates[id(p)] for p in head.parameters()} == {0.5}
@@ -296,9 +300,9 @@ def test_ppo_learns_from_exactly_what_stock_tianshou_would(
     for layer in agent.critic.last.modules():
         if isinstance(layer, nn.Linear):
             nn.init.normal_(layer.weight, std=0.5)  # values far from zero
-    ours = agent.ppo(PPOConfig(gae_lambda=0.8), 0.9, None)
+    ours = build_ppo(agent, PPOConfig(gae_lambda=0.8), 0.9, None)
     stock = PPO(
-        policy=agent.policy,
+        policy=ours.policy,
         critic=agent.critic,
         optim=AdamOptimizerFactory(),
         gae_lambda=0.8,
@@ -343,7 +347,7 @@ def test_returns_never_cross_the_end_of_an_episode(make_agent: Callable) -> None
     agent = make_agent()
     buffer = hand_made_buffer(agent)
     batch, indices = buffer.sample(0)
-    found = agent.ppo(PPOConfig(gae_lambda=0.8), 0.9, None)._preprocess_batch(
+    found = build_ppo(agent, PPOConfig(gae_lambda=0.8), 0.9, None)._preprocess_batch(
         batch, buffer, indices
     )
     # gamma .9, lambda .8. Last steps: 2 - .25 = 1.75 and 4 - 2 = 2. First steps: 1 + .9 x .25 - .5
@@ -369,7 +373,7 @@ def test_half_an_episode_is_refused(make_agent: Callable) -> None:
     )
     batch, indices = buffer.sample(0)
     with pytest.raises(RuntimeError, match="whole episodes"):
-        agent.ppo(PPOConfig(), 0.9, None)._preprocess_batch(batch, buffer, indices)
+        build_ppo(agent, PPOConfig(), 0.9, None)._preprocess_batch(batch, buffer, indices)
 
 
 @pytest.mark.parametrize("freeze", [True, False])
@@ -377,7 +381,7 @@ def test_an_untouched_policy_has_ratio_one_in_every_state(
     make_agent: Callable, make_pool: Callable, freeze: bool
 ) -> None:
     agent = make_agent(freeze_encoder=freeze)
-    algorithm = agent.ppo(PPOConfig(), 0.95, None)
+    algorithm = build_ppo(agent, PPOConfig(), 0.95, None)
     algorithm.train()
     buffer = collect(algorithm, agent, make_pool)
     batch, indices = buffer.sample(0)
@@ -398,7 +402,7 @@ def test_the_first_losses_of_an_update_are_those_of_the_formula(make_agent: Call
     with torch.no_grad():
         values = agent.critic(obs).flatten().numpy()
         log_p = agent.actor(obs)[0].log_softmax(1)  # (4, experts)
-    losses = update(agent.ppo(PPOConfig(gae_lambda=0.8, lr=1e-9), 0.9, None), buffer, 64, 1)
+    losses = update(build_ppo(agent, PPOConfig(gae_lambda=0.8, lr=1e-9), 0.9, None), buffer, 64, 1)
     # Returns and advantages of the test above; a shape of (N, N) in any of the three would give
     # another number.
     advantages = np.array([1.985, 1.75, 5.24, 2.0])
@@ -417,11 +421,12 @@ def test_the_first_losses_of_an_update_are_those_of_the_formula(make_agent: Call
 def test_the_policy_can_be_sure_of_itself(make_agent: Callable) -> None:
     agent = make_agent()
     obs = encode_states([Episode(QUESTIONS[0].sealed(), T_MAX)], agent.state_tokenizer)
-    fresh = agent.policy(Batch(obs=obs, info=Batch())).dist
+    policy = build_ppo(agent, PPOConfig(), 1.0, None).policy
+    fresh = policy(Batch(obs=obs, info=Batch())).dist
     assert fresh.entropy().item() == pytest.approx(np.log(4), abs=0.01)  # starts near uniform
     with torch.no_grad():
         [m for m in agent.actor.last.modules() if isinstance(m, nn.Linear)][-1].bias[2] = 6.0
-    dist = agent.policy(Batch(obs=obs, info=Batch())).dist
+    dist = policy(Batch(obs=obs, info=Batch())).dist
     # With a second softmax no probability of four could exceed e / (e + 3) = 0.475, nor the entropy
     # fall below 1.27.
     assert dist.probs[0, 2].item() > 0.9
@@ -437,7 +442,7 @@ def test_dropout_is_off_while_the_encoder_is_trained(make_agent: Callable) -> No
     assert any(
         isinstance(m, nn.Dropout) and m.p > 0 for m in agent.encoder.model.modules()
     )  # there is dropout to switch off
-    agent.ppo(PPOConfig(), 0.95, None).train()
+    build_ppo(agent, PPOConfig(), 0.95, None).train()
     rows = agent.state_tokenizer.encode(["what is the sum"], ["yes"], [1])
     assert torch.equal(agent.encoder(rows.copy())[0], agent.encoder(rows.copy())[0])
 
@@ -451,7 +456,7 @@ def test_a_saved_agent_decides_as_before(
         [Episode(question.sealed(), T_MAX) for question in QUESTIONS], agent.state_tokenizer
     )
     agent.encoder.calibrate(obs)
-    algorithm = agent.ppo(PPOConfig(lr=0.01, lr_encoder=1e-3), 0.95, None)
+    algorithm = build_ppo(agent, PPOConfig(lr=0.01, lr_encoder=1e-3), 0.95, None)
     update(algorithm, collect(algorithm, agent, make_pool), 8, 2)
     pool = make_pool([lambda q, a: "yes"] * NUM_EXPERTS)
     save_agent(agent, tmp_path / "agent", pool)
@@ -531,3 +536,29 @@ def test_a_missing_encoder_names_the_command_that_gets_one(make_agent: Callable)
         AgentError, match=r"no/such-encoder(.|\n)*scripts/get_small_llms\.py minilm"
     ):
         make_agent(encoder="no/such-encoder")
+
+
+class PlainFeatures(ModuleWithVectorOutput):
+    """Observations are the features."""
+
+    def forward(self, obs: torch.Tensor, state: object = None, info: object = None) -> tuple:
+        return obs, state
+
+
+@pytest.mark.parametrize("hidden_sizes", [(), (8,), (8, 4)])
+def test_the_heads_are_tianshous_by_name_start_and_output(hidden_sizes: tuple[int, ...]) -> None:
+    features = PlainFeatures(6)
+    torch.manual_seed(3)
+    actor = DiscreteActor(
+        preprocess_net=features, action_shape=4, hidden_sizes=hidden_sizes, softmax_output=False
+    )
+    critic = DiscreteCritic(preprocess_net=features, hidden_sizes=hidden_sizes)
+    torch.manual_seed(3)
+    ours = TextActor(features, 4, hidden_sizes), TextCritic(features, 1, hidden_sizes)
+    obs = torch.randn(5, 6)
+    for own, tianshous in zip(ours, (actor, critic), strict=True):
+        expected = tianshous.state_dict()
+        assert list(own.state_dict()) == list(expected)
+        assert all(torch.equal(value, expected[name]) for name, value in own.state_dict().items())
+    assert torch.equal(ours[0](obs)[0], actor(obs)[0])
+    assert torch.equal(ours[1](obs), critic(obs))

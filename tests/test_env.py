@@ -16,12 +16,13 @@ from tianshou.data import Collector, VectorReplayBuffer
 from transformers import AutoTokenizer
 
 from agent import build_agent
-from config import AgentConfig, EnvConfig, RewardConfig
+from config import AgentConfig, EnvConfig, PPOConfig, RewardConfig
 from der_env import STOP_REASONS, DEREnv, OracleJudge, TextObserver
 from experts import ExpertPool, Request
 from prompts import StateTokenizer
 from questions import Question
 from runtime.errors import ReferenceSealedError
+from training.ppo import build_ppo
 from training.vector_env import DERVectorEnv
 
 QUESTIONS = [
@@ -320,7 +321,8 @@ def test_tianshou_plays_every_question_once_per_pass(
 
     on_step = lambda episode: played.append(episode.question.id) if episode.is_over else None  # noqa: E731
     venv, _ = make_vector_env(num_envs, [sometimes], on_step=on_step)
-    policy = build_agent(AgentConfig(encoder=str(bert_encoder), max_tokens=32), 1, 3).policy
+    agent = build_agent(AgentConfig(encoder=str(bert_encoder), max_tokens=32), 1, 3)
+    policy = build_ppo(agent, PPOConfig(), 1.0, None).policy
     collector = Collector(policy, venv, VectorReplayBuffer(100 * num_envs, num_envs))
     passes = 15
     while len(played) < passes * len(QUESTIONS):

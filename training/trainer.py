@@ -33,6 +33,7 @@ from terminator import (
     save_terminator,
 )
 from training.distributed import share_encoder
+from training.ppo import build_ppo
 from training.vector_env import DERVectorEnv
 
 
@@ -59,9 +60,8 @@ class Trainer:
                 self._check_unchanged(saved)
             self.build_learners(saved)
         num_updates = config.train.epochs * config.train.updates_per_epoch
-        self.algorithm = self.agent.ppo(
-            config.ppo, config.reward.discount, num_updates if config.train.lr_decay else None
-        )
+        decays_over = num_updates if config.train.lr_decay else None
+        self.algorithm = build_ppo(self.agent, config.ppo, config.reward.discount, decays_over)
         self.finished: list[Episode] = []  # since the last update
         self.judged: list[
             tuple[str, str, int, int, bool]

@@ -1,0 +1,118 @@
+"""Tianshou's PPO as the agents are trained by it. Only training needs Tianshou."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from tianshou.algorithm import PPO
+from tianshou.algorithm.modelfree.reinforce import DiscreteActorPolicy
+from tianshou.algorithm.optim import OptimizerFactory
+from tianshou.data import Batch, ReplayBuffer
+from torch import nn
+
+from config import PPOConfig
+from text_agent import Agent
+
+
+class DERPolicy(DiscreteActorPolicy):
+    """Tianshou's categorical policy that stores log-probability and value with every collected
+    transition.
+    """
+
+    def __init__(self, actor: nn.Module, critic: nn.Module, num_actions: int):
+        # The actor gives logits; with a softmax in the actor, it would be applied twice.
+        super().__init__(actor=actor, action_space=gym.spaces.Discrete(num_actions))
+        self.value_head = [
+            critic
+        ]  # in a list: the critic's parameters belong to the algorithm, not to the policy
+
+    def forward(self, batch: Any, state: Any = None, **kwargs: Any) -> Any:
+        if "logp_old" in batch:  # a gradient step
+            return super().forward(batch, state, **kwargs)
+        with torch.no_grad():  # Tianshou's Collector would build a graph
+            out = super().forward(batch, state, **kwargs)
+            out.policy = Batch(
+                logp=out.dist.log_prob(out.act), value=self.value_head[0](batch.obs).flatten()
+            )
+        return out
+
+
+class DERPPO(PPO):
+    """PPO that reuses the log-probabilities and values of collection instead of encoding every
+    state three more times.
+
+    Needs whole episodes (`n_episode` collection): V(s') is then the stored value of the next
+    transition, or nothing at an end.
+    """
+
+    def _preprocess_batch(self, batch: Any, buffer: ReplayBuffer, indices: np.ndarray) -> Any:
+        if len(buffer.unfinished_index()):
+            raise RuntimeError("DERPPO needs whole episodes: collect with n_episode")
+        value = np.asarray(batch.policy.value, dtype=np.float32)  # (N,)
+        place = np.full(buffer.maxsize, -1)
+        place[indices] = np.arange(len(indices))
+        value_next = value[
+            place[buffer.next(indices)]
+        ]  # at an end, next() is the index itself; the mask below drops it
+        returns, advantages = self.compute_episodic_return(
+            batch, buffer, indices, value_next, value, gamma=self.gamma, gae_lambda=self.gae_lambda
+        )
+        batch.v_s, batch.returns, batch.adv = (
+            torch.as_tensor(x, dtype=torch.float32) for x in (value, returns, advantages)
+        )
+        batch.act = torch.as_tensor(batch.act)
+        batch.logp_old = torch.as_tensor(np.asarray(batch.policy.logp), dtype=torch.float32)
+        batch.obs_next = batch.info = batch.policy = Batch()  # minibatches would copy them
+        device = next(self.policy.actor.parameters()).device
+        for name in ("v_s", "returns", "adv", "act", "logp_old"):
+            batch[name] = batch[name].to(device)
+        return batch
+
+
+class TwoRates(OptimizerFactory):
+    """Adam with one learning rate for the heads and one for a trainable encoder, both falling
+    linearly to zero if asked to.
+    """
+
+    def __init__(self, ppo: PPOConfig, num_updates: int | None):
+        super().__init__()
+        self.ppo, self.num_updates = ppo, num_updates
+
+    def _create_optimizer_for_params(self, params: Any) -> torch.optim.Optimizer:
+        return torch.optim.Adam(params, lr=self.ppo.lr, eps=1e-5)
+
+    def create_instances(self, module: nn.Module) -> tuple[torch.optim.Optimizer, Any]:
+        encoder = [
+            p for n, p in module.named_parameters() if ".preprocess." in n and p.requires_grad
+        ]
+        heads = [
+            p for n, p in module.named_parameters() if ".preprocess." not in n and p.requires_grad
+        ]
+        groups = [{"params": heads, "lr": self.ppo.lr}] + (
+            [{"params": encoder, "lr": self.ppo.lr_encoder}] if encoder else []
+        )
+        optimizer = self._create_optimizer_for_params(groups)
+        num_updates = self.num_updates
+        if num_updates is None:
+            return optimizer, None
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda update: max(0.0, 1 - update / num_updates)
+        )
+
+
+def build_ppo(agent: Agent, config: PPOConfig, discount: float, num_updates: int | None) -> DERPPO:
+    """PPO over an agent's networks; its learning rates fall to zero over `num_updates`, if any."""
+    return DERPPO(
+        policy=DERPolicy(agent.actor, agent.critic, agent.num_actions),
+        critic=agent.critic,
+        optim=TwoRates(config, num_updates),
+        eps_clip=config.eps_clip,
+        vf_coef=config.vf_coef,
+        ent_coef=config.ent_coef,
+        max_grad_norm=config.max_grad_norm,
+        gae_lambda=config.gae_lambda,
+        gamma=discount,
+    )

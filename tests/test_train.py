@@ -51,6 +51,7 @@ from runtime.errors import AgentError, BudgetError, ConfigError, RunError
 from runtime.machine import VERSION
 from scripts import ask, experiment
 from terminator import load_terminator
+from training import trainer as trainer_module
 
 
 def test_a_run_logs_every_update_and_every_epoch(finished_run: Path) -> None:
@@ -224,7 +225,7 @@ def test_a_run_killed_between_its_checkpoint_and_its_agent_ends_with_the_best_ag
 ) -> None:
     num_best = sum(bool(r.get("eval/is_best")) for r in read_metrics(finished_run))
     assert num_best >= 2  # so that an older agent could be left behind
-    calls, save_agent = [], train_ppo_multi.save_agent
+    calls, save_agent = [], trainer_module.save_agent
 
     def dying_save(*arguments: Any) -> None:
         calls.append(arguments)
@@ -233,7 +234,7 @@ def test_a_run_killed_between_its_checkpoint_and_its_agent_ends_with_the_best_ag
         save_agent(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_ppo_multi, "save_agent", dying_save)
+        patch.setattr(trainer_module, "save_agent", dying_save)
         workplace.fails(KeyboardInterrupt, *workplace.arguments("toy"))
     calls.clear()
     run = workplace.resume(workplace.folder / "runs" / "toy")
@@ -443,13 +444,13 @@ def test_the_agent_learns_whom_to_ask(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        train_ppo_multi, "build_pool", lambda *_: make_pool([specialist(word) for word in words])
+        trainer_module, "build_pool", lambda *_: make_pool([specialist(word) for word in words])
     )
     data = {
         name: {"path": write_jsonl(tmp_path / f"{name}.jsonl", rows(letters))}
         for name, letters in {"train": "abcdefgh", "validation": "ijkl", "test": "mn"}.items()
     }
-    settings = load_config(config_path).modeldump_yaml(mode="json", exclude={"name"}) | {
+    settings = load_config(config_path).model_dump(mode="json", exclude={"name"}) | {
         "data": data,
         "reward": {"alpha": 0.02},
     }
@@ -612,7 +613,7 @@ def test_every_test_question_is_played_once_by_every_policy(
             float(normalise(step["answer"]) == references[record["question"]])
             for step in record["steps"]
         ]
-        assert record["quality"] == record["steps"][-1]["quality"]
+        assert record["quality"] == record["steps"][record["submitted"]]["quality"]
     for row in results["rows"]:
         assert np.mean(
             [r["quality"] for r in records if r["policy"] == row["policy"]]

@@ -40,8 +40,9 @@ class Choices:
         cls, order: Sequence[int], num_calls: np.ndarray, submitted: np.ndarray
     ) -> Choices:
         """The first `num_calls` (N,) experts of one order for all questions."""
-        places = np.arange(len(order))[None, :]
-        asked = np.where(places < num_calls[:, None], np.array(order)[None, :], -1)
+        places = np.arange(len(order))
+        is_made = places[None, :] < num_calls[:, None]  # (N, T)
+        asked = np.where(is_made, np.array(order)[None, :], -1)
         return cls(asked, submitted)
 
     @classmethod
@@ -79,19 +80,11 @@ class AnswerTable:
 
     def sealed(self) -> AnswerTable:
         """The same without qualities and references, for rules to choose on."""
-        questions = [question.sealed() for question in self.questions]
-        return replace(self, questions=questions, quality=np.full_like(self.quality, np.nan))
-
-    def take(self, rows: np.ndarray) -> AnswerTable:
-        """The questions in `rows`, in that order."""
-        return AnswerTable(
-            [self.questions[row] for row in rows],
-            [self.answers[row] for row in rows],
-            [self.costs[row] for row in rows],
-            self.charge[rows],
-            self.groups[rows],
-            self.quality[rows],
-        )
+        questions = []
+        for question in self.questions:
+            questions.append(question.sealed())
+        unknown = np.full_like(self.quality, np.nan)
+        return replace(self, questions=questions, quality=unknown)
 
     def joined(self, other: AnswerTable) -> AnswerTable:
         """This table's questions, then the other's."""
@@ -110,34 +103,43 @@ class AnswerTable:
 
     def submitted_quality(self, choices: Choices) -> np.ndarray:
         """(N,)"""
-        return self.quality[np.arange(len(self)), choices.submitted]
+        rows = np.arange(len(self))
+        return self.quality[rows, choices.submitted]
 
     def spent(self, choices: Choices) -> np.ndarray:
         """C of all calls (N,)."""
-        charges = np.take_along_axis(self.charge, np.maximum(choices.order, 0), axis=1)
-        return np.where(choices.order >= 0, charges, 0.0).sum(axis=1)
+        is_made = choices.order >= 0
+        asked = np.where(is_made, choices.order, 0)
+        charges = np.take_along_axis(self.charge, asked, axis=1)
+        return np.where(is_made, charges, 0.0).sum(axis=1)
 
     def mean_return(self, choices: Choices, alpha: float) -> float:
-        return float(np.mean(self.submitted_quality(choices) - alpha * self.spent(choices)))
+        returns = self.submitted_quality(choices) - alpha * self.spent(choices)
+        return float(np.mean(returns))
 
     def routes(self, choices: Choices) -> list[Route]:
         """The choices as played routes, scored where this table is."""
         return [self._route(row, choices) for row in range(len(self))]
 
     def _route(self, row: int, choices: Choices) -> Route:
-        asked = [int(expert_idx) for expert_idx in choices.order[row] if expert_idx >= 0]
-        steps = []
-        for expert_idx in asked:
-            quality = float(self.quality[row, expert_idx])
-            known = None if np.isnan(quality) else quality
-            cost = self.costs[row][expert_idx]
-            steps.append(Step(expert_idx, self.answers[row][expert_idx], cost, known))
-        episode = Episode(self.questions[row].sealed(), choices.order.shape[1], steps)
-        episode.submissions = list(range(len(asked)))
-        episode.submissions[-1] = asked.index(int(choices.submitted[row]))
+        order = choices.order[row]
+        asked = order[order >= 0].tolist()
+        episode = Episode(self.questions[row].sealed(), len(order))
+        decisions = []
+        for place, expert_idx in enumerate(asked):
+            episode.hear(self._step(row, expert_idx))
+            episode.submissions.append(place)
+            decisions.append(Decision(expert_idx))
+        submitted = int(choices.submitted[row])
+        episode.submissions[-1] = asked.index(submitted)
         is_full = len(asked) == episode.t_max
         episode.stop_reason = "t_max" if is_full else "stopped"
-        return Route(episode, [Decision(expert_idx) for expert_idx in asked])
+        return Route(episode, decisions)
+
+    def _step(self, row: int, expert_idx: int) -> Step:
+        answer, cost = self.answers[row][expert_idx], self.costs[row][expert_idx]
+        quality = float(self.quality[row, expert_idx])
+        return Step(expert_idx, answer, cost, None if np.isnan(quality) else quality)
 
 
 def ask_all(questions: Sequence[Question], pool: ExpertPool, reward: RewardConfig) -> AnswerTable:
@@ -145,19 +147,22 @@ def ask_all(questions: Sequence[Question], pool: ExpertPool, reward: RewardConfi
 
     Questions hold their references. Raises what `pool.answer` and `score_answers` raise.
     """
-    columns, qualities = [], []
+    rows: list[list[Answer]] = [[] for _ in questions]
+    costs: list[list[Cost]] = [[] for _ in questions]
+    quality = np.zeros((len(questions), len(pool)))
+    charges = np.zeros_like(quality)
     for expert_idx, name in enumerate(pool.names):
-        answers = pool.answer([Request(expert_idx, question.text) for question in questions])
-        texts = [answer.text for answer in answers]
-        columns.append(answers)
-        qualities.append(score_answers(questions, texts, [name] * len(texts)))
-    rows = [list(row) for row in zip(*columns, strict=True)]
-    costs = []
-    for row in rows:
-        costs.append([pool.cost(expert_idx, answer) for expert_idx, answer in enumerate(row)])
-    charges = np.array([[charge(cost, reward) for cost in row] for row in costs])
-    quality = np.array(qualities).T.reshape(len(rows), len(pool))
-    return AnswerTable(list(questions), rows, costs, charges, group_rows(questions, rows), quality)
+        requests = [Request(expert_idx, question.text) for question in questions]
+        texts = []
+        for row, answer in enumerate(pool.answer(requests)):
+            cost = pool.cost(expert_idx, answer)
+            rows[row].append(answer)
+            costs[row].append(cost)
+            charges[row, expert_idx] = charge(cost, reward)
+            texts.append(answer.text)
+        quality[:, expert_idx] = score_answers(questions, texts, [name] * len(texts))
+    groups = group_rows(questions, rows)
+    return AnswerTable(list(questions), rows, costs, charges, groups, quality)
 
 
 def group_rows(questions: Sequence[Question], rows: Sequence[Sequence[Answer]]) -> np.ndarray:
@@ -165,7 +170,8 @@ def group_rows(questions: Sequence[Question], rows: Sequence[Sequence[Answer]]) 
 
     Those of many answers are kept: to compare mathematics takes 20 ms a pair.
     """
-    if not can_be_kept(questions, sum(len(row) for row in rows)):
+    num_answers = sum(map(len, rows))
+    if not can_be_kept(questions, num_answers):
         return _group_rows(questions, rows)
     return kept("groups", texts_of(questions, rows), lambda: _group_rows(questions, rows))
 
@@ -174,7 +180,8 @@ def can_be_kept(questions: Sequence[Question], num_answers: int) -> bool:
     """Whether what is read in these answers is worth keeping, and read by code of this project."""
     if num_answers < WORTH_KEEPING:
         return False
-    return not any(":" in question.agreement_metric for question in questions)
+    metrics = {question.agreement_metric for question in questions}
+    return ":" not in "".join(metrics)  # an import path
 
 
 def texts_of(questions: Sequence[Question], rows: Sequence[Sequence[Answer]]) -> Iterator[str]:
@@ -187,11 +194,13 @@ def texts_of(questions: Sequence[Question], rows: Sequence[Sequence[Answer]]) ->
 
 
 def _group_rows(questions: Sequence[Question], rows: Sequence[Sequence[Answer]]) -> np.ndarray:
-    groups = []
-    for question, row in zip(questions, rows, strict=True):
-        found = group_question_answers(question, [answer.text for answer in row])
-        groups.append([-1 if group is None else group for group in found])
-    return np.array(groups, dtype=np.int64).reshape(len(rows), -1)
+    groups = np.full((len(rows), len(rows[0]) if rows else 0), -1)
+    for row, question in enumerate(questions):
+        texts = [answer.text for answer in rows[row]]
+        for place, group in enumerate(group_question_answers(question, texts)):
+            if group is not None:
+                groups[row, place] = group
+    return groups
 
 
 def pick_best(table: AnswerTable) -> Choices:

@@ -25,9 +25,7 @@ Predict = Callable[[np.ndarray], np.ndarray]  # features (B, D) -> expected retu
 
 def highest_mean(values: np.ndarray) -> int:
     """The column of (N, K) with the highest mean; of equals the first."""
-    means = []
-    for column in range(values.shape[1]):
-        means.append(float(np.mean(values[:, column])))
+    means = [float(np.mean(column)) for column in values.T]
     return int(np.argmax(means))
 
 
@@ -58,15 +56,14 @@ def fit_task_lookup(view: View, alpha: float, names: Sequence[str], weight: floa
     weight: of the mean over all tasks, in questions, when a task's mean is taken.
     """
     table = view.table
-    returns, fallback = table.returns(alpha), highest_mean(table.quality)
+    returns = table.returns(alpha)
+    overall = returns.mean(axis=0)
+    fallback = highest_mean(table.quality)
     best_by_task: dict[str, int] = {}
     for task in dict.fromkeys(table.tasks.tolist()):
-        rows = np.flatnonzero(table.tasks == task)
-        means = []
-        for column in returns.T:
-            total = float(np.sum(column[rows])) + weight * float(np.mean(column))
-            means.append(total / (len(rows) + weight))
-        best_by_task[task] = int(np.argmax(means))
+        own = returns[table.tasks == task]
+        totals = own.sum(axis=0) + weight * overall
+        best_by_task[task] = int(np.argmax(totals / (len(own) + weight)))
 
     def choose(other: View) -> Choices:
         picks = [best_by_task.get(task, fallback) for task in other.table.tasks.tolist()]

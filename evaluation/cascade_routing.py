@@ -10,8 +10,8 @@ theirs.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from evaluation.estimates import Estimates, known_to
 
 NUM_DRAWS = 25  # of what each answer may look like
 PRICES = (0.25, 0.5, 1.0, 2.0, 4.0)  # of a unit of C, as multiples of alpha; the best is taken
+TIE = 1e-12  # of two sets with the same gain the smaller, cheaper one is asked
 SURE = 1e-4  # estimates are kept this far from 0 and 1, where log-odds are infinite
 
 
@@ -57,25 +58,25 @@ class CascadeRouting:
 
     def _next(self, before: np.ndarray, asked: Sequence[int], now: np.ndarray) -> np.ndarray:
         """The expert to ask (N,), or -1 to stop. now (N,): estimate of the answer at hand."""
-        others = [k for k in range(before.shape[1]) if k not in asked]
-        others.sort(key=lambda expert_idx: self.charges[expert_idx])
-        looks = {}
-        for expert_idx in others:
-            looks[expert_idx] = sigmoid(before[:, [expert_idx]] + self.scatter[expert_idx])
-        best_gain = np.zeros(len(before)) if asked else np.full(len(before), -np.inf)
+        drawn = sigmoid(before[:, :, None] + self.scatter)  # (N, K, D): what answers may look like
+        must_ask = not asked
+        best_gain = np.full(len(before), -np.inf if must_ask else 0.0)
         choice = np.full(len(before), -1)
+        for members in self._sets_beside(asked):
+            highest = np.maximum(drawn[:, members].max(axis=1), now[:, None])
+            gain = highest.mean(axis=1) - now - self.price * self.charges[members].sum()
+            is_better = gain > best_gain + TIE
+            best_gain[is_better] = gain[is_better]
+            choice[is_better] = members[0]  # the cheapest of the set
+        return choice
+
+    def _sets_beside(self, asked: Sequence[int]) -> Iterator[list[int]]:
+        """Sets of experts not asked yet, the cheapest of each first; small sets first."""
+        others = [k for k in np.argsort(self.charges, kind="stable").tolist() if k not in asked]
         most = min(self.looks_ahead, self.t_max - len(asked))
         for size in range(1, most + 1):
             for members in itertools.combinations(others, size):
-                highest = np.maximum(now[:, None], looks[members[0]])
-                for expert_idx in members[1:]:
-                    highest = np.maximum(highest, looks[expert_idx])
-                gain = highest.mean(axis=1) - now
-                gain -= self.price * self.charges[list(members)].sum()
-                is_better = gain > best_gain + 1e-12
-                best_gain[is_better] = gain[is_better]
-                choice[is_better] = members[0]  # the cheapest of the set
-        return choice
+                yield list(members)
 
     def describe(self, names: Sequence[str]) -> str:
         return "a set" if self.looks_ahead > 1 else "one call ahead"
@@ -84,30 +85,39 @@ class CascadeRouting:
 def _by_asked(order: np.ndarray, num_asked: int) -> list[tuple[Asked, np.ndarray]]:
     """Sets of `num_asked` experts and the questions (M,) on which exactly these were asked."""
     made = (order >= 0).sum(axis=1)
-    rows = np.flatnonzero(made == num_asked)
     groups: dict[Asked, list[int]] = {}
-    for row in rows:
-        groups.setdefault(known_to(order[row, :num_asked].tolist()), []).append(int(row))
-    return [(asked, np.array(members)) for asked, members in groups.items()]
+    for row in np.flatnonzero(made == num_asked).tolist():
+        asked = known_to(order[row, :num_asked].tolist())
+        groups.setdefault(asked, []).append(row)
+    return [(asked, np.array(rows)) for asked, rows in groups.items()]
 
 
 def fit_cascade_routing(
     table: AnswerTable, estimates: Estimates, alpha: float, t_max: int, *, looks_ahead: int
 ) -> CascadeRouting:
     """With the price among PRICES x alpha that returns most on the table."""
-    rng = np.random.default_rng(0)
-    scattered = _log_odds(estimates.after) - _log_odds(estimates.before)
-    levels = (np.arange(NUM_DRAWS) + 0.5) / NUM_DRAWS
-    draws = []
-    for expert_idx in range(table.num_experts):
-        draws.append(rng.permutation(np.quantile(scattered[:, expert_idx], levels)))
+    scatter, charges = draw_scatter(estimates), table.charge.mean(axis=0)
     horizon = min(t_max, table.num_experts)
-    rule = CascadeRouting(np.array(draws), table.charge.mean(axis=0), alpha, horizon, looks_ahead)
     rules, returns = [], []
     for multiple in PRICES:
-        rules.append(replace(rule, price=alpha * multiple))
-        returns.append(table.mean_return(rules[-1].choose(table.sealed(), estimates), alpha))
+        rule = CascadeRouting(scatter, charges, alpha * multiple, horizon, looks_ahead)
+        choices = rule.choose(table.sealed(), estimates)
+        rules.append(rule)
+        returns.append(table.mean_return(choices, alpha))
     return rules[int(np.argmax(returns))]
+
+
+def draw_scatter(estimates: Estimates) -> np.ndarray:
+    """Quantiles (K, D) of log-odds after the call minus before it, each expert's in an order of its
+    own, so that experts look good independently.
+    """
+    rng = np.random.default_rng(0)
+    levels = (np.arange(NUM_DRAWS) + 0.5) / NUM_DRAWS
+    moved = _log_odds(estimates.after) - _log_odds(estimates.before)
+    draws = []
+    for column in moved.T:
+        draws.append(rng.permutation(np.quantile(column, levels)))
+    return np.array(draws)
 
 
 def _log_odds(p: np.ndarray) -> np.ndarray:

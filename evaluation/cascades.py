@@ -9,6 +9,7 @@ return on a scored table.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -20,6 +21,7 @@ from evaluation.answer_table import AnswerTable, Choices
 from evaluation.estimates import Estimates, known_to
 
 MAX_ORDERS = 8_000  # tried for one rule; beyond, the least promising experts are left out
+NEVER_REACHED = 2.0
 NUM_THRESHOLDS = 60  # quantiles of the estimates, tried for one order
 
 Order = tuple[int, ...]
@@ -40,10 +42,10 @@ class OrderedRule(Rule, Protocol):
     def order(self) -> Order: ...
 
 
-def orders_of(num_experts: int, t_max: int) -> Iterator[Order]:
+def orders_of(experts: Sequence[int], t_max: int) -> Iterator[Order]:
     """Every order of one to t_max distinct experts, short ones first."""
-    for length in range(1, min(t_max, num_experts) + 1):
-        yield from itertools.permutations(range(num_experts), length)
+    for length in range(1, t_max + 1):
+        yield from itertools.permutations(experts, length)
 
 
 def candidate_orders(table: AnswerTable, alpha: float, t_max: int) -> list[Order]:
@@ -51,21 +53,54 @@ def candidate_orders(table: AnswerTable, alpha: float, t_max: int) -> list[Order
     highest returns alone.
     """
     ranking = np.argsort(-table.returns(alpha).mean(axis=0), kind="stable")
-    for num_kept in range(table.num_experts, 0, -1):
-        kept = np.sort(ranking[:num_kept]).tolist()
-        num_orders = sum(1 for _ in orders_of(num_kept, t_max))
-        if num_orders <= MAX_ORDERS or num_kept == 1:
-            break
-    orders = []
-    for order in orders_of(num_kept, t_max):
-        orders.append(tuple(kept[place] for place in order))
-    return orders
+    num_kept = table.num_experts
+    while num_kept > 1 and num_orders(num_kept, t_max) > MAX_ORDERS:
+        num_kept -= 1
+    kept = np.sort(ranking[:num_kept]).tolist()
+    return list(orders_of(kept, t_max))
 
 
-def best_of(orders: Sequence[Order], returns: Sequence[float]) -> int:
-    """Index of the highest return; of equals (to a billionth) the first, so the shortest."""
-    highest = max(returns)
-    return next(index for index, value in enumerate(returns) if value >= highest - 1e-9)
+def num_orders(num_experts: int, t_max: int) -> int:
+    """How many orders `orders_of` names."""
+    total = 0
+    for length in range(1, t_max + 1):
+        total += math.perm(num_experts, length)
+    return total
+
+
+def first_best(returns: Sequence[float]) -> int:
+    """Index of the highest return; of equals (to a billionth) the first."""
+    is_best = np.array(returns) >= max(returns) - 1e-9
+    return int(np.argmax(is_best))
+
+
+def path_of(order: Order, names: Sequence[str]) -> str:
+    """An order in words: `A > B > C`."""
+    return " > ".join(names[expert_idx] for expert_idx in order)
+
+
+class Walk:
+    """An order walked through by N questions, each of which stops somewhere."""
+
+    def __init__(self, order: Order, num_questions: int):
+        self.order = order
+        self.num_calls = np.full(num_questions, len(order))
+        self.submitted = np.zeros(num_questions, dtype=int)
+        self.is_open = np.ones(num_questions, dtype=bool)
+
+    def stop(self, wants: np.ndarray, num_calls: int, submitted: np.ndarray) -> None:
+        """End after `num_calls` those still open that want to (N,), with the experts whose answers
+        count (N,).
+        """
+        stops = wants & self.is_open
+        self.num_calls[stops] = num_calls
+        self.submitted[stops] = submitted[stops]
+        self.is_open &= ~stops
+
+    def choices(self, at_the_end: np.ndarray) -> Choices:
+        """`at_the_end` (N,): whose answers count where the order was used up."""
+        submitted = np.where(self.is_open, at_the_end, self.submitted)
+        return Choices.of_order(self.order, self.num_calls, submitted)
 
 
 # --- agreement cascades ---
@@ -82,30 +117,22 @@ class AgreementCascade:
     fallback: int
 
     def choose(self, table: AnswerTable, estimates: Estimates | None = None) -> Choices:
-        num_calls, agreed = first_agreement(agreement(table.groups), self.order)
-        last = np.array(self.order)[num_calls - 1]
-        submitted = np.where(agreed, last, self.fallback)
-        return Choices.of_order(self.order, num_calls, submitted)
+        return self.walk(agreement(table.groups))
+
+    def walk(self, same: np.ndarray) -> Choices:
+        """same (N, K, K): which answers agree."""
+        walk = Walk(self.order, len(same))
+        for place, expert_idx in enumerate(self.order):
+            earlier = list(self.order[:place])
+            agrees = np.asarray(same[:, expert_idx, earlier].any(axis=1))
+            walk.stop(agrees, place + 1, np.full(len(same), expert_idx))
+        return walk.choices(np.full(len(same), self.fallback))
 
     def describe(self, names: Sequence[str]) -> str:
-        path = " > ".join(names[expert_idx] for expert_idx in self.order)
+        path = path_of(self.order, names)
         if len(self.order) == 1:
             return path
         return f"{path}, else {names[self.fallback]}"
-
-
-def first_agreement(same: np.ndarray, order: Order) -> tuple[np.ndarray, np.ndarray]:
-    """Calls made (N,) until two answers agree, and whether they did (N,). same: (N, K, K)."""
-    num_calls = np.full(len(same), len(order))
-    agreed = np.zeros(len(same), dtype=bool)
-    for place in range(1, len(order)):
-        agrees = np.zeros(len(same), dtype=bool)
-        for earlier in order[:place]:
-            agrees |= same[:, order[place], earlier]
-        stops = agrees & ~agreed
-        num_calls[stops] = place + 1
-        agreed |= agrees
-    return num_calls, agreed
 
 
 def fit_agreement_cascade(
@@ -116,16 +143,17 @@ def fit_agreement_cascade(
     falls_back_on_best: where no two agree, the answer of the asked expert that is best alone in
     quality on this table is submitted, else the last answer.
     """
-    sealed, best = table.sealed(), table.quality.mean(axis=0)
+    same = agreement(table.groups)
+    alone = table.quality.mean(axis=0)
     rules, returns = [], []
     for order in candidate_orders(table, alpha, t_max):
         fallback = order[-1]
         if falls_back_on_best:
-            fallback = max(order, key=lambda expert_idx: best[expert_idx])
+            fallback = max(order, key=lambda expert_idx: alone[expert_idx])
         rule = AgreementCascade(order, fallback)
         rules.append(rule)
-        returns.append(table.mean_return(rule.choose(sealed), alpha))
-    return rules[best_of([rule.order for rule in rules], returns)]
+        returns.append(table.mean_return(rule.walk(same), alpha))
+    return rules[first_best(returns)]
 
 
 # --- threshold cascades ---
@@ -156,8 +184,9 @@ def read_last(estimates: Estimates, order: Order) -> Reading:
 def read_each(estimates: Estimates, order: Order) -> Reading:
     """The last answer read alone; at the end the one that looked best counts."""
     reading = read_last(estimates, order)
-    best = np.array(order)[estimates.after[:, list(order)].argmax(axis=1)]
-    return Reading(reading.estimate, reading.submitted, best)
+    experts = np.array(order)
+    place = estimates.after[:, experts].argmax(axis=1)
+    return Reading(reading.estimate, reading.submitted, experts[place])
 
 
 def read_all(estimates: Estimates, order: Order) -> Reading:
@@ -175,20 +204,15 @@ class ThresholdCascade:
     reader: Reader
 
     def choose(self, table: AnswerTable, estimates: Estimates) -> Choices:
-        num_calls = np.full(len(table), len(self.order))
-        submitted = np.zeros(len(table), dtype=int)
-        is_open = np.ones(len(table), dtype=bool)
-        for place in range(1, len(self.order) + 1):
-            reading = self.reader(estimates, self.order[:place])
-            stops = is_open & (reading.estimate >= self.threshold)
-            num_calls[stops] = place
-            submitted[stops] = reading.submitted[stops]
-            is_open &= ~stops
-        submitted[is_open] = reading.at_the_end[is_open]
-        return Choices.of_order(self.order, num_calls, submitted)
+        walk = Walk(self.order, len(table))
+        for num_calls in range(1, len(self.order) + 1):
+            reading = self.reader(estimates, self.order[:num_calls])
+            is_enough = reading.estimate >= self.threshold
+            walk.stop(is_enough, num_calls, reading.submitted)
+        return walk.choices(reading.at_the_end)
 
     def describe(self, names: Sequence[str]) -> str:
-        path = " > ".join(names[expert_idx] for expert_idx in self.order)
+        path = path_of(self.order, names)
         return path if len(self.order) == 1 else f"{path}, until {self.threshold:.2f}"
 
 
@@ -214,14 +238,24 @@ def rank_threshold_cascades(
     table: AnswerTable, estimates: Estimates, alpha: float, t_max: int, *, reader: Reader
 ) -> list[Fitted[ThresholdCascade]]:
     """Every order with its best threshold, the highest return first; of equals the shorter."""
-    allowed = set(candidate_orders(table, alpha, t_max))
+    orders = candidate_orders(table, alpha, t_max)
     search = _ThresholdSearch(table, estimates, alpha, reader)
     found: list[Fitted[ThresholdCascade]] = []
-    for order in sorted(allowed):  # an order directly follows those that it continues
+    for order in sorted(orders):  # an order directly follows those that it continues
         threshold, value = search.best_threshold(order)
         found.append(Fitted(ThresholdCascade(order, threshold, reader), value))
     found.sort(key=lambda one: (-round(one.mean_return, 9), len(one.rule.order)))
     return found
+
+
+def tried_thresholds(estimates: Estimates) -> np.ndarray:
+    """Quantiles (T,) of all estimates, with one that is always reached and one that never is."""
+    seen = [estimates.after.ravel()]
+    for belief in estimates.beliefs.values():
+        seen.append(belief.p)
+    levels = np.linspace(0, 1, NUM_THRESHOLDS)[1:-1]
+    inner = np.quantile(np.concatenate(seen), levels)
+    return np.unique([0.0, *inner, NEVER_REACHED])
 
 
 class _ThresholdSearch:
@@ -231,17 +265,12 @@ class _ThresholdSearch:
 
     def __init__(self, table: AnswerTable, estimates: Estimates, alpha: float, reader: Reader):
         self.table, self.estimates, self.alpha, self.reader = table, estimates, alpha, reader
-        every = np.concatenate(
-            [estimates.after.ravel(), *(b.p for b in estimates.beliefs.values())]
-        )
-        inner = np.quantile(every, np.linspace(0, 1, NUM_THRESHOLDS)[1:-1])
-        self.thresholds = np.unique(np.concatenate([[0.0], inner, [2.0]]))
+        self.thresholds = tried_thresholds(estimates)
         self.rows = np.arange(len(table))
         everyone = np.ones((len(table), len(self.thresholds)), dtype=np.float32)
+        nothing = np.zeros(len(self.thresholds))
         # By the beginning of an order: who goes on (N, T), and the value so far (T,).
-        self.begun: dict[Order, tuple[np.ndarray, np.ndarray]] = {
-            (): (everyone, np.zeros(len(self.thresholds)))
-        }
+        self.begun: dict[Order, tuple[np.ndarray, np.ndarray]] = {(): (everyone, nothing)}
 
     def best_threshold(self, order: Order) -> tuple[float, float]:
         """The threshold of an order with the highest mean return, and that return."""
@@ -251,11 +280,12 @@ class _ThresholdSearch:
         passes = reading.estimate[:, None] >= self.thresholds
         stops = is_open * passes
         stays = is_open - stops
-        spent = value - self._mean(cost, is_open)
-        stopped = spent + self._mean(self.table.quality[self.rows, reading.submitted], stops)
-        ended = stopped + self._mean(self.table.quality[self.rows, reading.at_the_end], stays)
+        won = self.table.quality[self.rows, reading.submitted]
+        won_at_the_end = self.table.quality[self.rows, reading.at_the_end]
+        stopped = value - self._mean(cost, is_open) + self._mean(won, stops)
+        ended = stopped + self._mean(won_at_the_end, stays)
         self._remember(order, stays, stopped)
-        best = int(np.argmax(ended >= ended.max() - 1e-9))
+        best = first_best(ended)
         return float(self.thresholds[best]), float(ended[best])
 
     def _remember(self, order: Order, stays: np.ndarray, value: np.ndarray) -> None:

@@ -20,7 +20,7 @@ from belief.state import (
     hear,
 )
 from evaluation.answer_table import AnswerTable, can_be_kept, texts_of
-from evaluation.kept import digest_of, kept
+from evaluation.kept import kept
 
 
 @dataclass(frozen=True)
@@ -76,28 +76,6 @@ class Estimator:
             for asked in of_size:
                 beliefs[asked] = believe(hear(asked, before, after, same), self.candidates)
         return Estimates(sigmoid(before), sigmoid(after), beliefs)
-
-
-FITTED: dict[
-    str, Estimator
-] = {}  # of this process: an evaluation at several alphas needs them often
-MOST_FITTED = 4
-
-
-def fitted_estimator(
-    table: AnswerTable, features: TableFeatures, p0: float, t_max: int, seed: int
-) -> Estimator:
-    """An `Estimator`, or the one that was fitted on the same before."""
-    arrays = (table.quality, table.groups, features.embedding, features.answer, features.question)
-    parts: list[str | bytes] = [f"{p0} {t_max} {seed}", *table.tasks.tolist()]
-    for array in arrays:
-        parts += [str(array.shape), np.ascontiguousarray(array).tobytes()]
-    key = digest_of(parts)
-    if key not in FITTED:
-        while len(FITTED) >= MOST_FITTED:
-            del FITTED[next(iter(FITTED))]
-        FITTED[key] = Estimator(table, features, p0, t_max, seed)
-    return FITTED[key]
 
 
 @dataclass(frozen=True)

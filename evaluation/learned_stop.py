@@ -14,7 +14,15 @@ import numpy as np
 from belief.regression import Ridge
 from belief.state import Belief
 from evaluation.answer_table import AnswerTable, Choices
-from evaluation.cascades import Fitted, Order, best_of, rank_threshold_cascades, read_all
+from evaluation.cascades import (
+    Fitted,
+    Order,
+    Walk,
+    first_best,
+    path_of,
+    rank_threshold_cascades,
+    read_all,
+)
 from evaluation.estimates import Estimates, known_to
 
 NUM_SCREENED = 100  # orders that a stop is fitted for, the best by a single threshold
@@ -35,20 +43,16 @@ class LearnedStop:
     alpha: float
 
     def choose(self, table: AnswerTable, estimates: Estimates) -> Choices:
-        num_calls = np.full(len(table), len(self.order))
-        is_open = np.ones(len(table), dtype=bool)
-        submitted = read_all(estimates, self.order).submitted.copy()
-        for place, weights in enumerate(self.weights, start=1):
-            belief = estimates.beliefs[known_to(self.order[:place])]
-            price = self.alpha * self.charges[self.order[place]]
-            stops = is_open & (stop_inputs(belief) @ weights <= price)
-            num_calls[stops] = place
-            submitted[stops] = belief.submitted[stops]
-            is_open &= ~stops
-        return Choices.of_order(self.order, num_calls, submitted)
+        walk = Walk(self.order, len(table))
+        for num_calls, weights in enumerate(self.weights, start=1):
+            belief = estimates.beliefs[known_to(self.order[:num_calls])]
+            gain = stop_inputs(belief) @ weights
+            price = self.alpha * self.charges[self.order[num_calls]]
+            walk.stop(gain <= price, num_calls, belief.submitted)
+        return walk.choices(read_all(estimates, self.order).submitted)
 
     def describe(self, names: Sequence[str]) -> str:
-        return " > ".join(names[expert_idx] for expert_idx in self.order)
+        return path_of(self.order, names)
 
 
 def stop_inputs(belief: Belief) -> np.ndarray:
@@ -68,10 +72,12 @@ def fit_learned_stop(
     best.
     """
     screened = rank_threshold_cascades(table, estimates, alpha, t_max, reader=read_all)
-    orders = [one.rule.order for one in screened[:NUM_SCREENED]]
-    fitted = [_fit_stop(table, estimates, alpha, order) for order in orders]
-    returns = [one.mean_return for one in fitted]
-    return fitted[best_of(orders, returns)].rule
+    rules, returns = [], []
+    for one in screened[:NUM_SCREENED]:
+        fitted = _fit_stop(table, estimates, alpha, one.rule.order)
+        rules.append(fitted.rule)
+        returns.append(fitted.mean_return)
+    return rules[first_best(returns)]
 
 
 def _fit_stop(
@@ -81,22 +87,23 @@ def _fit_stop(
 
     The rule's mean return on the table is taken with the same worth as the targets.
     """
-    rows, charges = np.arange(len(table)), table.charge.mean(axis=0)
+    charges = table.charge.mean(axis=0)
     value = _worth(table, estimates, order)
     weights: list[np.ndarray] = []
-    for place in range(len(order) - 1, 0, -1):
-        belief = estimates.beliefs[known_to(order[:place])]
-        now = _worth(table, estimates, order[:place])
-        inputs = stop_inputs(belief)
+    for num_calls in range(len(order) - 1, 0, -1):
+        expert_idx = order[num_calls]
+        begun = order[:num_calls]
+        inputs = stop_inputs(estimates.beliefs[known_to(begun)])
+        now = _worth(table, estimates, begun)
         ridge = Ridge(inputs.shape[1])
         ridge.add(inputs, value - now)
         weights.insert(0, ridge.solve(STOP_PENALTY))
-        price = alpha * charges[order[place]]
-        goes_on = inputs @ weights[0] > price
-        paid = value - alpha * table.charge[rows, order[place]]
-        value = np.where(goes_on, paid, now)
+        goes_on = inputs @ weights[0] > alpha * charges[expert_idx]
+        going_on = value - alpha * table.charge[:, expert_idx]
+        value = np.where(goes_on, going_on, now)
+    returns = value - alpha * table.charge[:, order[0]]
     rule = LearnedStop(order, tuple(weights), charges, alpha)
-    return Fitted(rule, float(np.mean(value - alpha * table.charge[:, order[0]])))
+    return Fitted(rule, float(returns.mean()))
 
 
 def _worth(table: AnswerTable, estimates: Estimates, order: Order) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from der_env import Episode, encode_states
@@ -42,24 +43,24 @@ def overheads(
     The Terminator shares the pass over a state with the agent, who reads the same one if the route
     goes on.
     """
-    states: list[list[str | None]] = []
-    for route in routes:
+    texts: list[str] = []
+    answers: list[str | None] = []
+    route_of: list[int] = []  # of each state
+    for route_idx, route in enumerate(routes):
         read: list[str | None] = [None] if reads_question else []
         if reads_answers:
             read += route.episode.answers
-        states.append(read)
-    texts, answers = [], []
-    for route, read in zip(routes, states, strict=True):
-        texts += [route.episode.question.text] * len(read)
         answers += read
+        texts += [route.episode.question.text] * len(read)
+        route_of += [route_idx] * len(read)
     rows = agent.state_tokenizer.encode(texts, answers, [0] * len(texts))
-    tokens = rows[:, agent.state_tokenizer.HEADER :] != agent.state_tokenizer.pad_id
-    lengths = iter(tokens.sum(axis=1).tolist())
-    params = sum(parameter.numel() for parameter in agent.encoder.model.parameters())
+    is_token = rows[:, agent.state_tokenizer.HEADER :] != agent.state_tokenizer.pad_id
+    passes = np.bincount(route_of, minlength=len(routes))
+    tokens = np.bincount(route_of, is_token.sum(axis=1), minlength=len(routes))
+    params = sum(map(torch.numel, agent.encoder.model.parameters()))
     taken = []
-    for read in states:
-        num_tokens = sum(next(lengths) for _ in read)
-        passes = len(read)
+    for num_passes, num_tokens in zip(passes.tolist(), tokens.tolist(), strict=True):
+        params_b = num_passes * params / 1e9
         flops = 2.0 * params * num_tokens
-        taken.append(Overhead(passes * params / 1e9, flops, passes * seconds_per_row))
+        taken.append(Overhead(params_b, flops, num_passes * seconds_per_row))
     return taken

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from evaluation.answer_table import AnswerTable, Choices
-from evaluation.estimates import Estimates, Estimator, TableFeatures, fitted_estimator
+from evaluation.estimates import Estimates, Estimator, TableFeatures
 
 
 class View:
@@ -95,12 +95,12 @@ class Views:
     @cached_property
     def _from_training(self) -> Estimator:
         table = self._tables["training"]
-        return fitted_estimator(table, self._read("training"), self._p0, self._t_max, seed=0)
+        return Estimator(table, self._read("training"), self._p0, self._t_max, seed=0)
 
     @cached_property
     def _from_known(self) -> Estimator:
         table = self._known_table
-        return fitted_estimator(table, self._read_known(), self._p0, self._t_max, seed=0)
+        return Estimator(table, self._read_known(), self._p0, self._t_max, seed=0)
 
     @cached_property
     def _of_validation(self) -> Estimates:

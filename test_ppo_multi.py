@@ -132,50 +132,6 @@ def parse_alphas(text: str) -> list[float]:
     return alphas
 
 
-def runs_by_alpha(runs: Sequence[Path], alphas: Sequence[float]) -> dict[float, list[Path]]:
-    """The runs that serve each alpha: those that were trained with it, or for it among others
-    (reward.alphas).
-
-    Raises ConfigError for a run of another alpha, an alpha without runs, and runs that differ in
-    more than alpha and seed.
-    """
-    from runtime.run_folder import differing_settings, load_run_config
-
-    listed = ",".join(f"{alpha:g}" for alpha in alphas)
-    groups: dict[float, list[Path]] = {alpha: [] for alpha in alphas}
-    seeds: dict[float, set[int]] = {alpha: set() for alpha in alphas}
-    first = load_run_config(runs[0])
-    for run in runs:
-        config = load_run_config(run)
-        learned = config.reward.alphas
-        served = [config.reward.alpha]
-        if learned:
-            served = [alpha for alpha in alphas if learned[0] <= alpha <= learned[-1]]
-        alpha = config.reward.alpha
-        if not learned and alpha not in groups:
-            raise ConfigError(
-                f"{run} was trained with reward.alpha = {alpha:g}, which --alphas {listed} does not"
-                " list: add it, or leave the run out"
-            )
-        other = [key for key in differing_settings(first, config) if key != "reward.alpha"]
-        if other:
-            raise ConfigError(
-                f"{run} differs from {runs[0]} in {', '.join(other)}: only runs that differ in"
-                " reward.alpha and seed belong in one report"
-            )
-        for alpha in served:
-            groups[alpha].append(run)
-            seeds[alpha].add(config.seed)
-    for alpha in alphas:
-        if seeds[alpha] != {seed for group in seeds.values() for seed in group}:
-            raise ConfigError(
-                f"--alphas {listed}: alpha {alpha:g} has runs of the seeds"
-                f" {sorted(seeds[alpha]) or 'none'}, others have more. Train the missing ones:"
-                f" python train_ppo_multi.py --reward.alpha {alpha:g} --seed SEED"
-            )
-    return groups
-
-
 def evaluate_alphas(
     groups: Mapping[float, Sequence[Path]],
     out: Path,
@@ -188,36 +144,44 @@ def evaluate_alphas(
     The table and the other figures of the common report are those of the middle alpha.
     """
     from evaluation.runner import Evaluation
-    from report.policies import policies_of
-    from report.quality_cost import curves_section
 
     reports = {}
     before: Evaluation | None = None
     for alpha, runs in groups.items():
         say(f"\nalpha {alpha:g}")
-        folder = out / f"alpha_{alpha:g}"
         at_alpha = [*overrides, "--reward.alpha", f"{alpha!r}"]
         evaluation = Evaluation(runs, at_alpha, other_pool=other_pool, say=say)
         if before is not None:
             evaluation.take_over(before)
         reports[alpha] = evaluate(evaluation)
-        write_report(reports[alpha], folder)
+        write_report(reports[alpha], out / f"alpha_{alpha:g}")
         before = evaluation
     say("\ncurves over all alphas")
-    policies = {alpha: policies_of(report.records) for alpha, report in reports.items()}
-    alphas = sorted(groups)
+    report = common_report(reports)
+    write_report(report, out)
+    return report
+
+
+def common_report(reports: Mapping[float, Report]) -> Report:
+    """The report of the middle alpha, with the curves of all."""
+    from report.policies import policies_of
+    from report.quality_cost import curves_section
+
+    alphas = sorted(reports)
     middle = alphas[len(alphas) // 2]
-    report = reports[middle]
-    report.results["curves"] = curves_section(policies)
+    results = dict(reports[middle].results)
+    policies = {alpha: policies_of(report.records) for alpha, report in reports.items()}
+    results["curves"] = curves_section(policies)
+    results["evaluation"] = dict(results["evaluation"])
     for name in ("seconds", "answers_generated", "answers_failed"):
-        facts = [reports[alpha].results["evaluation"][name] for alpha in alphas]
-        report.results["evaluation"][name] = sum(facts)
-    report.results["notes"].append(
+        facts = [report.results["evaluation"][name] for report in reports.values()]
+        results["evaluation"][name] = sum(facts)
+    note = (
         f"Table and figures: alpha {middle:g}. Curves: every alpha, with the rules chosen again at"
         " each. The intervals of areas allow for other questions, not for other training runs."
     )
-    write_report(report, out)
-    return report
+    results["notes"] = [*results["notes"], note]
+    return Report(results, reports[middle].records)
 
 
 # Other prices
@@ -236,14 +200,7 @@ def repriced(folder: Path, unit: str, overrides: list[str]) -> Report:
     records = read_records(folder / "routes.jsonl")
     before = read_results(folder / "report" / "results.json")
     check_complete(records, before, folder / "routes.jsonl")
-    options = overrides_from([*overrides, "--reward.cost", unit])
-    other = options.keys() - {"reward", "threads", "device"}
-    if other:
-        raise ConfigError(
-            f"--{min(other)}: routes that were played are only priced again, by --reward settings;"
-            " evaluate again to change what is played"
-        )
-    config = validate(merge(before["evaluation"]["config"], options), f"{folder}, priced in {unit}")
+    config = _priced_config(before, folder, unit, overrides)
     names = uncounted(records, config) if unit in TOKEN_UNITS else []
     if names:
         raise ReportError(
@@ -263,6 +220,20 @@ def repriced(folder: Path, unit: str, overrides: list[str]) -> Report:
         " optimum in hindsight would take other routes at these prices and is left out."
     )
     return Report(results, records)
+
+
+def _priced_config(
+    before: Mapping[str, Any], folder: Path, unit: str, overrides: list[str]
+) -> Config:
+    """The evaluation's configuration with other prices. Raises ConfigError for other changes."""
+    options = overrides_from([*overrides, "--reward.cost", unit])
+    other = options.keys() - {"reward", "threads", "device"}
+    if other:
+        raise ConfigError(
+            f"--{min(other)}: routes that were played are only priced again, by --reward settings;"
+            " evaluate again to change what is played"
+        )
+    return validate(merge(before["evaluation"]["config"], options), f"{folder}, priced in {unit}")
 
 
 def _kept_sections(before: Mapping[str, Any], config: Config) -> dict[str, Any]:
@@ -406,6 +377,8 @@ def main(arguments: list[str]) -> Path:
         report = repriced(out, options.reprice, overrides)
         folder = write_report(report, out, f"report/in_{options.reprice}")
     elif alphas:
+        from evaluation.alphas import runs_by_alpha
+
         groups = runs_by_alpha(runs, alphas)
         report = evaluate_alphas(groups, out, overrides, other_pool=options.other_pool)
     else:

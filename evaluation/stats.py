@@ -212,15 +212,22 @@ def _mean_and_error(
         error = np.sqrt(ms_question / questions)
         return mean, np.maximum(error, least), np.zeros_like(mean)
     ms_seed = questions * by_seed.var(axis=-1, ddof=1)
-    rest = values - by_seed[..., :, None] - by_question[..., None, :] + mean[..., None, None]
     freedom = (seeds - 1) * (questions - 1)
-    ms_rest = (rest**2).sum(axis=(-2, -1)) / freedom
+    ms_rest = _sum_of_squares_left(values) / freedom
     # Seeds that agree by luck must not make the error 0. Equally strong ones agree this well one
     # time in twenty.
     ms_seed = np.maximum(ms_seed, ms_rest * f.ppf(0.05, seeds - 1, freedom))
     total = ms_seed + np.maximum(ms_question - ms_rest, 0)
     error = np.sqrt(total / (seeds * questions))
     return mean, np.maximum(error, least), ms_seed / total
+
+
+def _sum_of_squares_left(values: np.ndarray) -> np.ndarray:
+    """(..., S, Q) to (...): what the means of seeds and of questions leave unexplained."""
+    by_seed = values.mean(axis=-1, keepdims=True)
+    by_question = values.mean(axis=-2, keepdims=True)
+    mean = values.mean(axis=(-2, -1), keepdims=True)
+    return ((values - by_seed - by_question + mean) ** 2).sum(axis=(-2, -1))
 
 
 def _half_a_question(lower: ArrayLike, upper: ArrayLike, questions: int) -> np.ndarray:

@@ -68,11 +68,7 @@ def subtitle(results: Results) -> str:
 def markdown(results: Results, images: Sequence[str]) -> str:
     """The report as Markdown, with links to `images` beside it."""
     parts = [f"# {heading(results)}", subtitle(results), _bullets(results.get("summary", []))]
-    if results.get("curves"):
-        parts.append("## Quality against cost over several alphas")
-        parts.append(_bullets(results["curves"]["summary"]))
-        parts.append(_titled("Return and area", tables.curve_table(results)))
-        parts.append(_titled("At each alpha, paired by question", tables.cell_table(results)))
+    parts += _curves(results)
     parts.append(_titled("Policies", tables.policy_table(results)))
     parts.append(_titled("Each seed", tables.seed_table(results)))
     for measure, table in tables.own_comparisons(results).items():
@@ -82,16 +78,31 @@ def markdown(results: Results, images: Sequence[str]) -> str:
     if facts:
         parts.append("## Terminator")
         parts.append(_bullets([f"{name}: {text}" for name, text in facts]))
-    if images:
-        parts.append("## Figures")
-    for name in images:
-        parts.append(f"![{name.removesuffix('.png').replace('_', ' ')}]({name})")
+    parts += _figures(images)
     parts.append(plain(tables.trade_off_sentence(results)))
     parts.append(_bullets(results.get("notes", [])))
     title = "The other policies, paired by question"
     parts.append(_titled(title, tables.other_comparisons(results)))
     parts.append("Every column and the single routes: [report.html](report.html).")
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _curves(results: Results) -> list[str]:
+    if not results.get("curves"):
+        return []
+    return [
+        "## Quality against cost over several alphas",
+        _bullets(results["curves"]["summary"]),
+        _titled("Return and area", tables.curve_table(results)),
+        _titled("At each alpha, paired by question", tables.cell_table(results)),
+    ]
+
+
+def _figures(images: Sequence[str]) -> list[str]:
+    parts = ["## Figures"] if images else []
+    for name in images:
+        parts.append(f"![{name.removesuffix('.png').replace('_', ' ')}]({name})")
+    return parts
 
 
 def _bullets(lines: Sequence[str]) -> str:

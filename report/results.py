@@ -134,14 +134,7 @@ def build_results(
     all_params_b = sum(expert["params_b"] for expert in experts)
     failed = extra.get("evaluation", {}).get("answers_failed", 0)
     return {
-        "version": VERSION,
-        "split": "test",
-        "num_questions": agent.quality.shape[1],
-        "seeds": agent.seeds,
-        "reward": config.reward.kind,
-        "alpha": config.reward.alpha,
-        "cost_unit": config.reward.cost,
-        "cost_scale": config.reward.cost_scale,
+        **_settings(agent, config),
         "experts": [dict(expert) for expert in experts],
         "rows": rows,
         "comparisons": comparisons,
@@ -151,4 +144,18 @@ def build_results(
         "summary": summarise(policies, comparisons, routes, oracle, all_params_b),
         "notes": notes(config, records, agent.name, len(agent.seeds), failed),
         **extra,
+    }
+
+
+def _settings(agent: PolicyResults, config: Config) -> dict[str, Any]:
+    """What was evaluated, and how it was rewarded."""
+    return {
+        "version": VERSION,
+        "split": "test",
+        "num_questions": agent.quality.shape[1],
+        "seeds": agent.seeds,
+        "reward": config.reward.kind,
+        "alpha": config.reward.alpha,
+        "cost_unit": config.reward.cost,
+        "cost_scale": config.reward.cost_scale,
     }

@@ -484,20 +484,14 @@ def _check(text: str, where: str) -> None:
     try:
         Results.model_validate_json(text)
     except ValidationError as error:
-        lines = [
-            f"    {'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}"
-            for e in error.errors(include_url=False)
-        ]
-        more = [f"    and {len(lines) - ERRORS_SHOWN} more"] if len(lines) > ERRORS_SHOWN else []
-        raise ReportError(
-            "\n".join(
-                [
-                    (
-                        f"{where}: not as report/schema.py describes it (evaluate the run again, or"
-                        " mend the file)"
-                    ),
-                    *lines[:ERRORS_SHOWN],
-                    *more,
-                ]
-            )
-        ) from error
+        lines = []
+        for problem in error.errors(include_url=False):
+            field = ".".join(map(str, problem["loc"])) or "file"
+            lines.append(f"    {field}: {problem['msg']}")
+        if len(lines) > ERRORS_SHOWN:
+            lines[ERRORS_SHOWN:] = [f"    and {len(lines) - ERRORS_SHOWN} more"]
+        head = (
+            f"{where}: not as report/schema.py describes it (evaluate the run again, or correct the"
+            " file)"
+        )
+        raise ReportError("\n".join([head, *lines])) from error

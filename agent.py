@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, Field
 from transformers import AutoModel, AutoTokenizer
 
-from backends.model_source import resolve_source
+from backends.model_source import hide_loading_bars, resolve_source
 from belief_agent import BeliefAgent
 from config import MAX_CALLS, AgentConfig
 from experts import ExpertPool
@@ -30,6 +30,7 @@ AGENTS: dict[str, type[Agent]] = {"text": Agent, "belief": BeliefAgent}
 def build_agent(config: AgentConfig, num_experts: int, t_max: int) -> Agent:
     """A fresh agent on a pretrained encoder. Raises AgentError when the encoder cannot be had."""
     source = resolve_source(config.encoder)
+    hide_loading_bars()
     try:
         # Without trust_remote_code=False transformers asks on the terminal whether to run a
         # folder's own code.

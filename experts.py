@@ -39,7 +39,8 @@ from prompts import answer_of, content
 from questions import Question
 from reward import Cost, call_cost
 from runtime.errors import BudgetError
-from runtime.machine import library_versions, pick_device
+from runtime.machine import pick_device
+from runtime.version import library_versions
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 
 from runtime.signals import watch_signals
 

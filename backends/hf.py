@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from backends.answer_store import Answer
 from backends.dispatch import Inbox
 from backends.generation import Row, RunningBatch, SeededSampling, keeps_only_keys_and_values
-from backends.model_source import resolve_source, weights_fingerprint
+from backends.model_source import hide_loading_bars, resolve_source, weights_fingerprint
 from backends.placement import check_placement, loading_options, weights_gb
 from config import HFExpertConfig
 from prompts import KTP_TEMPLATES, PromptFormat, before_stop, cut_middle
@@ -135,6 +135,7 @@ class HFExpert:
         auto_class = (
             AutoModelForSeq2SeqLM if self.model_config.is_encoder_decoder else AutoModelForCausalLM
         )
+        hide_loading_bars()
         options = loading_options(self.config, self.device)
         model, report = self._from_pretrained(auto_class, output_loading_info=True, **options)
         self._check_weights(model, report)

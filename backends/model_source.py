@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 LOCAL_MODELS = Path(
     "models"
@@ -18,6 +20,16 @@ def resolve_source(source: str) -> str:
         if folder.is_dir():
             return str(folder)
     return source
+
+
+def hide_loading_bars() -> None:
+    """Draw no bar while weights are read; downloads keep theirs."""
+    from transformers.utils import logging
+
+    def hidden(bar: Callable[..., Any], arguments: Sequence[Any], options: dict[str, Any]) -> Any:
+        return bar(*arguments, **(options | {"disable": True}))
+
+    logging.set_tqdm_hook(hidden)
 
 
 @functools.cache

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, DebertaV2Config, DebertaV2Model, DebertaV2PreTrainedModel
 
-from backends.model_source import resolve_source
+from backends.model_source import hide_loading_bars, resolve_source
 from runtime.errors import RankerError
 
 SOURCE, CANDIDATES = "<|source|>", ("<|candidate1|>", "<|candidate2|>")
@@ -84,6 +84,7 @@ class PairRanker:
         place = resolve_source(source)
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(place, revision=revision or "main")
+            hide_loading_bars()
             model, report = PairRM.from_pretrained(
                 place, revision=revision or "main", dtype=torch.float32, output_loading_info=True
             )

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from backends.model_source import resolve_source
+from backends.model_source import hide_loading_bars, resolve_source
 from metrics.base import accepted, read_words
 from questions import Reference
 from runtime.errors import MetricError
@@ -72,6 +72,7 @@ class TextMetric(ABC):
 
     def _load(self, read: Callable[[str], Any]) -> Any:
         """What `read` makes of the model's folder or hub id."""
+        hide_loading_bars()
         try:
             return read(resolve_source(self.model))
         except (OSError, ValueError) as error:

@@ -14,7 +14,7 @@ from report.routes import route_statistics
 from report.summary import notes, summarise
 from report.trade_off import trade_off
 from runtime.errors import ReportError
-from runtime.machine import VERSION
+from runtime.version import VERSION
 
 Pair = tuple[PolicyResults, PolicyResults]
 

@@ -13,8 +13,6 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from runtime.errors import RunError
 from runtime.files import read_json, write_atomically
 
@@ -27,6 +25,8 @@ def write_checkpoint(folder: Path, state: dict[str, Any], *, is_best: bool) -> N
     last.pt is replaced once all else is written, so that a crash at any moment can be resumed.
     Raises OSError or RuntimeError on a full disk.
     """
+    import torch
+
     last, best = folder / "last.pt", folder / "best.pt"
     partial, partial_best = last.with_suffix(".partial"), best.with_suffix(".partial")
     try:
@@ -69,6 +69,8 @@ def read_checkpoint(path: Path, remedy: str) -> dict[str, Any]:
     Raises RunError, with the remedy, for a file that is damaged, that would have to run code, or
     that is of another format.
     """
+    import torch
+
     _check_whole(path, remedy)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -99,6 +101,8 @@ def _check_whole(path: Path, remedy: str) -> None:
 
 def _objects_in(path: Path) -> list[str]:
     """The classes and functions that a checkpoint would import; none where that cannot be told."""
+    import torch
+
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception:  # damaged in some other way

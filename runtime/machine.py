@@ -1,9 +1,7 @@
-"""The machine a run is on: device, threads, random state and library versions."""
+"""The machine a run is on: device, threads and random state."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 import random
 from typing import Any
 
@@ -11,8 +9,6 @@ import numpy as np
 import torch
 
 from runtime.errors import ConfigError
-
-VERSION = "0.2.0"  # of DER, as in CHANGELOG.md
 
 
 def pick_device(name: str) -> torch.device:
@@ -42,18 +38,6 @@ def set_threads(count: int | None) -> None:
     """Threads of torch in this process; None leaves its own choice."""
     if count is not None:
         torch.set_num_threads(count)
-
-
-def library_versions() -> dict[str, str]:
-    """Versions that stand beside each stored answer and in a run's environment.json."""
-    return {
-        "der": VERSION,
-        "python": platform.python_version(),
-        **{
-            name: importlib.metadata.version(name)
-            for name in ("torch", "transformers", "tokenizers", "tianshou", "numpy")
-        },
-    }
 
 
 def seed_everything(seed: int) -> None:

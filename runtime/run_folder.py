@@ -13,9 +13,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
 
 from config import Config
@@ -30,7 +29,10 @@ from runtime.files import (
     shown,
     write_atomically,
 )
-from runtime.machine import library_versions
+from runtime.version import library_versions
+
+if TYPE_CHECKING:
+    import torch
 
 LEARNED = ("name", "seed", "agent", "ppo", "train", "terminator")  # what training has settled
 SHAPING = ("seed", "env", "reward", "agent", "ppo", "train", "terminator")  # what is learned
@@ -183,6 +185,8 @@ class RunFolder:
         self, config: Config, fingerprint: list[dict[str, Any]], device: torch.device
     ) -> None:
         """Write config.yaml and environment.json."""
+        import torch
+
         about = {
             "versions": library_versions(),
             "git_commit": _git_commit(),

@@ -14,13 +14,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from runtime.signals import watch_signals
@@ -28,7 +26,6 @@ from runtime.signals import watch_signals
 if __name__ == "__main__":  # before the imports that take seconds
     watch_signals()
 
-from transformers.utils import logging as transformers_logging
 
 from agent import load_agent
 from config import SourceConfig
@@ -162,8 +159,6 @@ def main(arguments: list[str]) -> None:
             f"unexpected {loose[0]!r}: beside a question, settings are written --key=value, for"
             " example --threads=1"
         )
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     router = Router(options.run or newest_run(), overrides)
     if options.file is not None:
         ask_file(router, options.file, options.out or Path("routed.jsonl"))

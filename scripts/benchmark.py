@@ -20,7 +20,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 

@@ -30,7 +30,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
-os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -54,6 +53,7 @@ from runtime.run_folder import evaluated_config, num_epochs
 from scripts.support.mutations import mutate_file
 from scripts.support.tiny_models import TinyExpert, build_model, build_tokenizer
 from terminator import load_terminator, make_judge
+from training.loop import resumed_run
 
 HANG_S = 10
 FAULTS_SHOWN = 20
@@ -233,7 +233,7 @@ class Workshop:
         self.damage(run / rng.choice(RUN_FILES), rng)
         num_epochs(run)
         evaluated_config(run, [])
-        train_ppo_multi.resumed_run(run, []).folder.close()
+        resumed_run(run, []).folder.close()
 
     def read_store(self, rng: random.Random) -> None:
         path = self.case / "store.sqlite"

@@ -2,7 +2,7 @@
 # A .venv that already holds torch 2.13.0 (the much smaller CPU build, say: README, "Install") is used as it is.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-export NUMBA_DISABLE_JIT=1 TOKENIZERS_PARALLELISM=false
+export TOKENIZERS_PARALLELISM=false
 
 if [ ! -x .venv/bin/python ]; then
     python3 -m venv .venv

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 
-os.environ["NUMBA_DISABLE_JIT"] = "1"  # compiling takes longer than every test that uses it
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
@@ -19,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from no_skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401
 from scripted import AnswerFunction, ScriptedExpert
 from toy_runs import config_path, finished_run, results, workplace  # noqa: F401 (fixtures)
 from transformers import (
@@ -34,6 +34,9 @@ from backends.answer_store import AnswerStore
 from experts import ExpertPool
 
 torch.set_num_threads(1)
+
+# Tests that need one of these are slow: it trains a run, starts a server, or loads a real LLM.
+SLOW_FIXTURES = {"cluster", "evaluated", "finished_run", "place", "run", "server", "smollm2"}
 
 TINY_EXPERTS = ("llama-0.2m", "neox-0.4m", "qwen2-0.4m", "t5gemma-0.7m", "mistral-0.8m")
 WORDS = (
@@ -53,6 +56,16 @@ WORDS = (
     "and",
     "question",
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a slow fixture, and skip what needs a GPU where there is none."""
+    no_gpu = pytest.mark.skip(reason="no CUDA device here")
+    for item in items:
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(no_gpu)
 
 
 @pytest.fixture(scope="session")

@@ -99,6 +99,7 @@ def write_in_turns(path, writer, barrier, results):
     results.put((writer, {key.hex(): answer.text for key, answer in kept.items()}))
 
 
+@pytest.mark.slow
 def test_two_processes_writing_at_once_lose_nothing_and_agree(store):
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(2), context.Queue()
@@ -129,6 +130,7 @@ def test_what_cannot_be_stored_is_an_error_and_the_store_goes_on(store):
     assert len(store.put_many([stored("q", "whole")])) == len(store) == 1
 
 
+@pytest.mark.slow
 def test_a_killed_process_loses_nothing_that_put_many_had_returned(store, project):
     code = (
         f"import sys; sys.path[:0] = [{str(project)!r}, {str(project / 'tests')!r}]\n"
@@ -199,6 +201,7 @@ def test_a_file_that_is_no_store_at_all_is_not_overwritten(tmp_path):
     assert path.read_bytes() == b"my thesis, not a database" * 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pages", [[0.5], [0.15, 0.4, 0.6, 0.85]], ids=["one page", "four pages"])
 def test_rebuild_rescues_all_but_the_damaged_pages_rows(tmp_path, capsys, pages):
     path = tmp_path / "answers.sqlite"
@@ -242,6 +245,7 @@ def test_merge_blames_the_store_that_is_damaged(tmp_path, damaged):
         store_script.main(["merge", str(tmp_path / "a.sqlite"), str(tmp_path / "b.sqlite")])
 
 
+@pytest.mark.slow
 def test_a_second_rebuild_keeps_the_first_damaged_file(tmp_path):
     path = tmp_path / "answers.sqlite"
     damaged_store(path, [0.5])

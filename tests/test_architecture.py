@@ -6,6 +6,8 @@ import ast
 import tomllib
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 MAX_ROOT_MODULES = 14
 FLOORS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["der"]["floors"]
@@ -74,6 +76,7 @@ def test_an_import_turned_round_is_noticed(tmp_path: Path, monkeypatch) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_modules_of_one_floor_form_no_circle() -> None:
     below: dict[str, set[str]] = {}
     names = {module_name(path): path for path in source_files()}

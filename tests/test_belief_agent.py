@@ -23,6 +23,7 @@ from rollout import NeverSatisfied, play
 from runtime.command_line import load_config
 from runtime.errors import AgentError, ConfigError
 from terminator import load_terminator, make_judge
+from training.belief_trainer import BeliefTrainer
 
 EXPERTS = {"small": 1.0, "adder": 2.0, "speller": 2.0, "large": 8.0}
 SETTINGS = {
@@ -82,6 +83,7 @@ def test_the_plan_is_validated_before_the_first_update(run: Path) -> None:
     assert first["eval/is_best"] == 1.0
 
 
+@pytest.mark.slow
 def test_a_resumed_run_repeats_an_uninterrupted_one(
     run: Path, config_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -93,7 +95,7 @@ def test_a_resumed_run_repeats_an_uninterrupted_one(
     class KilledError(Exception):
         pass
 
-    update = train_ppo_multi.BeliefTrainer.update
+    update = BeliefTrainer.update
 
     def update_twice(trainer):
         if trainer.update_idx == 3:
@@ -101,7 +103,7 @@ def test_a_resumed_run_repeats_an_uninterrupted_one(
         return update(trainer)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_ppo_multi.BeliefTrainer, "update", update_twice)
+        patch.setattr(BeliefTrainer, "update", update_twice)
         with pytest.raises(KilledError):
             train_ppo_multi.main(one_epoch)
     gc.collect()
@@ -223,6 +225,7 @@ def test_between_two_alphas_the_plans_are_interpolated() -> None:
     torch.testing.assert_close(shares, expected)
 
 
+@pytest.mark.slow
 def test_agents_over_beliefs_are_evaluated_at_every_alpha(
     config_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

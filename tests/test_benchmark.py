@@ -12,6 +12,8 @@ from scripts import benchmark
 from scripts.support import bench_rollouts, bench_store
 from scripts.support.bench_rollouts import Bench, Plan, exponent, repeated, stored_prompts
 
+pytestmark = pytest.mark.slow
+
 # Per 1,000 transitions of training and validation, as measured; a change that raises one of them
 # has to say why.
 AT_MOST = {

@@ -20,12 +20,14 @@ import yaml
 from toy_runs import EPOCHS, UPDATES, Workplace, learned, read_metrics, repeatable
 
 import test_ppo_multi
-import train_ppo_multi
 from encoder import StateEncoder
 from report.schema import read_results
 from runtime.errors import AgentError, DERError, ReportError, RunError
 from runtime.run_folder import num_epochs
 from runtime.signals import Terminated
+from training.trainer import Trainer
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -339,15 +341,15 @@ def test_an_evaluation_tells_of_repeats_that_were_left_out(
 def test_a_terminated_run_saves_within_its_epoch_and_goes_on_as_if_undisturbed(
     finished_run: Path, workplace: Workplace, monkeypatch: pytest.MonkeyPatch, update: int
 ) -> None:
-    original = train_ppo_multi.Trainer.update
+    original = Trainer.update
 
-    def terminated_update(trainer: train_ppo_multi.Trainer) -> dict[str, float]:
+    def terminated_update(trainer: Trainer) -> dict[str, float]:
         if trainer.update_idx == update - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(trainer)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_ppo_multi.Trainer, "update", terminated_update)
+        patch.setattr(Trainer, "update", terminated_update)
         message = workplace.fails(Terminated, *workplace.arguments("toy"))
     assert message == f"terminated; saved after update {update}; continue with --resume runs/toy"
     run = workplace.resume(workplace.folder / "runs" / "toy")

@@ -231,6 +231,7 @@ def test_nobody_is_evicted_where_that_makes_no_room_yet_and_remote_experts_never
     assert sender.kept[-1] == (2, b"2 x", "x")
 
 
+@pytest.mark.slow
 def test_the_end_of_the_process_does_not_wait_for_a_remote_request(project):
     code = (
         "import sys, time\n"

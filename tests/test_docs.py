@@ -312,6 +312,7 @@ def test_the_expert_of_the_recipe_answers_42(workplace: Path, capsys) -> None:
     assert capsys.readouterr().out == "42\n"
 
 
+@pytest.mark.slow
 def test_the_baseline_of_the_recipe_stands_in_the_table(
     workplace: Path, bert_encoder: Path, capsys
 ) -> None:

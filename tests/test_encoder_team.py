@@ -16,6 +16,8 @@ from transformers import AutoModel
 
 import train_ppo_multi
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def config_path(project: Path, tmp_path: Path, bert_encoder: Path, tiny_pool_dir: Path) -> Path:

@@ -182,6 +182,7 @@ def dead_url():
 # ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_server_gives_the_answers_and_counts_of_the_same_model_in_this_process(
     server, tiny_pool_dir, questions
 ):
@@ -203,6 +204,7 @@ def test_a_server_gives_the_answers_and_counts_of_the_same_model_in_this_process
     assert all(answer.latency_s > 0 for answer in answers)
 
 
+@pytest.mark.slow
 def test_a_server_asked_to_chat_renders_the_same_prompt_with_the_models_own_template(
     server, chat_model, questions
 ):
@@ -221,6 +223,7 @@ def test_a_server_asked_to_chat_renders_the_same_prompt_with_the_models_own_temp
     assert without_time(answers["there"]) == without_time(answers["here"])
 
 
+@pytest.mark.slow
 def test_an_answer_ends_before_a_stop_string_on_a_server_too(server, tiny_pool_dir, questions):
     stop = {"stop": ["a", "1"]}  # the server includes the string it stops at
     here, there = (
@@ -234,6 +237,7 @@ def test_an_answer_ends_before_a_stop_string_on_a_server_too(server, tiny_pool_d
     assert not any(re.search("[a1]", text) for text in texts)
 
 
+@pytest.mark.slow
 def test_requests_of_a_dead_replica_go_to_the_other(server, tiny_pool_dir, questions, caplog):
     dead = dead_url()
     expert = endpoint(
@@ -247,6 +251,7 @@ def test_requests_of_a_dead_replica_go_to_the_other(server, tiny_pool_dir, quest
     assert [replica.num_failures > 0 for replica in expert.replicas] == [True, False]
 
 
+@pytest.mark.slow
 def test_a_server_killed_and_restarted_in_a_rollout_loses_nothing(
     server, tiny_pool_dir, questions, tmp_path, monkeypatch
 ):
@@ -352,6 +357,7 @@ def test_a_replica_never_holds_more_requests_than_its_concurrency(small_server):
     assert [server.most_at_once for server in servers] == [3, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "failure",
     [
@@ -406,6 +412,7 @@ def test_requests_that_fail_together_count_once_against_their_replica(small_serv
     assert len(waits) == 1
 
 
+@pytest.mark.slow
 def test_a_failing_replica_gets_one_request_at_a_time_while_another_works(small_server):
     held = []
     failing = small_server(
@@ -434,6 +441,7 @@ def test_a_server_that_stays_away_stops_the_run_after_the_waits_of_one_request()
     )
 
 
+@pytest.mark.slow
 def test_a_server_that_asks_for_time_gets_it(small_server):
     server = small_server(
         lambda body, number: (429, {}, {"retry-after": "1"}) if number == 0 else completion("x")
@@ -454,6 +462,7 @@ def test_a_server_that_asks_for_a_day_does_not_get_it(small_server, monkeypatch)
     assert second - first >= 0.5
 
 
+@pytest.mark.slow
 def test_a_slow_replica_is_reported_and_its_requests_go_to_the_other(small_server, caplog):
     slow = small_server(lambda body, number: time.sleep(8) or completion("late"))
     quick = small_server(lambda body, number: completion("quick"))

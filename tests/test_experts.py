@@ -248,6 +248,7 @@ def prompts(project):
     return [f"{text}\nAnswer:" for text in texts]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY_EXPERTS)
 def test_a_batch_of_many_gives_what_batches_of_one_and_transformers_itself_give(
     tiny_pool_dir, prompts, name
@@ -278,6 +279,7 @@ def test_a_batch_of_many_gives_what_batches_of_one_and_transformers_itself_give(
         ) == expected  # its own length: no padding counted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in TINY_EXPERTS if not name.startswith("t5")])
 def test_keys_and_values_of_the_worked_examples_are_computed_once_and_change_no_answer(
     tiny_pool_dir, project, tmp_path, monkeypatch, name
@@ -372,6 +374,7 @@ SETTINGS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: next(iter(setting)))
 @pytest.mark.parametrize("name", ["llama-0.2m", "t5gemma-0.7m"])
 def test_a_models_own_generation_settings_mean_in_a_batch_what_they_mean_alone(
@@ -455,6 +458,7 @@ ARCHITECTURES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_windows_convolutions_and_counted_positions_give_in_a_batch_what_they_give_alone(
     tiny_pool_dir, project, tmp_path, name
@@ -550,6 +554,7 @@ def test_prompts_of_unequal_length_are_read_apart_where_it_spares_padding(tiny_p
     assert lengths_read_together(400, 100, 10) == [[400, 100, 10]]  # these start together
 
 
+@pytest.mark.slow
 def test_seeded_sampling_repeats_itself_in_any_batch_and_changes_with_the_seed(
     tiny_pool_dir, prompts
 ):
@@ -633,6 +638,7 @@ def test_a_base_model_asked_to_chat_is_refused(tiny_pool_dir):
         tiny(tiny_pool_dir, "llama-0.2m", prompt_format="chat").render("Why?", None, "paper-v1")
 
 
+@pytest.mark.slow
 def test_an_answer_ends_before_a_stop_string_and_generation_with_it(tiny_pool_dir, prompts):
     answers, _ = ask(tiny(tiny_pool_dir, "neox-0.4m"), prompts)
     spelt = [
@@ -720,6 +726,7 @@ def test_a_batch_that_does_not_fit_the_gpu_is_halved_until_it_does(
     assert max(sizes) <= 3
 
 
+@pytest.mark.slow
 def test_running_out_of_memory_in_the_middle_loses_no_prompt_and_answers_none_twice(
     tiny_pool_dir, prompts, monkeypatch
 ):
@@ -769,6 +776,7 @@ def test_a_single_prompt_that_does_not_fit_the_gpu_is_an_error(tiny_pool_dir, mo
         ask(expert, ["abc\nAnswer:"])
 
 
+@pytest.mark.slow
 def test_a_rollout_of_five_experts_with_room_for_two_ends_with_the_same_answers(
     tiny_pool_dir, project, tmp_path
 ):
@@ -810,6 +818,7 @@ def test_a_rollout_of_five_experts_with_room_for_two_ends_with_the_same_answers(
     assert 5 <= pool.stats.loads <= 5 + 3 + 3  # each at most once a step, and two are there already
 
 
+@pytest.mark.slow
 def test_an_evicted_expert_gives_its_memory_back(tmp_path, bert_encoder):
     config = LlamaConfig(
         vocab_size=256,
@@ -872,6 +881,7 @@ def smollm2(project):
     return HFExpert(config, CPU)
 
 
+@pytest.mark.slow
 def test_a_real_small_llm_knows_the_capital_of_france_and_stops_when_it_has_said_so(
     smollm2, monkeypatch
 ):

@@ -27,6 +27,7 @@ MARKS = ("\n", "  ", "\t", ": ", "- ", ", ", "? ", "[", "]", "{", "}", "'", '"',
 WORDS = ("a", "&a ", "*a", "!", "!!int ", "<<: ", "0x", "1e", "9" * 50, "2026-02-30", "~", "%", "@")
 
 
+@pytest.mark.slow
 @given(VALUES)
 def test_whatever_was_written_as_json_is_read_as_it_was(value: object) -> None:
     assert parse_json(json.dumps(value), "here", DataError) == value
@@ -42,6 +43,7 @@ def test_any_bytes_are_json_or_refused(data: bytes) -> None:
         assert str(error).startswith("here: ")
 
 
+@pytest.mark.slow
 @settings(max_examples=500)
 @given(st.lists(st.sampled_from(MARKS + WORDS), max_size=30).map("".join) | st.text(max_size=100))
 def test_any_text_is_yaml_or_refused(text: str) -> None:
@@ -51,6 +53,7 @@ def test_any_text_is_yaml_or_refused(text: str) -> None:
         assert str(error).startswith("here: ")
 
 
+@pytest.mark.slow
 def test_one_line_in_a_hundred_thousand_is_named_by_number(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text('{"a": 1}\n\n' * 50_000 + "[]\n")

@@ -11,6 +11,8 @@ from runtime.errors import RunError
 from scripts import fuzz
 from scripts.support import mutations
 
+pytestmark = pytest.mark.slow
+
 
 def test_damaged_files_of_every_kind_are_read_or_refused(
     capsys: pytest.CaptureFixture[str],

@@ -71,6 +71,7 @@ def completions(expert, prompts, *, in_rounds=True):
     return [row.completion for row in rows]
 
 
+@pytest.mark.slow
 def test_seeded_sampling_draws_from_the_softmax_at_its_temperature():
     probabilities = torch.tensor([0.6, 0.3, 0.1])
     num_draws = 20_000
@@ -105,6 +106,7 @@ def test_the_noise_of_a_token_depends_on_its_place_alone():
     assert torch.equal(sampling(torch.empty(1, 20), logits), second)  # the next round goes on there
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 @pytest.mark.parametrize("name", TINY_EXPERTS)
 def test_generation_in_rounds_gives_what_one_long_call_gives_and_finished_rows_leave(
@@ -179,6 +181,7 @@ def joined_now_and_then(expert, prompts, group_sizes):
     return [row.completion for row in rows], widths
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 @pytest.mark.parametrize("name", DECODERS)
 def test_rows_that_join_a_running_batch_get_the_completions_they_would_get_alone(
@@ -197,6 +200,7 @@ def test_rows_that_join_a_running_batch_get_the_completions_they_would_get_alone
     )  # no padding that all rows share is carried along
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [8, 30])  # shorter and longer than most prompts
 def test_rows_join_under_a_sliding_window_too(tiny_pool_dir, prompts, tmp_path, window):
     model = AutoModelForCausalLM.from_pretrained(tiny_pool_dir / "mistral-0.8m")

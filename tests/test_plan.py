@@ -608,6 +608,7 @@ def test_a_misspelt_file_or_metric_in_a_shipped_configuration_is_refused(path, c
 # --- against a real run ---
 
 
+@pytest.mark.slow
 def test_a_real_run_stays_within_its_bounds_and_the_next_plan_is_measured(
     project, tiny_pool_dir, bert_encoder, tmp_path, monkeypatch, capsys
 ):

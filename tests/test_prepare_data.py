@@ -401,6 +401,7 @@ def test_every_pinned_revision_is_a_commit():
         int(source.revision, 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "environment",
     [{"HF_HUB_OFFLINE": "1"}, {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}],
@@ -472,6 +473,7 @@ def run_against(endpoint, project, tmp_path, *arguments):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("revision", [[], ["--revision", "main"]])
 def test_from_a_hub_the_commit_is_resolved_and_recorded(prepared, project, tmp_path, revision):
     commit = data_sources.SOURCES["gsm8k"].revision if not revision else "c0ffee" + "0" * 34
@@ -493,6 +495,7 @@ def test_from_a_hub_the_commit_is_resolved_and_recorded(prepared, project, tmp_p
         ).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_revision_that_the_hub_refuses_is_not_called_unreachable(project, tmp_path):
     with local_hub("openai/gsm8k", "c0ffee" + "0" * 34, FIXTURES / "gsm8k") as endpoint:
         result = run_against(endpoint, project, tmp_path, "--revision", "nonsense")

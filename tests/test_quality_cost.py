@@ -95,6 +95,7 @@ def cell_of(section: dict[str, Any], rival: str, alpha: float | None) -> dict[st
     return cell
 
 
+@pytest.mark.slow
 def test_the_best_rule_is_chosen_on_validation_among_those_that_can_be_deployed(
     by_alpha: ByAlpha,
 ) -> None:
@@ -138,6 +139,7 @@ def test_the_best_expert_in_quality_stands_in_where_it_is_the_best_in_return_too
     assert cell_of(section, "best fixed expert in return", 0.1)["diff"] == pytest.approx(0.25)
 
 
+@pytest.mark.slow
 def test_areas_by_hand(by_alpha: ByAlpha) -> None:
     section = curves_section(by_alpha)
     assert section["bounds"] == [1.0, 3.0]
@@ -221,6 +223,7 @@ def test_curves_are_printed_in_120_columns(by_alpha: ByAlpha) -> None:
     assert not any(line.startswith("optimum") for line in lines)
 
 
+@pytest.mark.slow
 def test_the_report_shows_the_curves(tmp_path: Path, by_alpha: ByAlpha) -> None:
     results = {**made_results(), "curves": curves_section(by_alpha)}
     assert json.loads(to_json(results))["curves"]["alphas"] == list(ALPHAS)

@@ -168,6 +168,7 @@ def test_bytes_that_are_no_text_are_named_by_file_and_line(tmp_path):
         read_questions(SourceConfig(path=str(path)))
 
 
+@pytest.mark.slow
 def test_ids_are_compared_in_linear_time(tmp_path):
     rows = [row(f"{number}?", id=str(number)) for number in range(40_000)]
     sources = {

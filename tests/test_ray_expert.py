@@ -31,6 +31,8 @@ from config import Config, HFExpertConfig, PoolConfig, RayExpertConfig
 from experts import ExpertPool, Request, build_pool
 from runtime.errors import ExpertError
 
+pytestmark = pytest.mark.slow
+
 MEMORY = {"object_store_memory": 80 << 20}
 FIELDS = {"params_b": 0.001, "prompt_format": "plain", "decoding": {"max_new_tokens": 40}}
 

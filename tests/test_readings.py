@@ -95,6 +95,7 @@ def test_a_letter_is_read_from_a_phrase_then_a_mark_then_alone(answer, letter):
     assert choice_in(answer) == letter
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answer", "reference", "expected"),
     [
@@ -133,6 +134,7 @@ def test_a_reference_without_an_expression_is_refused():
         score("math", "5", "nobody knows what it is")
 
 
+@pytest.mark.slow
 def test_what_takes_too_long_to_compare_is_different_and_the_next_pair_is_compared():
     start = time.monotonic()
     assert not equals(r"9^{9^{9^9}}", "x+3")  # no signal stops this power

@@ -483,6 +483,7 @@ def test_the_report_says_what_recorded_answers_cannot_show(evaluated: dict[str, 
     )
 
 
+@pytest.mark.slow
 def test_answers_nobody_counted_are_not_priced_again_by_the_token(
     evaluated: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -649,6 +650,7 @@ def test_a_real_experts_recorded_first_answers_cost_what_generating_them_did(
     assert len(AnswerStore(tmp_path / "b.sqlite")) == 2 and pool.stats.loads == 0
 
 
+@pytest.mark.slow
 def test_mixinstruct_goes_from_its_upstream_schema_to_a_trained_agent_with_no_expert_loaded(
     project: Path,
     tiny_pool_dir: Path,

@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,12 @@ CHROMIUM = next(
     ),
     None,
 )
-needs_chromium = pytest.mark.skipif(
-    CHROMIUM is None, reason="no Chromium to open report.html with: apt-get install chromium"
-)
+
+
+def needs_chromium(test: Callable[..., None]) -> Callable[..., None]:
+    """Marks a test that opens report.html in a browser, which takes seconds."""
+    reason = "no Chromium to open report.html with: apt-get install chromium"
+    return pytest.mark.slow(pytest.mark.skipif(CHROMIUM is None, reason=reason)(test))
 
 
 @pytest.fixture
@@ -161,6 +165,7 @@ def curves() -> dict[int, list[dict[str, Any]]]:
     return logs
 
 
+@pytest.mark.slow
 def test_every_figure_is_written_as_a_png(tmp_path: Path, results: dict, curves: dict) -> None:
     names = figures.write_figures(tmp_path, figures.draw_figures(results, curves))
     assert names == [
@@ -305,6 +310,7 @@ def test_an_svg_keeps_names_as_text_and_takes_the_pages_colour(results: dict) ->
     assert "<style" not in element  # a style of one figure would reach the whole page
 
 
+@pytest.mark.slow
 def test_the_same_numbers_give_the_same_svg_and_two_figures_share_no_id(results: dict) -> None:
     def elements() -> list[str]:
         drawn = figures.draw_figures(results, {})
@@ -333,6 +339,7 @@ def test_the_main_table_names_its_units(results: dict) -> None:
     assert [row[table.columns.index("USD")].text for row in table.rows][:2] == ["0.000250", "-"]
 
 
+@pytest.mark.slow
 def test_the_markdown_report_says_everything_and_links_the_figures(
     tmp_path: Path, results: dict, records: list, curves: dict
 ) -> None:
@@ -423,6 +430,7 @@ def test_what_is_missing_is_left_out(tmp_path: Path, bare: dict) -> None:
     assert "## Paired" not in markdown(empty, [])
 
 
+@pytest.mark.slow
 def test_a_number_that_json_lacks_is_refused(results: dict, records: list, curves: dict) -> None:
     records[0]["return"] = float("nan")
     with pytest.raises(ValueError, match="JSON compliant"):
@@ -489,6 +497,7 @@ def test_questions_beyond_the_limit_are_left_out_and_counted(
     assert "questions are left out" not in html(results, records[:20], {})
 
 
+@pytest.mark.slow
 def test_no_text_of_a_question_is_markup(results: dict, records: list, curves: dict) -> None:
     results["rows"][0]["policy"] = records[-1]["policy"] = EVIL
     results["summary"].append(EVIL)
@@ -608,6 +617,7 @@ def test_the_page_fits_its_width(page: Path, width: int) -> None:
     assert found["table"] == (width == 390)  # a phone scrolls the table, not the page
 
 
+@pytest.mark.slow
 @needs_chromium
 @pytest.mark.parametrize("width", [390, 1400])
 def test_a_phone_shows_the_main_columns_and_the_others_on_demand(page: Path, width: int) -> None:
@@ -724,6 +734,7 @@ def test_a_link_to_a_search_filters_and_opens_a_single_hit_as_text(page: Path) -
     )
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_filters_combine_and_are_kept_in_the_address(page: Path) -> None:
     found = browse(
@@ -751,6 +762,7 @@ def test_filters_combine_and_are_kept_in_the_address(page: Path) -> None:
     )
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_a_bare_report_opens_too(tmp_path: Path, bare: dict, results: dict) -> None:
     undefined = copy.deepcopy(results["terminator"]) | {

@@ -248,6 +248,7 @@ def test_without_the_terminator_every_route_runs_to_t_max(place: tuple, show: Ca
     ]
 
 
+@pytest.mark.slow
 def test_runs_that_are_there_are_evaluated_and_their_other_settings_named(
     place: tuple, show: Callable
 ) -> None:
@@ -301,6 +302,7 @@ def test_a_results_file_of_other_settings_is_not_taken_for_ours(place: tuple) ->
     )  # of other settings than there are today
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_a_reason_in_its_own_words(
     show: Callable, empty: Path, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

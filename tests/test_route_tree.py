@@ -51,6 +51,7 @@ def brute_force(
     return best
 
 
+@pytest.mark.slow
 def test_the_optimum_is_brute_forces_on_fifty_questions_of_the_embedded_pool(
     project: Path, tiny_pool_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +157,7 @@ def test_an_interrupted_growth_goes_on_where_it_stopped(
     assert len(AnswerStore(tmp_path / "answers.sqlite")) == again.stats.generated + 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("over", "of_chain"), [(None, "uvwxyz"), (1.0, "uvwxyz"), (None, "u")])
 def test_the_full_information_router_learns_the_chain_and_when_to_stop(
     make_pool: Callable,
@@ -211,6 +213,7 @@ def test_the_full_information_router_learns_the_chain_and_when_to_stop(
     assert hindsight == pytest.approx(np.mean(best[size:]))
 
 
+@pytest.mark.slow
 def test_outcomes_that_nobody_could_foresee_are_not_counted_as_knowledge(
     make_pool: Callable, bert_encoder: Path
 ) -> None:

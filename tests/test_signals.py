@@ -69,6 +69,7 @@ BLOCKED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", BLOCKED.values(), ids=BLOCKED)
 def test_ctrl_c_ends_within_two_seconds_with_130_and_one_line(project: Path, code: str) -> None:
     process = start(code + "run_command(main)", project)

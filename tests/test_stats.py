@@ -132,6 +132,7 @@ def test_returns_outside_the_unit_interval() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [(1, 1), (3, 1), (1, 3), (3, 3)])
 def test_verdict_p_and_interval_agree(seeds: tuple[int, int]) -> None:
     verdicts = set()

@@ -9,6 +9,8 @@ from scripts.build_tiny_pool import SEED, SPLITS, check_pool
 from scripts.support.tiny_check import Measured, chain_gains, failures
 from scripts.support.tiny_tasks import CELLS, make_questions
 
+pytestmark = pytest.mark.slow
+
 
 def test_every_bound_holds_on_freshly_generated_questions(tiny_pool_dir, project, monkeypatch):
     monkeypatch.chdir(project)

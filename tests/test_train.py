@@ -41,17 +41,21 @@ import test_ppo_multi
 import train_ppo_multi
 from agent import load_agent
 from backends.answer_store import AnswerStore
+from evaluation.progress import collapse_warning
 from evaluation.runner import Evaluation
 from experts import build_pool
 from metrics.base import normalise
 from report.schema import read_results
-from runtime import checkpoint, run_folder
+from runtime import run_folder
 from runtime.command_line import load_config
 from runtime.errors import AgentError, BudgetError, ConfigError, RunError
-from runtime.machine import VERSION
+from runtime.version import VERSION
 from scripts import ask, experiment
 from terminator import load_terminator
-from training import trainer as trainer_module
+from training import trainer as training_trainer
+from training.trainer import Trainer
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_run_logs_every_update_and_every_epoch(finished_run: Path) -> None:
@@ -125,7 +129,8 @@ def test_one_seed_gives_one_run(finished_run: Path, workplace: Workplace) -> Non
 DIE_IN_THE_SIXTH_UPDATE = """
 import os, signal, sys
 import train_ppo_multi
-update = train_ppo_multi.Trainer.update
+from training.trainer import Trainer
+update = Trainer.update
 def dying_update(self):
     if self.update_idx == 5:  # the sixth: epoch 3 is half done, its first update is logged
         answer, calls = self.pool.answer, []
@@ -137,7 +142,7 @@ def dying_update(self):
             return answers
         self.pool.answer = dying_answer
     return update(self)
-train_ppo_multi.Trainer.update = dying_update
+Trainer.update = dying_update
 train_ppo_multi.main(sys.argv[1:])
 """
 
@@ -205,15 +210,15 @@ def test_a_trainable_encoder_resumes_as_well(
 ) -> None:
     options = ("--agent.freeze_encoder", "false", "--ppo.lr_encoder", "1e-3", "--train.epochs", "2")
     undisturbed = workplace.train("undisturbed", *options)
-    update = train_ppo_multi.Trainer.update
+    update = Trainer.update
 
-    def interrupted_update(trainer: train_ppo_multi.Trainer) -> dict[str, float]:
+    def interrupted_update(trainer: Trainer) -> dict[str, float]:
         if trainer.update_idx == stop_before:
             raise KeyboardInterrupt
         return update(trainer)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_ppo_multi.Trainer, "update", interrupted_update)
+        patch.setattr(Trainer, "update", interrupted_update)
         workplace.fails(KeyboardInterrupt, *workplace.arguments("interrupted", *options))
     run = workplace.resume(workplace.folder / "runs" / "interrupted")
     assert repeatable(run) == repeatable(undisturbed)
@@ -225,7 +230,7 @@ def test_a_run_killed_between_its_checkpoint_and_its_agent_ends_with_the_best_ag
 ) -> None:
     num_best = sum(bool(r.get("eval/is_best")) for r in read_metrics(finished_run))
     assert num_best >= 2  # so that an older agent could be left behind
-    calls, save_agent = [], trainer_module.save_agent
+    calls, save_agent = [], training_trainer.save_agent
 
     def dying_save(*arguments: Any) -> None:
         calls.append(arguments)
@@ -234,7 +239,7 @@ def test_a_run_killed_between_its_checkpoint_and_its_agent_ends_with_the_best_ag
         save_agent(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_module, "save_agent", dying_save)
+        patch.setattr(training_trainer, "save_agent", dying_save)
         workplace.fails(KeyboardInterrupt, *workplace.arguments("toy"))
     calls.clear()
     run = workplace.resume(workplace.folder / "runs" / "toy")
@@ -345,7 +350,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_to_resume_from(
         copyfile(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.torch, "save", full_save)
+        patch.setattr(torch, "save", full_save)
         patch.setattr(os, "replace", full_replace)
         patch.setattr(shutil, "copyfile", full_copy)
         message = workplace.fails(RunError, *workplace.arguments("toy"))
@@ -411,15 +416,13 @@ def test_a_missing_encoder_names_the_command_that_gets_one(workplace: Workplace)
 
 def test_a_collapsed_policy_is_named_in_words() -> None:
     figures = {"eval/first/small": 0.03, "eval/first/large": 0.97}
-    warning = train_ppo_multi.collapse_warning(figures, ["small", "large"])
+    warning = collapse_warning(figures, ["small", "large"])
     assert "collapsed" in warning and "97%" in warning and "large" in warning
     assert (
-        train_ppo_multi.collapse_warning(
-            {"eval/first/small": 0.1, "eval/first/large": 0.9}, ["small", "large"]
-        )
+        collapse_warning({"eval/first/small": 0.1, "eval/first/large": 0.9}, ["small", "large"])
         is None
     )
-    assert train_ppo_multi.collapse_warning({"eval/first/only": 1.0}, ["only"]) is None
+    assert collapse_warning({"eval/first/only": 1.0}, ["only"]) is None
 
 
 def test_the_agent_learns_whom_to_ask(
@@ -444,7 +447,7 @@ def test_the_agent_learns_whom_to_ask(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        trainer_module, "build_pool", lambda *_: make_pool([specialist(word) for word in words])
+        training_trainer, "build_pool", lambda *_: make_pool([specialist(word) for word in words])
     )
     data = {
         name: {"path": write_jsonl(tmp_path / f"{name}.jsonl", rows(letters))}

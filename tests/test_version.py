@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from runtime.machine import VERSION, library_versions
+from runtime.version import VERSION, library_versions
 
 
 def test_the_changelog_begins_with_the_version_of_the_code(project: Path) -> None:

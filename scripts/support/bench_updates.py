@@ -26,8 +26,8 @@ from evaluation.route_tree import grow
 from prompts import StateTokenizer
 from runtime.command_line import load_config
 from runtime.run_folder import RunFolder
-from train_ppo_multi import Trainer
 from training.ppo import TwoRates
+from training.trainer import Trainer
 
 INSTANT = Answer("no", prompt_tokens=20, completion_tokens=1, latency_s=0.0)
 

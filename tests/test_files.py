@@ -33,6 +33,7 @@ def test_whatever_was_written_as_json_is_read_as_it_was(value: object) -> None:
     assert parse_json(json.dumps(value), "here", DataError) == value
 
 
+@pytest.mark.slow
 @given(
     st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode(errors="replace"))
 )

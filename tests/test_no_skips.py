@@ -33,6 +33,7 @@ def test_of_a_known_fault():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "expected"),
     [
@@ -47,6 +48,7 @@ def test_a_skipped_test_fails_where_none_may_be_skipped(
     assert expected in run_pytest(project, tmp_path, setting)
 
 
+@pytest.mark.slow
 def test_a_skipped_file_fails_too(project: Path, tmp_path: Path) -> None:
     file = "import pytest\npytest.importorskip('no_such_package')\ndef test_it(): pass\n"
     (tmp_path / "test_some.py").write_text(file)

@@ -110,6 +110,7 @@ def test_quantised_weights_answer_from_a_fraction_of_the_memory(
     )  # of 6; on the CPU this was written on 6 in 8 bits, 5 in 4
 
 
+@pytest.mark.slow
 def test_a_shape_that_the_backend_cannot_multiply_is_told_when_loading(tiny_pool_dir):
     functional = pytest.importorskip(
         "bitsandbytes.functional",

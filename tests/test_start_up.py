@@ -57,6 +57,7 @@ def test_nothing_heavy_is_imported_before_there_is_something_to_do(
     assert not set(HEAVY) & set(imported)
 
 
+@pytest.mark.slow
 def test_an_agent_acts_without_tianshou(project: Path) -> None:
     program = "import sys, scripts.ask; print([name for name in sys.modules if name == 'tianshou'])"
     command = [sys.executable, "-c", program]

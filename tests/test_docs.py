@@ -219,7 +219,11 @@ def test_a_shown_command_exists_with_its_options(command: list[str]) -> None:
         assert all(option in script.read_text(encoding="utf-8") for option in options)
         return
     known = own_options(python_script) if python_script.is_file() else set()
-    load_config(ROOT / "configs" / "quickstart.yaml", settings_in(command, known))
+    path = ROOT / "configs" / "quickstart.yaml"
+    if "--config" in command:
+        named = ROOT / command[command.index("--config") + 1]
+        path = named if named.is_file() else path
+    load_config(path, settings_in(command, known))
 
 
 def settings_in(command: list[str], known: set[str]) -> list[str]:

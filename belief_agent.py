@@ -41,10 +41,10 @@ NUM_STATE_INPUTS = 5  # of the value head, for each number of calls made
 
 
 class BeliefReader:
-    """Estimates answers and observes beliefs; what it has read once it remembers.
+    """Estimates answers and observes beliefs. Estimates once made are kept.
 
-    Estimates of training questions are put into its memory by `remember`, cross-fitted: the model
-    itself has seen their answers and would be too sure of them.
+    `remember` puts cross-fitted estimates of the training questions in their place. The model has
+    seen these answers, so its own estimates would be too sure.
     """
 
     def __init__(
@@ -85,16 +85,20 @@ class BeliefReader:
                 self.after[question.text, expert_idx, answer] = float(fitted.after[row, expert_idx])
 
     def _task_of(self, questions: Sequence[Question]) -> np.ndarray:
-        places = {task: index for index, task in enumerate(self.tasks)}
-        return np.array([places.get(question.task, -1) for question in questions])
+        """Index (N,) of each question's task; -1 where training had no such task."""
+        task_idxs = dict(zip(self.tasks, range(len(self.tasks)), strict=True))
+        return np.array([task_idxs.get(question.task, -1) for question in questions])
 
     def priors(self, questions: Sequence[Question]) -> np.ndarray:
         """Log-odds (N, K) that each expert will be right."""
-        new = {q.text: q for q in questions if q.text not in self.before}
+        new: dict[str, Question] = {}
+        for question in questions:
+            if question.text not in self.before:
+                new[question.text] = question
         if new:
-            asked = list(new.values())
-            counted = count_questions(asked)
-            rows = self.model.before(counted, self.embed(asked), self._task_of(asked))
+            unread = list(new.values())
+            counted = count_questions(unread)
+            rows = self.model.before(counted, self.embed(unread), self._task_of(unread))
             self.before.update(zip(new, rows, strict=True))
         return np.stack([self.before[question.text] for question in questions])
 
@@ -116,8 +120,9 @@ class BeliefReader:
         self.after.update(zip(new, log_odds.tolist(), strict=True))
 
     def _heard(self, episodes: Sequence[Episode]) -> Heard:
-        """What was heard on routes that asked the same experts; of an expert asked twice the last
-        answer counts.
+        """What was heard on routes that asked the same experts.
+
+        Where an expert was asked twice, its last answer counts.
         """
         asked = experts_asked(episodes[0])
         before = self.priors([episode.question for episode in episodes])
@@ -134,7 +139,10 @@ class BeliefReader:
         return Heard(asked, before, after, agreement(groups))
 
     def beliefs(self, episodes: Sequence[Episode]) -> list[tuple[list[int], Belief | None]]:
-        """Beliefs with the rows they are of: episodes are taken together by whom they asked."""
+        """Beliefs, each with the indices of its episodes.
+
+        Episodes that asked the same experts share one belief.
+        """
         self.read(episodes)
         rows_of: dict[tuple[int, ...], list[int]] = {}
         for row, episode in enumerate(episodes):
@@ -151,6 +159,10 @@ class BeliefReader:
     def alpha_of(self, episode: Episode) -> float:
         return self.alpha if episode.alpha is None else episode.alpha
 
+    def alphas_of(self, episodes: Sequence[Episode]) -> np.ndarray:
+        """Weights of cost (N,)."""
+        return np.array([self.alpha_of(episode) for episode in episodes])
+
     def estimate(self, episodes: Sequence[Episode]) -> None:
         """Set the episodes' estimates: of each answer, that its candidate is right."""
         for rows, belief in self.beliefs(episodes):
@@ -162,22 +174,24 @@ class BeliefReader:
                 episodes[row].estimates = [by_expert[step.expert_idx] for step in steps]
 
     def observe(self, episodes: Sequence[Episode]) -> np.ndarray:
-        """Observations (N, size): per expert its inputs, cost and whether it may be asked; then
-        calls made (one-hot) and the value head's inputs.
+        """Observations (N, size).
+
+        First come, for each expert, its inputs, its cost and whether it may be asked. Then come
+        the number of calls made (one-hot) and the inputs of the value head.
         """
         num_experts = self.num_experts
         actions = np.zeros((len(episodes), num_experts, num_inputs(num_experts) + 2))
         state = np.zeros((len(episodes), self.t_max + 1 + NUM_STATE_INPUTS))
         actions[:, :, -2] = self.costs
         for rows, belief in self.beliefs(episodes):
-            before = self.priors([episodes[row].question for row in rows])
+            group = [episodes[row] for row in rows]
+            before = self.priors([episode.question for episode in group])
             asked = () if belief is None else belief.asked
             for expert_idx in set(range(num_experts)) - set(asked):
                 actions[rows, expert_idx, :-2] = action_inputs(belief, before, expert_idx)
                 actions[rows, expert_idx, -1] = 1.0
             state[rows, min(len(asked), self.t_max)] = 1.0
-            alphas = np.array([self.alpha_of(episodes[row]) for row in rows])
-            state[rows, self.t_max + 1 :] = value_inputs(belief, before, alphas)
+            state[rows, self.t_max + 1 :] = value_inputs(belief, before, self.alphas_of(group))
         flat = np.concatenate([actions.reshape(len(episodes), -1), state], axis=1)
         return flat.astype(np.float32)
 
@@ -230,7 +244,8 @@ class BeliefActor(nn.Module):
         if num_plans == 1:
             return torch.ones(len(alpha), 1, device=alpha.device)
         above = torch.searchsorted(self.alphas, alpha.contiguous()).clamp(1, num_plans - 1)
-        low, high = self.alphas[above - 1], self.alphas[above]
+        low = self.alphas[above - 1]
+        high = self.alphas[above]
         share = ((alpha - low) / (high - low)).clamp(0, 1)
         shares = torch.zeros(len(alpha), num_plans, device=alpha.device)
         rows = torch.arange(len(alpha), device=alpha.device)
@@ -312,7 +327,8 @@ class BeliefAgent(Agent):
 
     def ask_with(self, alpha: float) -> None:
         """Weigh cost by alpha from now on. Raises AgentError outside what it was trained for."""
-        least, most = float(self.actor.alphas[0]), float(self.actor.alphas[-1])
+        least = float(self.actor.alphas[0])
+        most = float(self.actor.alphas[-1])
         if not least - 1e-6 <= alpha <= most + 1e-6:  # kept in 32 bits
             raise AgentError(
                 f"reward.alpha = {alpha:g}: this agent was trained for {least:g} to {most:g};"
@@ -343,7 +359,7 @@ class BeliefAgent(Agent):
         return decisions
 
     def learned_state(self) -> dict[str, torch.Tensor]:
-        """Everything learned, by name; a frozen encoder is left out, being its source's."""
+        """Everything learned, by name. A frozen encoder is left out: its source has it."""
         state = {"features.mean": self.encoder.mean, "features.scale": self.encoder.scale}
         state["actor.plan"] = self.actor.plan
         state["actor.scale"] = self.actor.scale
@@ -352,7 +368,9 @@ class BeliefAgent(Agent):
         state["costs"] = torch.as_tensor(self.reader.costs)
         for name, array in pack_model(self.reader.model, self.reader.candidates).items():
             state[f"belief.{name}"] = torch.as_tensor(array)
-        return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+        for name, tensor in state.items():
+            state[name] = tensor.detach().cpu().contiguous()
+        return state
 
     def settings(self) -> dict[str, Any]:
         """What of the agent is kept as JSON beside `learned_state`."""

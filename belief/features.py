@@ -14,7 +14,7 @@ import zlib
 
 import numpy as np
 
-from belief.arithmetic import check_equations
+from belief.arithmetic import Equations, check_equations
 from metrics.numbers import numbers_in
 
 DOUBT_WORDS = {
@@ -37,6 +37,14 @@ BOX = re.compile(r"\\boxed\s*\{\s*([^{}]*)")
 BARE_NUMBER = re.compile(r"\\?\$?-?[\d,]*\.?\d+\s*")
 STEP = re.compile(r"^\W*(?:step|\d+[.)])", re.IGNORECASE | re.MULTILINE)
 ENDINGS = (".", "!", "?", "}", "$", ")", "]", "`", "*", "\\")
+VALUE_FEATURES = (
+    "reading_is_number",
+    "reading_is_whole",
+    "reading_is_negative",
+    "reading_size",
+    "reading_is_round",
+    "reading_is_fine",
+)
 TAIL = 300  # characters at the end of an answer, where its conclusion stands
 
 
@@ -48,7 +56,8 @@ def question_features(question: str) -> dict[str, float]:
     """Named features of a question alone."""
     numbers = numbers_in(question)
     words = question.split()
-    largest = max((abs(number) for number in numbers), default=0.0)
+    has_decimals = any(number % 1 for number in numbers if abs(number) < 1e15)
+    conditions = re.findall(r"\b(?:if|each|every|times|more|less|than|half|twice)\b", question)
     return {
         "question_length": log_count(len(question)),
         "question_words": log_count(len(words)),
@@ -56,17 +65,15 @@ def question_features(question: str) -> dict[str, float]:
         "question_sentences": log_count(question.count(".") + question.count("?")),
         "question_numbers": log_count(len(numbers)),
         "question_distinct_numbers": log_count(len(set(numbers))),
-        "question_largest_number": log_count(min(largest, 1e300)),
-        "question_has_decimals": float(any(number % 1 for number in numbers if abs(number) < 1e15)),
+        "question_largest_number": log_count(min(_largest(numbers), 1e300)),
+        "question_has_decimals": float(has_decimals),
         "question_has_percent": float("%" in question or "percent" in question),
         "question_latex": log_count(question.count("\\") + question.count("$")),
         "question_has_drawing": float("[asy]" in question),
         "question_options": log_count(len(re.findall(r"\n\(?[A-J][).]", question))),
         "question_negation": float(bool(re.search(r"\b(?:not|except|false|never)\b", question))),
         "question_code": log_count(len(re.findall(r"\b(?:def|assert|return)\b", question))),
-        "question_conditions": log_count(
-            len(re.findall(r"\b(?:if|each|every|times|more|less|than|half|twice)\b", question))
-        ),
+        "question_conditions": log_count(len(conditions)),
     }
 
 
@@ -107,42 +114,68 @@ def _doubt(answer: str) -> dict[str, float]:
     for name, pattern in DOUBT_PATTERNS.items():
         features[f"doubt_{name}"] = log_count(len(pattern.findall(answer)))
     tail = answer[-TAIL:]
-    in_tail = [name for name in ("cannot", "mistake") if DOUBT_PATTERNS[name].search(tail)]
-    features["doubt_at_the_end"] = float(bool(in_tail))
+    gives_up = DOUBT_PATTERNS["cannot"].search(tail)
+    corrects = DOUBT_PATTERNS["mistake"].search(tail)
+    features["doubt_at_the_end"] = float(bool(gives_up or corrects))
     features["perhaps_at_the_end"] = float(bool(DOUBT_PATTERNS["perhaps"].search(tail)))
     return features
 
 
 def _numbers(question: str, answer: str, reading: str | None) -> dict[str, float]:
+    """Equations and numbers of an answer, beside those of its question and its reading."""
     asked = numbers_in(question)
     written = numbers_in(answer)
     equations = check_equations(answer)
-    checked = equations.right + equations.wrong
-    used = set(asked) & set(written)
+    features = _equation_features(equations)
+    features.update(_number_features(answer, asked, written))
     value = _as_number(reading)
-    largest_asked = max((abs(number) for number in asked), default=0.0)
-    largest_written = max((abs(number) for number in written), default=0.0)
+    last_number = written[-1] if written else None
+    features["reads_last_result"] = float(_is_near(equations.last, value))
+    features["reads_last_number"] = float(_is_near(last_number, value))
+    features["reads_number_of_question"] = float(value is not None and value in asked)
+    repeated = 0 if value is None else written.count(value)
+    features["reading_repeated"] = log_count(repeated)
+    return features
+
+
+def _equation_features(equations: Equations) -> dict[str, float]:
+    checked = equations.right + equations.wrong
     return {
         "equations_right": log_count(equations.right),
         "equations_wrong": log_count(equations.wrong),
         "any_equation_wrong": float(equations.wrong > 0),
         "share_equations_wrong": (equations.wrong + 0.2) / (checked + 1),
         "no_equation": float(checked == 0),
-        "numbers": log_count(len(written)),
-        "distinct_numbers": log_count(len(set(written))),
-        "share_of_question_used": len(used) / max(1, len(set(asked))),
-        "question_numbers_unused": log_count(len(set(asked)) - len(used)),
-        "growth": log_count(min(largest_written, 1e300)) - log_count(min(largest_asked, 1e300)),
-        "long_decimals": log_count(len(re.findall(r"\d\.\d{3,}", answer))),
-        "reads_last_result": float(
-            value is not None and equations.last is not None and abs(equations.last - value) < 1e-6
-        ),
-        "reads_last_number": float(
-            value is not None and bool(written) and abs(written[-1] - value) < 1e-6
-        ),
-        "reads_number_of_question": float(value is not None and value in asked),
-        "reading_repeated": log_count(sum(number == value for number in written)),
     }
+
+
+def _number_features(answer: str, asked: list[float], written: list[float]) -> dict[str, float]:
+    """asked: the numbers of the question. written: those of the answer."""
+    different_asked = set(asked)
+    different_written = set(written)
+    used = different_asked & different_written
+    size_asked = log_count(min(_largest(asked), 1e300))
+    size_written = log_count(min(_largest(written), 1e300))
+    return {
+        "numbers": log_count(len(written)),
+        "distinct_numbers": log_count(len(different_written)),
+        "share_of_question_used": len(used) / max(1, len(different_asked)),
+        "question_numbers_unused": log_count(len(different_asked) - len(used)),
+        "growth": size_written - size_asked,
+        "long_decimals": log_count(len(re.findall(r"\d\.\d{3,}", answer))),
+    }
+
+
+def _largest(numbers: list[float]) -> float:
+    """The largest absolute value; 0 if there are no numbers."""
+    return max(map(abs, numbers), default=0.0)
+
+
+def _is_near(number: float | None, value: float | None) -> bool:
+    """Whether both are known and equal up to rounding."""
+    if number is None or value is None:
+        return False
+    return abs(number - value) < 1e-6
 
 
 def _as_number(reading: str | None) -> float | None:
@@ -154,35 +187,60 @@ def _as_number(reading: str | None) -> float | None:
 
 
 def _reading_form(question: str, answer: str, reading: str | None) -> dict[str, float]:
+    """The form of what the metric reads in an answer, and of the box or option that holds it."""
     text = reading or ""
     value = _as_number(reading)
-    magnitude = 0.0 if value is None else min(abs(value), 1e300)
-    is_small = value is not None and magnitude < 1e15
+    features = {"reading_length": log_count(len(text))}
+    features.update(_value_features(value))
+    without_commands = re.sub(r"\\[a-z]+", "", text)
+    features["reading_has_letters"] = float(bool(re.search("[a-z]", without_commands)))
+    features["reading_has_root"] = float("sqrt" in text)
+    features["reading_has_fraction"] = float("frac" in text or "/" in text)
     box = answer.rfind("\\boxed")
-    boxed = BOX.match(answer[box:]) if box >= 0 else None
-    in_box = boxed[1] if boxed else ""
+    features.update(_box_features(answer, box))
+    features["reading_is_tiny"] = float(value in (0.0, 1.0, 2.0))
+    features["text_after_box"] = log_count(len(answer) - box) if box >= 0 else 0.0
     letter = text if len(text) == 1 and text in "ABCDEFGHIJ" else ""
-    option = _option(question, letter)
+    features.update(_option_features(question, answer, letter))
+    return features
+
+
+def _value_features(value: float | None) -> dict[str, float]:
+    """The form of a reading as a number; all 0 if it is not one."""
+    if value is None:
+        return dict.fromkeys(VALUE_FEATURES, 0.0)
+    magnitude = min(abs(value), 1e300)
+    is_whole = magnitude < 1e15 and value == int(value)
     return {
-        "reading_length": log_count(len(text)),
-        "reading_is_number": float(value is not None),
-        "reading_is_whole": float(is_small and value == int(value or 0)),
-        "reading_is_negative": float(value is not None and value < 0),
+        "reading_is_number": 1.0,
+        "reading_is_whole": float(is_whole),
+        "reading_is_negative": float(value < 0),
         "reading_size": log_count(magnitude),
-        "reading_is_round": float(value is not None and value != 0 and value % 10 == 0),
-        "reading_is_fine": float(value is not None and value != round(value, 2)),
-        "reading_has_letters": float(bool(re.search("[a-z]", re.sub(r"\\[a-z]+", "", text)))),
-        "reading_has_root": float("sqrt" in text),
-        "reading_has_fraction": float("frac" in text or "/" in text),
+        "reading_is_round": float(value != 0 and value % 10 == 0),
+        "reading_is_fine": float(value != round(value, 2)),
+    }
+
+
+def _box_features(answer: str, box: int) -> dict[str, float]:
+    r"""The last \boxed of an answer, which starts at `box`; -1 if there is none."""
+    boxed = BOX.match(answer[box:]) if box >= 0 else None
+    content = boxed[1] if boxed else ""
+    return {
         "boxes": log_count(answer.count("\\boxed")),
-        "box_is_bare_number": float(bool(BARE_NUMBER.fullmatch(in_box))),
-        "box_has_words": float(bool(re.search("[a-zA-Z]{2,}", in_box))),
-        "reading_is_tiny": float(value in (0.0, 1.0, 2.0)),
-        "text_after_box": log_count(len(answer) - box) if box >= 0 else 0.0,
+        "box_is_bare_number": float(bool(BARE_NUMBER.fullmatch(content))),
+        "box_has_words": float(bool(re.search("[a-zA-Z]{2,}", content))),
+    }
+
+
+def _option_features(question: str, answer: str, letter: str) -> dict[str, float]:
+    """The option that the reading names by its letter; an empty letter names none."""
+    option = _option(question, letter)
+    lowered = option.lower()
+    return {
         "option": (ord(letter) - ord("A")) / 9 if letter else 0.0,
         "option_length": log_count(len(option)),
-        "option_is_quoted": float(bool(option) and option.lower()[:60] in answer.lower()),
-        "option_is_all_or_none": float("none of" in option.lower() or "all of" in option.lower()),
+        "option_is_quoted": float(bool(option) and lowered[:60] in answer.lower()),
+        "option_is_all_or_none": float("none of" in lowered or "all of" in lowered),
     }
 
 
@@ -217,4 +275,7 @@ def _code(answer: str) -> dict[str, float]:
 def feature_matrix(rows: list[dict[str, float]]) -> np.ndarray:
     """Rows of named features as an array (N, F), in the order of the first row's names."""
     names = list(rows[0])
-    return np.array([[row[name] for name in names] for row in rows], dtype=np.float32)
+    matrix = []
+    for row in rows:
+        matrix.append([row[name] for name in names])
+    return np.array(matrix, dtype=np.float32)

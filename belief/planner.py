@@ -21,27 +21,41 @@ NUM_SHARED = 14  # inputs that do not name an expert
 
 
 def action_inputs(belief: Belief | None, before: np.ndarray, expert_idx: int) -> np.ndarray:
-    """Inputs (N, F) of asking one expert: NUM_SHARED of the state and its prior, then four blocks
-    of K that name the expert and those asked before.
+    """Inputs (N, F) of asking one expert.
 
-    belief is None before the first call. before: prior log-odds (N, K).
+    The first NUM_SHARED describe the state and the expert's prior. Five blocks of K follow, which
+    name the expert and those asked before. belief is None before the first call. before: prior
+    log-odds (N, K).
     """
     num_questions, num_experts = before.shape
     prior = sigmoid(before[:, expert_idx])
     ease = sigmoid(before).mean(1)
-    ones = np.ones(num_questions)
     named = np.zeros((num_questions, num_experts))
     named[:, expert_idx] = 1.0
     asked = np.zeros((num_questions, num_experts))
+    shared = _shared_inputs(belief, prior, ease)
     if belief is None:
-        zeros = np.zeros(num_questions)
-        shared = [ones, *[zeros] * 8, prior, zeros, zeros, ease, zeros]
         blocks = [named, named * (prior - 0.5)[:, None], asked, asked, asked]
         return np.column_stack([*shared, *blocks])
     asked[:, list(belief.asked)] = 0.5
+    doubt = (1.0 - belief.p)[:, None]
+    unsure = 4.0 * belief.p[:, None] * doubt
+    blocks = [named, named * doubt, named * unsure, asked, asked * doubt]
+    return np.column_stack([*shared, *blocks]).astype(np.float64)
+
+
+def _shared_inputs(belief: Belief | None, prior: np.ndarray, ease: np.ndarray) -> list[np.ndarray]:
+    """The NUM_SHARED inputs (N,) that do not name an expert.
+
+    prior (N,): of the expert that might be asked. ease (N,): mean prior of all experts.
+    """
+    ones = np.ones(len(prior))
+    if belief is None:
+        zeros = np.zeros(len(prior))
+        return [ones, *[zeros] * 8, prior, zeros, zeros, ease, zeros]
     doubt = 1.0 - belief.p
     unsure = 4.0 * belief.p * doubt
-    shared = [
+    return [
         ones,
         belief.p,
         unsure,
@@ -57,14 +71,6 @@ def action_inputs(belief: Belief | None, before: np.ndarray, expert_idx: int) ->
         ease,
         ease * doubt,
     ]
-    blocks = [
-        named,
-        named * doubt[:, None],
-        named * unsure[:, None],
-        asked,
-        asked * doubt[:, None],
-    ]
-    return np.column_stack([*shared, *blocks]).astype(np.float64)
 
 
 def num_inputs(num_experts: int) -> int:
@@ -112,30 +118,47 @@ def fit_plan(
     whether each answer is right. costs (K,): C of a call. A state's value is that of following the
     plan fitted so far, never the largest of its estimates, which would be too high.
     """
-    num_questions, num_experts = before.shape
-    sets = asked_sets(num_experts, t_max)
-    last = len(sets) - 1
-    weights = np.zeros((last, num_inputs(num_experts)))
+    width = num_inputs(before.shape[1])
+    sets = asked_sets(before.shape[1], t_max)
+    weights = np.zeros((len(sets) - 1, width))
     sizes = np.zeros_like(weights)
-    stopped = {asked: stop_value(belief, good) for asked, belief in beliefs.items()}
-    stopped[()] = Value(np.zeros(num_questions), np.zeros(num_questions))
-    values = {asked: stopped[asked] for asked in sets[last]}
-    for num_asked in range(last - 1, -1, -1):
-        ridge = Ridge(num_inputs(num_experts))
+    plan = Plan(weights, sizes)  # sees what the loop below fills in
+    stopped = _stop_values(beliefs, good)
+    values = {asked: stopped[asked] for asked in sets[-1]}
+    for num_asked in reversed(range(len(weights))):
+        ridge = Ridge(width)
         for asked in sets[num_asked]:
-            belief = beliefs.get(asked)
-            for expert_idx in set(range(num_experts)) - set(asked):
-                after = values[_with(asked, expert_idx)]
-                inputs = action_inputs(belief, before, expert_idx)
-                ridge.add(inputs, after.target - stopped[asked].target)
+            _add_calls(ridge, asked, beliefs.get(asked), before, stopped[asked], values)
         weights[num_asked] = ridge.solve(PENALTY * len(sets[num_asked]))
         sizes[num_asked] = ridge.root_mean_square
-        plan = Plan(weights, sizes)
         for asked in sets[num_asked]:
-            advantage = advantages(plan, beliefs.get(asked), before, costs, alpha)
-            action = choose(advantage, num_asked)
+            action = choose(advantages(plan, beliefs.get(asked), before, costs, alpha), num_asked)
             values[asked] = _follow(action, asked, stopped[asked], values, alpha * costs)
-    return Plan(weights, sizes)
+    return plan
+
+
+def _stop_values(beliefs: dict[Asked, Belief], good: np.ndarray) -> dict[Asked, Value]:
+    """The value of stopping in every state; 0 before the first call."""
+    stopped = {}
+    for asked, belief in beliefs.items():
+        stopped[asked] = stop_value(belief, good)
+    stopped[()] = Value(np.zeros(len(good)), np.zeros(len(good)))
+    return stopped
+
+
+def _add_calls(
+    ridge: Ridge,
+    asked: Asked,
+    belief: Belief | None,
+    before: np.ndarray,
+    stopped: Value,
+    values: dict[Asked, Value],
+) -> None:
+    """Add what each further call gains beyond stopping. values: of the states after that call."""
+    for expert_idx in set(range(before.shape[1])) - set(asked):
+        after = values[_with(asked, expert_idx)]
+        inputs = action_inputs(belief, before, expert_idx)
+        ridge.add(inputs, after.target - stopped.target)
 
 
 def stop_value(belief: Belief, good: np.ndarray) -> Value:

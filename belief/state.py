@@ -68,21 +68,38 @@ class Candidates:
 
 def describe_candidates(heard: Heard) -> Candidates:
     """Features of every candidate on a route."""
-    num_questions, num_asked = heard.after.shape
-    num_experts = heard.before.shape[1]
-    same = heard.same
-    other = ~same
     looks = heard.after[:, None, :]  # (N, 1, S): of the answer that a member or rival gave
-    best = np.where(same, looks, -np.inf).max(2)
-    is_first = _first_of_each(heard.after, best, same)
-    size = same.sum(2).astype(np.float64)
+    best = np.where(heard.same, looks, -np.inf).max(2)
+    is_first = _first_of_each(heard.after, best, heard.same)
+    size = heard.same.sum(2).astype(np.float64)
     distinct = is_first.sum(1).astype(np.float64)
+    columns = _candidate_columns(heard, best, size, distinct)
+    numbers = np.stack(columns, axis=2)
+    members = _mark_experts(heard, heard.same)
+    rivals = _mark_experts(heard, ~heard.same)
+    features = np.concatenate([numbers, members, rivals], axis=2)
+    return Candidates(features, is_first, size, distinct)
+
+
+def _candidate_columns(
+    heard: Heard, best: np.ndarray, size: np.ndarray, distinct: np.ndarray
+) -> list[np.ndarray]:
+    """The features (N, S) that name no expert: of a candidate, its rivals and the question.
+
+    best, size (N, S): highest log-odds and number of the members. distinct (N,): candidates.
+    """
+    num_asked = heard.after.shape[1]
+    looks = heard.after[:, None, :]
+    other = ~heard.same
     rival_size = np.where(other, size[:, None, :], 0.0).max(2)
-    rival_best = np.maximum(np.where(other, looks, NOTHING).max(2), NOTHING)
-    is_alone = num_asked == 1
+    rival_best = _best_rival(heard)
+    rival_is_as_large = rival_size >= size
+    if num_asked == 1:  # a single answer has no rival
+        rival_best = np.zeros_like(size)
+        rival_is_as_large = np.zeros_like(size, dtype=bool)
     difficulty = np.repeat(heard.difficulty[:, None], num_asked, axis=1)
     supported = (size > 1).astype(np.float64)
-    total = (same * looks).sum(2)
+    total = (heard.same * looks).sum(2)
     columns = [
         best,
         total,
@@ -96,19 +113,27 @@ def describe_candidates(heard: Heard) -> Candidates:
         np.full_like(size, num_asked),
         difficulty,
         total / size,
-        np.zeros_like(size) if is_alone else rival_best,
+        rival_best,
         supported * best,
         supported * difficulty,
-        np.zeros_like(size) if is_alone else rival_size >= size,
+        rival_is_as_large,
     ]
-    named = np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=2)
-    members = np.zeros((num_questions, num_asked, num_experts))
-    rivals = np.zeros((num_questions, num_asked, num_experts))
+    return [np.asarray(column, dtype=np.float64) for column in columns]
+
+
+def _best_rival(heard: Heard) -> np.ndarray:
+    """The highest log-odds (N, S) outside an answer's candidate; at least NOTHING."""
+    looks = np.where(~heard.same, heard.after[:, None, :], NOTHING)
+    return np.maximum(looks.max(2), NOTHING)
+
+
+def _mark_experts(heard: Heard, is_marked: np.ndarray) -> np.ndarray:
+    """Spread marks of asked answers (N, S, S) over all experts: (N, S, K), 0 where not asked."""
+    num_questions, num_asked = heard.after.shape
+    marks = np.zeros((num_questions, num_asked, heard.before.shape[1]))
     for place, expert_idx in enumerate(heard.asked):
-        members[:, :, expert_idx] = same[:, :, place]
-        rivals[:, :, expert_idx] = other[:, :, place]
-    features = np.concatenate([named, members, rivals], axis=2)
-    return Candidates(features, is_first, size, distinct)
+        marks[:, :, expert_idx] = is_marked[:, :, place]
+    return marks
 
 
 def _first_of_each(after: np.ndarray, best: np.ndarray, same: np.ndarray) -> np.ndarray:
@@ -190,9 +215,7 @@ def believe(heard: Heard, model: CandidateModel) -> Belief:
     without_best = ranked.copy()
     without_best[rows, best] = -np.inf
     second = np.maximum(without_best.max(1), NOTHING)
-    of_candidate = np.where(
-        heard.same, np.where(candidates.is_first, log_odds, -np.inf)[:, None], -np.inf
-    )
+    of_candidate = np.where(heard.same, ranked[:, None], -np.inf)
     return Belief(
         asked=heard.asked,
         p=sigmoid(ranked[rows, best]),

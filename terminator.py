@@ -33,8 +33,10 @@ FIT_BATCH = 256
 
 
 class TerminatorData:
-    """Distinct judged states: observation row after the call, expert that answered, whether the
-    quality reached p0.
+    """Distinct judged states.
+
+    Each has the observation row after the call, the expert that answered, and whether the quality
+    reached p0.
     """
 
     def __init__(self) -> None:
@@ -45,9 +47,8 @@ class TerminatorData:
 
     def add(self, rows: np.ndarray, expert_idxs: Sequence[int], is_good: Sequence[bool]) -> None:
         for row, expert_idx, good in zip(rows, expert_idxs, is_good, strict=True):
-            self.rows.setdefault(
-                (row.tobytes(), int(expert_idx)), (row.copy(), int(expert_idx), bool(good))
-            )
+            key = (row.tobytes(), int(expert_idx))
+            self.rows.setdefault(key, (row.copy(), int(expert_idx), bool(good)))
 
     def arrays(self, newest: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows (N, L), expert indices (N,) and labels (N,) of the newest N states."""
@@ -58,16 +59,19 @@ class TerminatorData:
         """All states as tensors: `rows` (N, L), `experts` (N,) and `good` (N,)."""
         if not self.rows:
             return {}
-        arrays = self.arrays(len(self.rows))
-        names = ("rows", "experts", "good")
-        return {name: torch.from_numpy(array) for name, array in zip(names, arrays, strict=True)}
+        rows, experts, good = self.arrays(len(self.rows))
+        return {
+            "rows": torch.from_numpy(rows),
+            "experts": torch.from_numpy(experts),
+            "good": torch.from_numpy(good),
+        }
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Replace all states by those of `state`."""
         self.rows.clear()
         if state:
-            rows, good = state["rows"].numpy(), state["good"].bool()
-            self.add(rows, state["experts"].tolist(), good.tolist())
+            good = state["good"].bool().tolist()
+            self.add(state["rows"].numpy(), state["experts"].tolist(), good)
 
 
 class Terminator(nn.Module):
@@ -77,8 +81,11 @@ class Terminator(nn.Module):
         self, width: int, num_experts: int, t_max: int, hidden_size: int, dropout: float = 0.0
     ):
         super().__init__()
-        self.width, self.hidden_size = width, hidden_size
-        self.num_experts, self.t_max, self.dropout = num_experts, t_max, dropout
+        self.width = width
+        self.hidden_size = hidden_size
+        self.num_experts = num_experts
+        self.t_max = t_max
+        self.dropout = dropout
         self.reads = (width, num_experts, t_max)
         self.net = nn.Sequential(
             nn.Linear(width + num_experts + t_max, hidden_size),
@@ -110,35 +117,23 @@ class Terminator(nn.Module):
         """
         rows, experts, good = data.arrays(config.max_states)
         features = agent.row_features(rows)
-        inputs = (
-            features,
-            torch.from_numpy(experts).to(features.device),
-            torch.from_numpy(rows[:, 0].astype(np.int64)).to(features.device),
-        )
-        labels = torch.from_numpy(good).to(features.device)
+        device = features.device
+        expert_idxs = torch.from_numpy(experts).to(device)
+        calls_left = _calls_left(rows, device)
+        labels = torch.from_numpy(good).to(device)
         generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for layer in self.net:
-                if not isinstance(layer, nn.Linear):
-                    continue
-                bound = layer.in_features**-0.5
-                layer.weight.copy_(
-                    torch.empty(layer.weight.shape).uniform_(-bound, bound, generator=generator)
-                )
-                layer.bias.zero_()
+        self._reset_weights(generator)
         optimizer = torch.optim.AdamW(
             self.parameters(), lr=config.lr, weight_decay=config.weight_decay
         )
         self.train()
         with torch.random.fork_rng():
-            torch.manual_seed(seed)  # of dropout
+            torch.manual_seed(seed)  # dropout draws from the global generator
             for _ in range(config.steps):
-                batch = torch.randint(
-                    len(labels), (min(FIT_BATCH, len(labels)),), generator=generator
-                ).to(features.device)
-                loss = nn.functional.binary_cross_entropy_with_logits(
-                    self(*(x[batch] for x in inputs)), labels[batch]
-                )
+                size = (min(FIT_BATCH, len(labels)),)
+                batch = torch.randint(len(labels), size, generator=generator).to(device)
+                logits = self(features[batch], expert_idxs[batch], calls_left[batch])
+                loss = nn.functional.binary_cross_entropy_with_logits(logits, labels[batch])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -146,32 +141,43 @@ class Terminator(nn.Module):
         return loss.item()
 
     @torch.no_grad()
+    def _reset_weights(self, generator: torch.Generator) -> None:
+        for layer in self.net:
+            if isinstance(layer, nn.Linear):
+                bound = layer.in_features**-0.5
+                weight = torch.empty(layer.weight.shape)
+                layer.weight.copy_(weight.uniform_(-bound, bound, generator=generator))
+                layer.bias.zero_()
+
+    @torch.no_grad()
     def probabilities(
         self, agent: Agent, rows: np.ndarray, expert_idxs: Sequence[int]
     ) -> np.ndarray:
         """P(quality >= p0) for observation rows taken after a call."""
         features = agent.row_features(rows)
-        left = torch.from_numpy(rows[:, 0].astype(np.int64)).to(features.device)
-        return (
-            torch.sigmoid(
-                self(features, torch.as_tensor(expert_idxs, device=features.device), left)
-            )
-            .cpu()
-            .numpy()
-        )
+        calls_left = _calls_left(rows, features.device)
+        experts = torch.as_tensor(expert_idxs, device=features.device)
+        logits = self(features, experts, calls_left)
+        return torch.sigmoid(logits).cpu().numpy()
+
+
+def _calls_left(rows: np.ndarray, device: torch.device) -> torch.Tensor:
+    """The first column (N,) of observation rows."""
+    return torch.from_numpy(rows[:, 0].astype(np.int64)).to(device)
 
 
 class TerminatorJudge:
     """Ends a route when the stop probability reaches the threshold. Holds no reference."""
 
     def __init__(self, agent: Agent, terminator: Terminator, threshold: float | None = None):
-        if terminator.reads != (agent.encoder.width, agent.num_experts, agent.t_max):
+        shape = (agent.encoder.width, agent.num_experts, agent.t_max)
+        if terminator.reads != shape:
             raise AgentError(
                 f"the Terminator reads (features, experts, calls) of {terminator.reads}, the agent"
-                f" has {(agent.encoder.width, agent.num_experts, agent.t_max)}: take both from the"
-                " same run"
+                f" has {shape}: take both from the same run"
             )
-        self.agent, self.terminator = agent, terminator
+        self.agent = agent
+        self.terminator = terminator
         self.threshold = terminator.threshold if threshold is None else threshold
 
     def judge(self, episodes: Sequence[Episode]) -> list[Judgement]:
@@ -185,8 +191,10 @@ class TerminatorJudge:
 
 
 class EstimateTerminator:
-    """The Terminator of an agent that holds beliefs: its estimate of the answer that would be
-    submitted, and a threshold. NEVER where the agent stops by an action of its own.
+    """The Terminator of an agent that holds beliefs: a threshold.
+
+    The agent's estimate of the answer that would be submitted is held against it. The threshold
+    is NEVER where the agent stops by an action of its own.
     """
 
     def __init__(self, threshold: float = NEVER):
@@ -241,14 +249,22 @@ def choose_threshold(routes: Sequence[Route], reward: RewardConfig, most: float)
     Candidates are up to 200 quantiles of the stop probabilities seen, `most` at most. Of equal
     returns the higher threshold wins.
     """
-    seen = np.array([step.p_stop for route in routes for step in route.episode.steps])
-    candidates = np.unique(np.append(np.quantile(seen, np.linspace(0, 1, 200)), most))
-    candidates = candidates[candidates <= most]
-    returns = [
-        np.mean([cut_at(route, threshold).value_under(reward) for route in routes])
-        for threshold in candidates
-    ]
+    p_stops = []
+    for route in routes:
+        p_stops += [step.p_stop for step in route.episode.steps]
+    candidates = _thresholds_up_to(most, np.array(p_stops), 200)
+    returns = []
+    for threshold in candidates:
+        ended = [cut_at(route, threshold) for route in routes]
+        returns.append(np.mean([route.value_under(reward) for route in ended]))
     return float(candidates[len(returns) - 1 - int(np.argmax(returns[::-1]))])
+
+
+def _thresholds_up_to(most: float, p_stops: np.ndarray, count: int) -> np.ndarray:
+    """`count` quantiles of stop probabilities, and `most`, in rising order; none above `most`."""
+    quantiles = np.quantile(p_stops, np.linspace(0, 1, count))
+    thresholds = np.unique(np.append(quantiles, most))
+    return thresholds[thresholds <= most]
 
 
 def terminator_figures(
@@ -257,13 +273,42 @@ def terminator_figures(
     shapes: Mapping[str, set[str]],
     config: Config,
 ) -> dict[str, Any]:
-    """How well the stop probability tells good answers, on scored routes that ran past the
-    threshold (to `max_threshold`).
+    """How well the stop probability tells good answers.
 
-    `auroc` over all answers met, `auroc_well_formed` over those of a form that training references
-    of the task have (`answer_shape`); null where only one class occurs. `calibration`: ten bins of
-    equal count, `ece` their mean absolute gap (Naeini et al. 2015), `brier` the mean squared error.
-    `thresholds`: what each threshold would have given.
+    The routes are scored and ran past the threshold, to `max_threshold`. shapes: the forms
+    (`answer_shape`) that training references of each task have. `auroc` is over all answers,
+    `auroc_well_formed` over those of such a form; they are None where only one class occurs.
+    `calibration` has ten bins of equal count, `ece` their mean absolute gap (Naeini et al. 2015).
+    `brier` is the mean squared error. `thresholds`: what each threshold would have given.
+    """
+    p, quality, formed = _submitted_answers(routes, questions, shapes)
+    good = quality >= config.env.p0
+    calibration = _calibration(p, good)
+    gaps = 0.0
+    for one in calibration:
+        gaps += one["count"] * abs(one["p"] - one["good"])
+    thresholds = []
+    for threshold in _thresholds_up_to(config.terminator.max_threshold, p, 41):
+        ended = [cut_at(route, threshold) for route in routes]
+        thresholds.append({"threshold": float(threshold), **_mean_figures(ended, config.reward)})
+    return {
+        "answers": len(p),
+        "auroc": _auroc(good, p),
+        "auroc_well_formed": _auroc(good[formed], p[formed]),
+        "well_formed": float(formed.mean()),
+        "brier": float(np.mean((p - good) ** 2)),
+        "ece": gaps / len(p),
+        "calibration": calibration,
+        "thresholds": thresholds,
+    }
+
+
+def _submitted_answers(
+    routes: Sequence[Route], questions: Sequence[Question], shapes: Mapping[str, set[str]]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of the answer that would be submitted after each call (N,).
+
+    The arrays are its stop probability, its quality, and whether its form is one of `shapes`.
     """
     p_stops = []
     qualities = []
@@ -275,55 +320,43 @@ def terminator_figures(
             p_stops.append(step.p_stop)
             qualities.append(submitted.quality)
             is_formed.append(answer_shape(submitted.answer.text) in known)
-    p = np.array(p_stops)
-    good = np.array(qualities, dtype=float) >= config.env.p0
-    formed = np.array(is_formed)
-    bins = [b for b in np.array_split(np.argsort(p, kind="stable"), 10) if len(b)]
-    calibration = [
-        {"p": float(p[b].mean()), "good": float(good[b].mean()), "count": len(b)} for b in bins
-    ]
-    thresholds = []
-    for threshold in np.unique(
-        np.append(np.quantile(p, np.linspace(0, 1, 41)), config.terminator.max_threshold)
-    ):
-        if threshold <= config.terminator.max_threshold:
-            ended = [cut_at(route, threshold) for route in routes]
-            means = {
-                "quality": [route.quality for route in ended],
-                "return": [route.value_under(config.reward) for route in ended],
-                "cost": [charge(route.episode.cost, config.reward) for route in ended],
-            }
-            thresholds.append(
-                {
-                    "threshold": float(threshold),
-                    **{name: float(np.mean(values)) for name, values in means.items()},
-                }
-            )
+    return np.array(p_stops), np.array(qualities, dtype=float), np.array(is_formed)
+
+
+def _calibration(p: np.ndarray, good: np.ndarray) -> list[dict[str, Any]]:
+    """Mean probability and share of good answers, in ten bins of equal count by probability."""
+    bins = []
+    for rows in np.array_split(np.argsort(p, kind="stable"), 10):
+        if len(rows):
+            mean = float(p[rows].mean())
+            bins.append({"p": mean, "good": float(good[rows].mean()), "count": len(rows)})
+    return bins
+
+
+def _mean_figures(routes: Sequence[Route], reward: RewardConfig) -> dict[str, float]:
     return {
-        "answers": len(p),
-        "auroc": _auroc(good, p),
-        "auroc_well_formed": _auroc(good[formed], p[formed]),
-        "well_formed": float(formed.mean()),
-        "brier": float(np.mean((p - good) ** 2)),
-        "ece": sum(c["count"] * abs(c["p"] - c["good"]) for c in calibration) / len(p),
-        "calibration": calibration,
-        "thresholds": thresholds,
+        "quality": float(np.mean([route.quality for route in routes])),
+        "return": float(np.mean([route.value_under(reward) for route in routes])),
+        "cost": float(np.mean([charge(route.episode.cost, reward) for route in routes])),
     }
 
 
 def answer_shape(text: str) -> str:
-    """The form of an answer: runs of letters, digits and spaces as one sign each, everything else
-    as it is.
+    """The form of an answer: each run of letters, digits or spaces becomes one sign.
 
-    "12 b" -> "0 a".
+    Every other sign stays as it is. "12 b" -> "0 a".
     """
-    return re.sub(r"\s+", " ", re.sub(r"\d+", "0", re.sub(r"[^\W\d_]+", "a", text.strip())))
+    shape = re.sub(r"[^\W\d_]+", "a", text.strip())
+    shape = re.sub(r"\d+", "0", shape)
+    return re.sub(r"\s+", " ", shape)
 
 
 def _auroc(good: np.ndarray, p: np.ndarray) -> float | None:
-    from sklearn.metrics import roc_auc_score  # seconds; asking needs no figures
+    from sklearn.metrics import roc_auc_score  # it takes seconds, and asking needs no figures
 
-    return float(roc_auc_score(good, p)) if good.any() and not good.all() else None
+    if good.all() or not good.any():
+        return None
+    return float(roc_auc_score(good, p))
 
 
 class TerminatorSpec(ModelSpec):

@@ -43,8 +43,7 @@ def show_config(path: Path, overrides: list[str], *, as_plan: bool) -> None:
     print(f"{path}: {plan_text(make_plan(config))}")
 
 
-def main(arguments: list[str]) -> Path | None:
-    """Run the command; returns the run's folder."""
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -62,7 +61,12 @@ def main(arguments: list[str]) -> Path | None:
         action="store_true",
         help="check the configuration without weights or network, show the plan and stop",
     )
-    options, overrides = parse(parser, arguments)
+    return parser
+
+
+def main(arguments: list[str]) -> Path | None:
+    """Run the command; returns the run's folder."""
+    options, overrides = parse(make_parser(), arguments)
     if options.resume and options.config:
         raise ConfigError(
             f"--resume {options.resume} goes on with the run's own configuration; leave --config"
@@ -86,13 +90,10 @@ def main(arguments: list[str]) -> Path | None:
         trainer = resumed_run(options.resume, overrides)
     else:
         trainer = new_run(config, config_path)
-    path, splits = trainer.folder.path, trainer.splits
-    print(
-        f"{path}: {len(trainer.pool)} experts on {trainer.device}, {len(splits.train)} training and"
-        f" {len(splits.validation)} validation questions"
-    )
-    if splits.num_merged:
-        print(repeats_line(splits))
+    path = trainer.folder.path
+    print(f"{path}: {trainer.summary()}")
+    if trainer.splits.num_merged:
+        print(repeats_line(trainer.splits))
     train(trainer)
     trainer.finish()
     if trainer.agent.encoder.team:

@@ -75,7 +75,7 @@ class AnswerTable:
 
     @property
     def tasks(self) -> np.ndarray:
-        """(N,) names."""
+        """The name of each question's task (N,)."""
         return np.array([question.task for question in self.questions])
 
     def sealed(self) -> AnswerTable:
@@ -96,6 +96,15 @@ class AnswerTable:
             np.concatenate([self.groups, other.groups]),
             np.concatenate([self.quality, other.quality]),
         )
+
+    def texts_of(self, expert_idx: int) -> list[str]:
+        """What one expert answered to each question."""
+        return [row[expert_idx].text for row in self.answers]
+
+    def mean_charges(self) -> np.ndarray:
+        """C of a call of each expert (K,), averaged over the questions."""
+        # A copy of each column: the sum of a strided one may be rounded in another order.
+        return np.array([np.mean(column.copy()) for column in self.charge.T])
 
     def returns(self, alpha: float) -> np.ndarray:
         """(N, K): what asking one expert alone returns."""
@@ -143,7 +152,7 @@ class AnswerTable:
 
 
 def ask_all(questions: Sequence[Question], pool: ExpertPool, reward: RewardConfig) -> AnswerTable:
-    """Ask every expert every question once, and score the answers.
+    """Ask every expert every question once, all at the same time, and score the answers.
 
     Questions hold their references. Raises what `pool.answer` and `score_answers` raise.
     """
@@ -151,18 +160,32 @@ def ask_all(questions: Sequence[Question], pool: ExpertPool, reward: RewardConfi
     costs: list[list[Cost]] = [[] for _ in questions]
     quality = np.zeros((len(questions), len(pool)))
     charges = np.zeros_like(quality)
-    for expert_idx, name in enumerate(pool.names):
-        requests = [Request(expert_idx, question.text) for question in questions]
+    for expert_idx, answers in enumerate(_ask_each(questions, pool)):
         texts = []
-        for row, answer in enumerate(pool.answer(requests)):
+        for row, answer in enumerate(answers):
             cost = pool.cost(expert_idx, answer)
             rows[row].append(answer)
             costs[row].append(cost)
             charges[row, expert_idx] = charge(cost, reward)
             texts.append(answer.text)
-        quality[:, expert_idx] = score_answers(questions, texts, [name] * len(texts))
+        names = [pool.names[expert_idx]] * len(texts)
+        quality[:, expert_idx] = score_answers(questions, texts, names)
     groups = group_rows(questions, rows)
     return AnswerTable(list(questions), rows, costs, charges, groups, quality)
+
+
+def _ask_each(questions: Sequence[Question], pool: ExpertPool) -> list[list[Answer]]:
+    """The answers of each expert, [K][N]."""
+    requests = []
+    for expert_idx in range(len(pool)):
+        for question in questions:
+            requests.append(Request(expert_idx, question.text))
+    answers = pool.answer(requests)
+    columns = []
+    for expert_idx in range(len(pool)):
+        start = expert_idx * len(questions)
+        columns.append(answers[start : start + len(questions)])
+    return columns
 
 
 def group_rows(questions: Sequence[Question], rows: Sequence[Sequence[Answer]]) -> np.ndarray:
@@ -204,8 +227,9 @@ def _group_rows(questions: Sequence[Question], rows: Sequence[Sequence[Answer]])
 
 
 def pick_best(table: AnswerTable) -> Choices:
-    """Every expert asked, the best answer picked with the reference: what perfect selection would
-    give, at full cost. Of equals the first.
+    """Every expert is asked, and the best answer is picked with the reference.
+
+    This is what perfect selection would give, at full cost. Of equal answers the first counts.
     """
     order = np.tile(np.arange(table.num_experts), (len(table), 1))
     return Choices(order, table.quality.argmax(axis=1))

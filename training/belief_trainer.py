@@ -7,6 +7,7 @@ PPO does not improve on it.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -36,55 +37,12 @@ from belief.state import (
 from belief_agent import BeliefAgent, BeliefReader, pack_model, unpack_model
 from config import RewardConfig
 from der_env import Episode, Judge, OracleJudge, Reader
+from evaluation.answer_table import AnswerTable, ask_all
 from evaluation.progress import route_figures
-from experts import ExpertPool, Request
-from metrics.agreement import group_question_answers
-from metrics.registry import score_answers
 from questions import Question
-from reward import charge
 from rollout import Route, play, score_routes
 from terminator import NEVER, EstimateTerminator, choose_threshold, cut_at, make_judge
-from training.trainer import Trainer
-
-
-class FirstAnswers:
-    """The first answer of every expert to N questions: texts, agreement, quality, mean costs.
-
-    texts[expert][question]; quality (N, K); groups (N, K), -1 where nothing can be read.
-    """
-
-    def __init__(self, questions: Sequence[Question], pool: ExpertPool):
-        self.questions = list(questions)
-        num_experts = len(pool)
-        requests = []
-        for expert_idx in range(num_experts):
-            for question in questions:
-                requests.append(Request(expert_idx, question.text))
-        answers = pool.answer(requests)
-        self.texts: list[list[str]] = []
-        self.costs: list[list[Any]] = []
-        columns = []
-        for expert_idx, name in enumerate(pool.names):
-            start = expert_idx * len(questions)
-            own = answers[start : start + len(questions)]
-            texts = [answer.text for answer in own]
-            self.texts.append(texts)
-            self.costs.append([pool.cost(expert_idx, answer) for answer in own])
-            columns.append(score_answers(questions, texts, [name] * len(questions)))
-        self.quality = np.array(columns).T
-        self.groups = np.array([self._groups_of(row) for row in range(len(self.questions))])
-
-    def _groups_of(self, row: int) -> list[int]:
-        texts = [texts[row] for texts in self.texts]
-        groups = group_question_answers(self.questions[row], texts)
-        return [-1 if group is None else group for group in groups]
-
-    def mean_charges(self, reward: Any) -> np.ndarray:
-        """C of a call of each expert (K,), averaged over the questions."""
-        means = []
-        for costs in self.costs:
-            means.append(np.mean([charge(cost, reward) for cost in costs]))
-        return np.array(means)
+from training.trainer import Trainer, mean_entropy
 
 
 class BeliefTrainer(Trainer):
@@ -108,39 +66,46 @@ class BeliefTrainer(Trainer):
 
     def _learned(self) -> dict[str, torch.Tensor]:
         """A copy of what PPO has changed."""
-        actor, critic = self.agent.actor, self.agent.critic
         return {
-            "actor": actor.learned.detach().clone(),
-            "critic": critic.weights.detach().clone(),
+            "actor": self.agent.actor.learned.detach().clone(),
+            "critic": self.agent.critic.weights.detach().clone(),
         }
 
     def _fit(self, questions: Sequence[Question]) -> None:
         """Fit the outcome model and the plan on the first answers to these questions."""
         config = self.config
-        first = FirstAnswers(questions, self.pool)
+        table = ask_all(questions, self.pool, config.reward)
+        texts = [table.texts_of(expert_idx) for expert_idx in range(len(self.pool))]
         tasks = sorted({question.task for question in questions})
-        outcomes = self._outcomes(first, tasks)
+        outcomes = self._outcomes(table, texts, tasks)
         fitted = cross_fit(outcomes, len(tasks), config.seed)
-        same = agreement(first.groups)
+        same = agreement(table.groups)
         candidates = fit_candidates(
             fitted.before, fitted.after, same, outcomes.good, config.env.t_max, config.seed
         )
-        costs = first.mean_charges(config.reward)
+        costs = table.mean_charges()
         reader = self._new_reader(fitted.model, candidates, tasks, costs)
-        reader.remember(questions, first.texts, fitted)
+        reader.remember(questions, texts, fitted)
         self.agent.set_reader(reader, self.alphas, can_stop=self.can_stop)
+        self._fitted = fitted
+        self._texts = texts
+        self._fit_plans(reader, same, outcomes.good)
+
+    def _fit_plans(self, reader: BeliefReader, same: np.ndarray, good: np.ndarray) -> None:
+        """Fit a plan for each alpha on every route over the answers that were fitted on.
+
+        same (N, K, K): which answers agree. good (N, K): which are right.
+        """
+        before = self._fitted.before
         beliefs: dict[Asked, Belief] = {}
-        for sets in asked_sets(len(self.pool), reader.t_max)[1:]:
-            for asked in sets:
-                heard = hear(asked, fitted.before, fitted.after, same)
-                beliefs[asked] = believe(heard, candidates)
+        for asked in itertools.chain.from_iterable(asked_sets(len(self.pool), reader.t_max)[1:]):
+            heard = hear(asked, before, self._fitted.after, same)
+            beliefs[asked] = believe(heard, reader.candidates)
         self.plans: list[Plan] = []
         for alpha in self.alphas:
-            plan = fit_plan(beliefs, fitted.before, outcomes.good, costs, alpha, reader.t_max)
+            plan = fit_plan(beliefs, before, good, reader.costs, alpha, reader.t_max)
             self.plans.append(plan)
         self.agent.set_plans(self.plans)
-        self._fitted = fitted
-        self._texts = first.texts
 
     @property
     def alphas(self) -> tuple[float, ...]:
@@ -173,16 +138,18 @@ class BeliefTrainer(Trainer):
             self.config.reward.alpha,
         )
 
-    def _outcomes(self, first: FirstAnswers, tasks: Sequence[str]) -> Outcomes:
-        """Features and labels of all first answers."""
-        questions = first.questions
-        columns = [count_answers(questions, texts) for texts in first.texts]
+    def _outcomes(
+        self, table: AnswerTable, texts: Sequence[Sequence[str]], tasks: Sequence[str]
+    ) -> Outcomes:
+        """Features and labels of all first answers; texts[expert][question]."""
+        questions = table.questions
+        columns = [count_answers(questions, column) for column in texts]
         return Outcomes(
             question=count_questions(questions),
             embedding=self.agent.question_embeddings(questions),
             task=np.array([tasks.index(question.task) for question in questions]),
             answer=np.stack(columns, axis=1),
-            good=first.quality >= self.config.env.p0,
+            good=table.quality >= self.config.env.p0,
         )
 
     def calibrate(self) -> None:
@@ -199,7 +166,7 @@ class BeliefTrainer(Trainer):
         return True
 
     def make_judge(self) -> Judge:
-        """Nobody ends an episode where the agent can stop; the oracle otherwise."""
+        """The oracle ends training episodes, unless the agent can stop by itself."""
         p0 = None if self.can_stop else self.config.env.p0
         return OracleJudge(self.splits.train, p0, self.pool.names)
 
@@ -208,8 +175,10 @@ class BeliefTrainer(Trainer):
             self.finished.append(episode)
 
     def validate(self) -> dict[str, float]:
-        """Play the validation split with every alpha; choose the Terminator's threshold where it
-        ends routes. Figures are those of reward.alpha, but the return is the mean over the alphas.
+        """Play the validation split with every alpha.
+
+        Where the Terminator ends routes, its threshold is chosen. Figures are those of
+        reward.alpha, but the return is the mean over the alphas.
         """
         start = time.perf_counter()
         self.algorithm.eval()
@@ -227,15 +196,11 @@ class BeliefTrainer(Trainer):
         self.validated = np.concatenate(returns)
         nearest = min(self.alphas, key=lambda alpha: abs(alpha - self.config.reward.alpha))
         routes = routes_by_alpha[nearest]
-        entropies = []
-        for route in routes:
-            for decision in route.decisions:
-                entropies.append(decision.entropy or 0.0)
         return {
             **figures,
             **route_figures(routes, self.config, self.pool.names, "eval"),
             "eval/return": float(self.validated.mean()),
-            "eval/entropy": float(np.mean(entropies)),
+            "eval/entropy": mean_entropy(routes),
             "terminator/threshold": self.terminator.threshold,
             "time/validate_s": time.perf_counter() - start,
         }
@@ -262,8 +227,9 @@ class BeliefTrainer(Trainer):
         return [cut_at(route, self.terminator.threshold) for route in routes]
 
     def is_best(self, figures: dict[str, float]) -> bool:
-        """Whether a validation beats the best before it by more than the standard error of their
-        difference: a small validation split would else prefer luck to the plan.
+        """Whether a validation beats the best one by more than the standard error of the gain.
+
+        Otherwise a small validation split would prefer luck to the plan.
         """
         del figures
         if len(self.best_validated):
@@ -276,8 +242,9 @@ class BeliefTrainer(Trainer):
         return True
 
     def finish(self) -> None:
-        """Refit all that was fitted on training and validation questions together, and add what
-        PPO had learned by the best epoch.
+        """Fit everything again on training and validation questions together.
+
+        What PPO had learned by the best epoch is kept.
         """
         if not self.config.train.refit:
             return
@@ -289,9 +256,11 @@ class BeliefTrainer(Trainer):
 
     def learners_state(self) -> dict[str, Any]:
         reader = self.agent.reader
-        packed = pack_model(reader.model, reader.candidates)
+        model = {}
+        for name, array in pack_model(reader.model, reader.candidates).items():
+            model[name] = torch.as_tensor(array)
         return {
-            "model": {name: torch.as_tensor(array) for name, array in packed.items()},
+            "model": model,
             "tasks": reader.tasks,
             "costs": torch.as_tensor(reader.costs),
             "plans": torch.as_tensor(np.stack([plan.weights for plan in self.plans])),
@@ -311,7 +280,9 @@ class BeliefTrainer(Trainer):
 
     def _restore(self, state: dict[str, Any]) -> None:
         """Build the reader and the plan as a checkpoint holds them."""
-        packed = {name: tensor.numpy() for name, tensor in state["model"].items()}
+        packed = {}
+        for name, tensor in state["model"].items():
+            packed[name] = tensor.numpy()
         tasks = state["tasks"]
         model, candidates = unpack_model(packed, len(self.pool), len(tasks))
         self._fitted = CrossFitted(model, state["before"].numpy(), state["after"].numpy())

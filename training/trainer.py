@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -17,7 +17,7 @@ from agent import UNFIT, build_agent, save_agent
 from config import Config, RewardConfig
 from der_env import DEREnv, Episode, Judge, OracleJudge, Reader, encode_states
 from evaluation.progress import route_figures
-from experts import build_pool
+from experts import ExpertPool, build_pool
 from questions import load_splits
 from rollout import Route, play, score_routes
 from runtime.errors import RunError
@@ -33,8 +33,13 @@ from terminator import (
     save_terminator,
 )
 from training.distributed import share_encoder
-from training.ppo import build_ppo
+from training.ppo import DERPPO, build_ppo
 from training.vector_env import DERVectorEnv
+
+CALIBRATION_QUESTIONS = 2000  # the feature standardisation is fitted on so many states
+
+# A state that was judged: question, answer, calls left, expert, whether the answer is good enough.
+Judged = tuple[str, str, int, int, bool]
 
 
 class Trainer:
@@ -44,31 +49,42 @@ class Trainer:
     """
 
     def __init__(self, config: Config, folder: RunFolder, saved: dict[str, Any] | None = None):
-        self.config, self.folder = config, folder
+        self.config = config
+        self.folder = folder
         self.device = pick_device(config.device)
         self.splits = load_splits(config.data)
-        self.pool = build_pool(config, config.train.max_expert_calls)
-        self.pool.check_questions([*self.splits.train, *self.splits.validation, *self.splits.test])
-        self.pool.stats.generated = folder.expert_calls()
-        self.pool.on_generated = folder.count_expert_calls
+        self.pool = self._make_pool()
         seed_everything(config.seed)
-        self.agent = build_agent(config.agent, len(self.pool), config.env.t_max).to(self.device)
+        agent = build_agent(config.agent, len(self.pool), config.env.t_max)
+        self.agent = agent.to(self.device)
         self.encoder_hash = self.agent.encoder_hash()  # before it learns
         share_encoder(self.agent)
         with self._fitting_state() if saved else nullcontext():
             if saved:
                 self._check_unchanged(saved)
             self.build_learners(saved)
-        num_updates = config.train.epochs * config.train.updates_per_epoch
-        decays_over = num_updates if config.train.lr_decay else None
-        self.algorithm = build_ppo(self.agent, config.ppo, config.reward.discount, decays_over)
+        self.algorithm = self._make_algorithm()
         self.finished: list[Episode] = []  # since the last update
-        self.judged: list[
-            tuple[str, str, int, int, bool]
-        ] = []  # question, answer, calls left, expert, good enough: since the last validation
+        self.judged: list[Judged] = []  # since the last validation
         self.envs = self._make_envs()
         self.collector = Collector(self.algorithm, self.envs, self._make_buffer())
-        self.epoch, self.update_idx, self.env_step, self.best_return = 0, 0, 0, -np.inf
+        self.epoch = 0
+        self.update_idx = 0
+        self.env_step = 0
+        self.best_return = -np.inf
+
+    def _make_pool(self) -> ExpertPool:
+        """The experts, checked against all questions. Calls of earlier starts of the run count."""
+        pool = build_pool(self.config, self.config.train.max_expert_calls)
+        pool.check_questions([*self.splits.train, *self.splits.validation, *self.splits.test])
+        pool.stats.generated = self.folder.expert_calls()
+        pool.on_generated = self.folder.count_expert_calls
+        return pool
+
+    def _make_algorithm(self) -> DERPPO:
+        train = self.config.train
+        num_updates = train.epochs * train.updates_per_epoch if train.lr_decay else None
+        return build_ppo(self.agent, self.config.ppo, self.config.reward.discount, num_updates)
 
     def build_learners(self, saved: dict[str, Any] | None) -> None:
         """What learns beside the policy: here the Terminator."""
@@ -83,6 +99,15 @@ class Trainer:
         )
         self.terminator.to(self.device)
         self.terminator_data = TerminatorData()
+
+    def summary(self) -> str:
+        """The experts, the device and the numbers of questions, for the first line of output."""
+        num_train = len(self.splits.train)
+        num_validation = len(self.splits.validation)
+        return (
+            f"{len(self.pool)} experts on {self.device}, {num_train} training and"
+            f" {num_validation} validation questions"
+        )
 
     @property
     def reader(self) -> Reader | None:
@@ -117,8 +142,9 @@ class Trainer:
         return DERVectorEnv(envs, np.random.default_rng([config.seed, 1]))
 
     def _make_buffer(self) -> VectorReplayBuffer:
-        """Room for the most episodes one environment can play: an overfull sub-buffer would
-        overwrite silently.
+        """Room for the most episodes that one environment can play.
+
+        Tianshou overwrites the oldest steps of a full sub-buffer without a warning.
         """
         num_envs = len(self.envs)
         per_env = (self.config.train.episodes_per_update - num_envs + 1) * self.config.env.t_max
@@ -127,36 +153,24 @@ class Trainer:
     def _on_step(self, episode: Episode) -> None:
         """Remember what the Terminator learns from, and finished episodes for the log."""
         step = episode.steps[-1]
-        self.judged.append(
-            (
-                episode.question.text,
-                step.answer.text,
-                episode.calls_left,
-                step.expert_idx,
-                step.quality is not None and step.quality >= self.config.env.p0,
-            )
-        )
+        is_good = step.quality is not None and step.quality >= self.config.env.p0
+        text = episode.question.text
+        self.judged.append((text, step.answer.text, episode.calls_left, step.expert_idx, is_good))
         if episode.is_over:
             self.finished.append(episode)
 
     def _keep_judged(self) -> None:
-        """Hand what was judged since the last call to the Terminator's data, tokenised in one
-        batch.
-        """
+        """Move what was judged since the last call to the Terminator's data."""
         texts, answers, left, experts, good = zip(*self.judged, strict=True)
-        self.terminator_data.add(
-            self.agent.state_tokenizer.encode(texts, answers, left), experts, good
-        )
+        rows = self.agent.state_tokenizer.encode(texts, answers, left)
+        self.terminator_data.add(rows, experts, good)
         self.judged.clear()
 
     def calibrate(self) -> None:
-        """Fit the feature standardisation on the first states of (up to 2,000) training
-        questions.
-        """
-        first = [
-            Episode(question.sealed(), self.config.env.t_max)
-            for question in self.splits.train[:2000]
-        ]
+        """Fit the feature standardisation on the first states of training questions."""
+        first = []
+        for question in self.splits.train[:CALIBRATION_QUESTIONS]:
+            first.append(Episode(question.sealed(), self.config.env.t_max))
         self.agent.encoder.calibrate(encode_states(first, self.agent.state_tokenizer))
 
     def update(self) -> dict[str, float]:
@@ -173,13 +187,9 @@ class Trainer:
             )
         self.update_idx += 1
         self.env_step += int(stats.n_collected_steps)
+        routes = [Route(episode, []) for episode in self.finished]
         return {
-            **route_figures(
-                [Route(episode, []) for episode in self.finished],
-                self.config,
-                self.pool.names,
-                "train",
-            ),
+            **route_figures(routes, self.config, self.pool.names, "train"),
             "losses/policy": float(losses.actor_loss.mean),
             "losses/value": float(losses.vf_loss.mean),
             "losses/entropy": float(losses.ent_loss.mean),
@@ -192,10 +202,12 @@ class Trainer:
         }
 
     def validate(self) -> dict[str, float]:
-        """Refit the Terminator, choose its threshold on the validation split, and report the agent
-        under it.
+        """Fit the Terminator again and choose its threshold on the validation split.
+
+        The figures are of the agent under that threshold.
         """
-        config, start = self.config, time.perf_counter()
+        config = self.config
+        start = time.perf_counter()
         self.algorithm.eval()
         self._keep_judged()
         loss = self.terminator.fit(self.agent, self.terminator_data, config.terminator, config.seed)
@@ -207,14 +219,14 @@ class Trainer:
             self.pool,
             judge,
             config.env.t_max,
-            in_step=True,
-        )  # a resumed run ends the same
+            in_step=True,  # a resumed run ends the same
+        )
         score_routes(routes, self.splits.validation, self.pool.names)
         self.terminator.threshold = choose_threshold(routes, config.reward, most)
         ended = [cut_at(route, self.terminator.threshold) for route in routes]
         return {
             **route_figures(ended, config, self.pool.names, "eval"),
-            "eval/entropy": float(np.mean([d.entropy for route in ended for d in route.decisions])),
+            "eval/entropy": mean_entropy(ended),
             "terminator/loss": loss,
             "terminator/threshold": self.terminator.threshold,
             "terminator/states": len(self.terminator_data),
@@ -223,7 +235,8 @@ class Trainer:
 
     def save(self, *, is_best: bool) -> None:
         """Checkpoint; the agent and terminator folders follow the best epoch."""
-        # Before the checkpoint: a run killed in between repeats the epoch and writes the same again
+        # The agent is written before the checkpoint. A run that is killed in between repeats the
+        # epoch and writes the same agent again.
         if is_best:
             self.save_learned()
         self.folder.save_checkpoint(self.state(), is_best=is_best)
@@ -283,34 +296,25 @@ class Trainer:
         self.judged = [tuple(judged) for judged in state["judged"]]
 
     def learns_from(self) -> dict[str, str]:
-        """Hashes of what a run must go on with; the sampler's state, for one, is numbers of
-        questions.
+        """Hashes of questions, experts and encoder, which a continued run must find unchanged.
+
+        The state of the sampler, for example, is indices of questions.
         """
-        splits = {
-            f"data.{name}": [vars(question) for question in getattr(self.splits, name)]
-            for name in ("train", "validation")
-        }
-        made_of = splits | {
-            "pool.experts": self.pool.fingerprint(),
-            "agent.encoder": self.encoder_hash,
-        }
         return {
-            name: (
-                hashlib.sha256(json.dumps(part, sort_keys=True, default=str).encode()).hexdigest()[
-                    :16
-                ]
-            )
-            for name, part in made_of.items()
+            "data.train": _hash([vars(question) for question in self.splits.train]),
+            "data.validation": _hash([vars(question) for question in self.splits.validation]),
+            "pool.experts": _hash(self.pool.fingerprint()),
+            "agent.encoder": _hash(self.encoder_hash),
         }
 
     def _algorithm_state(self) -> dict[str, Any]:
         """Networks and optimiser; a frozen encoder's weights are left to its source."""
-        state = self.algorithm.state_dict()
-        return {
-            k: v
-            for k, v in state.items()
-            if not (self.config.agent.freeze_encoder and ".preprocess.model." in k)
-        }
+        kept = {}
+        for name, value in self.algorithm.state_dict().items():
+            is_of_encoder = ".preprocess.model." in name
+            if not (is_of_encoder and self.config.agent.freeze_encoder):
+                kept[name] = value
+        return kept
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from `state`.
@@ -334,7 +338,8 @@ class Trainer:
             ) from error
 
     def _check_unchanged(self, state: dict[str, Any]) -> None:
-        settings, parts = shaping_settings(self.config), self.learns_from()
+        settings = shaping_settings(self.config)
+        parts = self.learns_from()
         changed = []
         for name, then in state["settings"].items():
             if name in settings and settings[name] != then:
@@ -349,14 +354,30 @@ class Trainer:
             )
 
     def _load_state(self, state: dict[str, Any]) -> None:
-        for name in ("epoch", "update_idx", "env_step", "best_return"):
-            setattr(self, name, state[name])
-        self.algorithm.load_state_dict(
-            dict(state["algorithm"]), strict=False
-        )  # a copy: Tianshou pops from it; a frozen encoder is not in it
+        self.epoch = state["epoch"]
+        self.update_idx = state["update_idx"]
+        self.env_step = state["env_step"]
+        self.best_return = state["best_return"]
+        # Tianshou removes entries from what it loads, so it gets a copy. It is not strict, because
+        # a frozen encoder is not in the state.
+        self.algorithm.load_state_dict(dict(state["algorithm"]), strict=False)
         for scheduler, saved in zip(self.algorithm.lr_schedulers, state["schedulers"], strict=True):
             scheduler.load_state_dict(saved)
         self.agent.encoder.load_cache(state["features"])
         self.load_learners_state(state["learners"])
         self.envs.sampler.load_state(state["sampler"])
         restore_random_state(state["random"])
+
+
+def mean_entropy(routes: Sequence[Route]) -> float:
+    """Mean entropy of all decisions on these routes; a decision without one counts as 0."""
+    entropies = []
+    for route in routes:
+        for decision in route.decisions:
+            entropies.append(decision.entropy or 0.0)
+    return float(np.mean(entropies))
+
+
+def _hash(part: Any) -> str:
+    text = json.dumps(part, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -33,10 +33,12 @@ def is_helper() -> bool:
 
 
 def share_encoder(agent: Agent) -> None:
-    """Process 0: let the other processes, if there are any, do their part of the encoder's work
-    from now on.
+    """Let the other processes do their part of the encoder's work from now on.
 
-    Raises ConfigError.
+    Process 0 calls it. Nothing changes where it is the only process.
+
+    Raises:
+        ConfigError: the processes are on another kind of device than the encoder.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return
@@ -51,12 +53,11 @@ def share_encoder(agent: Agent) -> None:
 
 
 def help_encode() -> None:
-    """A helper's whole life: build the encoder that process 0 names, then do as it says until it
-    stops.
-    """
+    """Build the encoder that process 0 names, then do as it says until it stops."""
     device = PartialState(timeout=PATIENCE).device
     config, t_max = _told(device)
-    EncoderTeam(build_agent(config, num_experts=1, t_max=t_max).to(device).encoder).serve()
+    agent = build_agent(config, num_experts=1, t_max=t_max).to(device)
+    EncoderTeam(agent.encoder).serve()
 
 
 def _told(device: torch.device) -> Any:
@@ -67,19 +68,17 @@ def _told(device: torch.device) -> Any:
 
 
 class EncoderTeam:
-    """One process's end of the shared work: `pooled`, `tell` and `stop` are process 0's, `serve`
-    the helpers'.
+    """One process's end of the shared work.
+
+    Process 0 calls `pooled`, `tell` and `stop`; a helper calls `serve`.
     """
 
     def __init__(self, encoder: StateEncoder):
         self.encoder = encoder
-        self.parameters = [
-            parameter for parameter in encoder.model.parameters() if parameter.requires_grad
-        ]
+        self.parameters = [p for p in encoder.model.parameters() if p.requires_grad]
         self._sent_version: int | None = None  # of the parameters that the helpers have
-        self._own: tuple[slice, torch.Tensor] | None = (
-            None  # rows and features of this process's part, with their graph
-        )
+        # Rows and features of this process's part, with the graph of the features.
+        self._own: tuple[slice, torch.Tensor] | None = None
 
     def tell(self, message: Any) -> None:
         dist.broadcast_object_list([message], src=0, device=self.encoder.device)
@@ -148,12 +147,11 @@ class EncoderTeam:
             self._own = None
         vector = parameters_to_vector(gradients)
         dist.reduce(vector, dst=0)
-        return [
-            piece.view_as(parameter)
-            for piece, parameter in zip(
-                vector.split([p.numel() for p in self.parameters]), self.parameters, strict=True
-            )
-        ]
+        pieces = vector.split([parameter.numel() for parameter in self.parameters])
+        summed = []
+        for piece, parameter in zip(pieces, self.parameters, strict=True):
+            summed.append(piece.view_as(parameter))
+        return summed
 
 
 class _Pooled(torch.autograd.Function):

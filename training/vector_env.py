@@ -14,11 +14,11 @@ from questions import QuestionSampler
 
 
 class DERVectorEnv(BaseVectorEnv):
-    """Many DEREnvs for Tianshou, stepped with one pool call, one judgement and one tokenisation for
-    all.
+    """Many DEREnvs for Tianshou, stepped together.
 
-    Questions come from one sampler without replacement. An environment that is reset before it was
-    stepped gives its question back: Tianshou resets more often than it plays.
+    A step is one pool call, one judgement and one tokenisation for all environments. Questions come
+    from one sampler without replacement. Tianshou resets more often than it plays, so an
+    environment that is reset before it was stepped gives its question back.
     """
 
     def __init__(self, envs: Sequence[DEREnv], rng: np.random.Generator):
@@ -30,7 +30,7 @@ class DERVectorEnv(BaseVectorEnv):
 
     def reset(self, env_id: Any = None, **kwargs: Any) -> tuple[np.ndarray, np.ndarray]:
         """Observations and infos of the chosen environments, each on its next question."""
-        ids = [int(i) for i in self._wrap_id(env_id)]
+        ids = list(map(int, self._wrap_id(env_id)))
         for i in ids:
             if i in self._drawn:
                 self.sampler.give_back(self._drawn.pop(i))
@@ -43,17 +43,24 @@ class DERVectorEnv(BaseVectorEnv):
         self, action: Any, id: Any = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """One step of the chosen environments; `action` in the order of `id`."""
-        ids = [int(i) for i in self._wrap_id(id)]
-        envs = [self.envs[i] for i in ids]
-        for i, env in zip(ids, envs, strict=True):
+        ids = list(map(int, self._wrap_id(id)))
+        actions = list(map(int, action))
+        envs = []
+        for i in ids:
+            env = self.envs[i]
             if self._drawn.pop(i, None) is not None:
                 env.episode.runs_on = bool(self.rng.random() < env.config.continue_past_p0)
-        actions = [int(a) for a in action]
+            envs.append(env)
         advance(envs, actions)
-        outcomes = [env.outcome(a) for env, a in zip(envs, actions, strict=True)]
-        rewards = np.array([reward for reward, *_ in outcomes])
-        terminated = np.array([is_over for _, is_over, *_ in outcomes])
-        return self._observe(ids), rewards, terminated, np.zeros_like(terminated), self._infos(ids)
+        rewards = []
+        are_over = []
+        for env, expert_idx in zip(envs, actions, strict=True):
+            reward, is_over, *_ = env.outcome(expert_idx)
+            rewards.append(reward)
+            are_over.append(is_over)
+        terminated = np.array(are_over)
+        truncated = np.zeros_like(terminated)
+        return self._observe(ids), np.array(rewards), terminated, truncated, self._infos(ids)
 
     def seed(self, seed: int | list[int] | None = None) -> list[list[int] | None]:
         raise NotImplementedError(
@@ -64,7 +71,9 @@ class DERVectorEnv(BaseVectorEnv):
     def sampler_state(self) -> dict[str, Any]:
         """The question sampler as the next reset of all environments will find it."""
         state = self.sampler.state()
-        state["waiting"] += [self._drawn[i] for i in range(len(self.envs)) if i in self._drawn]
+        for i in range(len(self.envs)):
+            if i in self._drawn:
+                state["waiting"].append(self._drawn[i])
         return state
 
     def _observe(self, ids: list[int]) -> np.ndarray:
@@ -72,5 +81,6 @@ class DERVectorEnv(BaseVectorEnv):
 
     def _infos(self, ids: list[int]) -> np.ndarray:
         infos = np.empty(len(ids), dtype=object)
-        infos[:] = [{**self.envs[i].info(), "env_id": i} for i in ids]
+        for row, i in enumerate(ids):
+            infos[row] = {**self.envs[i].info(), "env_id": i}
         return infos

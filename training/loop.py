@@ -24,10 +24,9 @@ from training.trainer import Trainer
 
 def train(trainer: Trainer) -> None:
     """Epochs of updates, each ended by a validation and a checkpoint."""
-    config, folder = trainer.config, trainer.folder
-    writer = SummaryWriter(
-        str(folder.path / "tb"), purge_step=trainer.update_idx + 1
-    )  # what a killed run wrote after its checkpoint
+    config = trainer.config
+    # A killed run may have written curves after its checkpoint, which are dropped.
+    writer = SummaryWriter(str(trainer.folder.path / "tb"), purge_step=trainer.update_idx + 1)
     total = config.train.epochs * config.train.updates_per_epoch
     with (
         tqdm(total=total, initial=trainer.update_idx, unit="update", dynamic_ncols=True) as bar,

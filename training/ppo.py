@@ -25,9 +25,8 @@ class DERPolicy(DiscreteActorPolicy):
     def __init__(self, actor: nn.Module, critic: nn.Module, num_actions: int):
         # The actor gives logits; with a softmax in the actor, it would be applied twice.
         super().__init__(actor=actor, action_space=gym.spaces.Discrete(num_actions))
-        self.value_head = [
-            critic
-        ]  # in a list: the critic's parameters belong to the algorithm, not to the policy
+        # In a list, as the critic's parameters belong to the algorithm, not to the policy.
+        self.value_head = [critic]
 
     def forward(self, batch: Any, state: Any = None, **kwargs: Any) -> Any:
         if "logp_old" in batch:  # a gradient step
@@ -54,18 +53,20 @@ class DERPPO(PPO):
         value = np.asarray(batch.policy.value, dtype=np.float32)  # (N,)
         place = np.full(buffer.maxsize, -1)
         place[indices] = np.arange(len(indices))
-        value_next = value[
-            place[buffer.next(indices)]
-        ]  # at an end, next() is the index itself; the mask below drops it
+        # At the end of an episode next() is the index itself; compute_episodic_return masks it.
+        value_next = value[place[buffer.next(indices)]]
         returns, advantages = self.compute_episodic_return(
             batch, buffer, indices, value_next, value, gamma=self.gamma, gae_lambda=self.gae_lambda
         )
-        batch.v_s, batch.returns, batch.adv = (
-            torch.as_tensor(x, dtype=torch.float32) for x in (value, returns, advantages)
-        )
+        batch.v_s = torch.as_tensor(value, dtype=torch.float32)
+        batch.returns = torch.as_tensor(returns, dtype=torch.float32)
+        batch.adv = torch.as_tensor(advantages, dtype=torch.float32)
         batch.act = torch.as_tensor(batch.act)
         batch.logp_old = torch.as_tensor(np.asarray(batch.policy.logp), dtype=torch.float32)
-        batch.obs_next = batch.info = batch.policy = Batch()  # minibatches would copy them
+        # Minibatches would copy these.
+        batch.obs_next = Batch()
+        batch.info = Batch()
+        batch.policy = Batch()
         device = next(self.policy.actor.parameters()).device
         for name in ("v_s", "returns", "adv", "act", "logp_old"):
             batch[name] = batch[name].to(device)
@@ -79,21 +80,22 @@ class TwoRates(OptimizerFactory):
 
     def __init__(self, ppo: PPOConfig, num_updates: int | None):
         super().__init__()
-        self.ppo, self.num_updates = ppo, num_updates
+        self.ppo = ppo
+        self.num_updates = num_updates
 
     def _create_optimizer_for_params(self, params: Any) -> torch.optim.Optimizer:
         return torch.optim.Adam(params, lr=self.ppo.lr, eps=1e-5)
 
     def create_instances(self, module: nn.Module) -> tuple[torch.optim.Optimizer, Any]:
-        encoder = [
-            p for n, p in module.named_parameters() if ".preprocess." in n and p.requires_grad
-        ]
-        heads = [
-            p for n, p in module.named_parameters() if ".preprocess." not in n and p.requires_grad
-        ]
-        groups = [{"params": heads, "lr": self.ppo.lr}] + (
-            [{"params": encoder, "lr": self.ppo.lr_encoder}] if encoder else []
-        )
+        encoder: list[nn.Parameter] = []
+        heads: list[nn.Parameter] = []
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                group = encoder if ".preprocess." in name else heads
+                group.append(parameter)
+        groups = [{"params": heads, "lr": self.ppo.lr}]
+        if encoder:
+            groups.append({"params": encoder, "lr": self.ppo.lr_encoder})
         optimizer = self._create_optimizer_for_params(groups)
         num_updates = self.num_updates
         if num_updates is None:

@@ -1,17 +1,17 @@
 """Every route a pool could take through a question, and the best of them.
 
-Answers are deterministic, so the routes of a question form a tree: experts branch, states of equal
-depth and equal answer are one node (and of equal expert, where the metric is `recorded`: texts that
-are equal, or missing, may have unequal scores). Where the answer most agreed upon is submitted, a
-node is all answers of its route, in order. Dynamic programming over it gives what hindsight
-would have chosen, the yardstick of every table.
+Answers are deterministic, so the routes of a question form a tree that branches by expert. States
+of equal depth and equal answer are one node. Where the metric is `recorded`, the expert must be
+equal too: equal or missing texts may have unequal scores. Where the answer most agreed upon is
+submitted, a node is all answers of its route, in order. Dynamic programming over the tree gives
+what hindsight would have chosen, with which every table compares.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,19 +26,24 @@ from questions import RECORDED, Question
 from reward import Cost, charge
 from rollout import Decision, Route
 
-Remembered = tuple[str, int | None]  # of a call: the answer; who gave it, where scores are recorded
+# A call: the answer, and the expert that gave it where scores are recorded.
+Remembered = tuple[str, int | None]
 History = tuple[Remembered, ...]  # the calls that tell a node from others, the last one last
+Node = tuple[int, History]  # a question's index, and the calls
 
 
 @dataclass
 class Level:
     """All nodes of all questions after the same number of calls.
 
-    `question` (N,): which question a node belongs to; `answers` (N): its current answer, None
-    before the first call; `answer_quality` (N,): of that answer, 0 before the first call; `quality`
-    (N,): of the answer that would be submitted, the same unless agreement decides. `child` (N, K):
-    index of the node in the next level that asking expert k leads to, -1 where the node was not
-    expanded; `given` and `cost` (N, K): what expert k answered and what that cost.
+    question (N,): index of the question that a node belongs to.
+    answers (N): a node's current answer, None before the first call.
+    quality (N,): of the answer that would be submitted.
+    answer_quality (N,): of the current answer, which agreement may not submit.
+        Both qualities are 0 before the first call.
+    child (N, K): index in the next level of the node that asking expert k leads to, -1 where the
+        node was not expanded.
+    given, cost (N, K): what expert k answered, and what that cost.
     """
 
     question: np.ndarray
@@ -48,6 +53,12 @@ class Level:
     child: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), dtype=int))
     given: list[list[Answer | None]] = field(default_factory=list)
     cost: list[list[Cost | None]] = field(default_factory=list)
+
+    def prepare(self, num_experts: int) -> None:
+        """Make room for what each expert leads to; no node is expanded yet."""
+        self.child = np.full((len(self.answers), num_experts), -1)
+        self.given = [[None] * num_experts for _ in self.answers]
+        self.cost = [[None] * num_experts for _ in self.answers]
 
 
 @dataclass
@@ -67,31 +78,32 @@ class RouteTree:
     def charges(self, depth: int, reward: RewardConfig) -> np.ndarray:
         """C of every call from level `depth` (N, K); 0 where the node was not expanded."""
         if (depth, reward) not in self._charges:
-            rows = [
-                [0.0 if cost is None else charge(cost, reward) for cost in row]
-                for row in self.levels[depth].cost
-            ]
+            rows = []
+            for costs in self.levels[depth].cost:
+                rows.append([0.0 if cost is None else charge(cost, reward) for cost in costs])
             self._charges[depth, reward] = np.array(rows).reshape(-1, self.num_experts)
         return self._charges[depth, reward]
 
     def action_values(
         self, depth: int, reward: RewardConfig, next_values: np.ndarray
     ) -> np.ndarray:
-        """Return-to-go (N, K) of asking each expert in each node, given the values of the next
-        level's nodes; -inf where not expanded.
+        """Return-to-go (N, K) of asking each expert in each node; -inf where not expanded.
+
+        next_values: of the nodes of the next level.
         """
         child = self.levels[depth].child
-        next_values = np.append(
-            next_values, 0.0
-        )  # what child -1 takes: the next level may be empty
-        return np.where(
-            child >= 0, next_values[child] - reward.alpha * self.charges(depth, reward), -np.inf
-        )
+        # Index -1 reads the appended 0: the next level may be empty.
+        next_values = np.append(next_values, 0.0)
+        values = next_values[child] - reward.alpha * self.charges(depth, reward)
+        return np.where(child >= 0, values, -np.inf)
 
 
 def max_calls(num_questions: int, num_experts: int, t_max: int) -> int:
-    """The most expert calls that growing trees can need; equal answers make it fewer."""
-    return num_questions * sum(num_experts**depth for depth in range(1, t_max + 1))
+    """The most expert calls that growing trees can need. Equal answers need fewer."""
+    total = 0
+    for depth in range(1, t_max + 1):
+        total += num_experts**depth
+    return num_questions * total
 
 
 def grow(
@@ -105,68 +117,97 @@ def grow(
 ) -> RouteTree:
     """Ask every expert in every state, level by level, and score every answer.
 
-    `expand_solved=False` goes no further from an answer of quality 1: stopping there is best
-    whatever a call costs. What is asked goes through the answer store, so that an interrupted
-    growth continues where it stopped. `on_level(depth, calls, new)` is told before each level's
-    first generation how many calls it makes and how many of them the store does not hold. Raises
-    BudgetError as `pool.answer` does.
+    Answers go through the answer store, so an interrupted growth continues where it stopped.
+
+    Args:
+        expand_solved: False goes no further from an answer of quality 1, as stopping there is best
+            whatever a call costs.
+        on_level: called before the first generation of a level with its depth, the number of its
+            calls, and how many of their answers the store does not hold.
+
+    Raises:
+        BudgetError: as `pool.answer` does.
     """
-    num_experts, none_yet = len(pool), np.zeros(len(questions))
-    levels = [Level(np.arange(len(questions)), [None] * len(questions), none_yet, none_yet)]
-    histories: list[History] = [()] * len(questions)  # of the last level's nodes
+    levels = [_first_level(len(questions))]
     score_of: dict[tuple[int, Remembered], float] = {}
+    # What a node remembers of the calls before it: nothing, where only the last answer counts.
+    histories: list[History] = [()] * len(questions)
     for depth in range(t_max):
         level = levels[-1]
-        open_nodes = [
-            n for n in range(len(level.answers)) if expand_solved or level.quality[n] < 1.0
-        ]
-        requests = [
-            Request(k, questions[level.question[n]].text, level.answers[n])
-            for n in open_nodes
-            for k in range(num_experts)
-        ]
-        answers = pool.answer(
-            requests, functools.partial(on_level, depth + 1, len(requests)) if on_level else None
-        )
-        level.child = np.full((len(level.answers), num_experts), -1)
-        level.given = [[None] * num_experts for _ in level.answers]
-        level.cost = [[None] * num_experts for _ in level.answers]
-        nodes: dict[tuple[int, History], int] = {}
-        named: list[str] = []  # who gave a node's answer first
-        for (n, k), answer in zip(
-            itertools.product(open_nodes, range(num_experts)), answers, strict=True
-        ):
-            owner = int(level.question[n])
-            call = (answer.text, k if questions[owner].metric == RECORDED else None)
-            before = () if submits == "last" else histories[n]
-            node = (owner, (*before, call))
-            if node not in nodes:
-                nodes[node] = len(nodes)
-                named.append(pool.names[k])
-            level.child[n, k] = nodes[node]
-            level.given[n][k], level.cost[n][k] = answer, pool.cost(k, answer)
-        histories = [history for _, history in nodes]
-        levels.append(_judged_level(questions, list(nodes), named, score_of))
-    return RouteTree(questions, levels, num_experts, submits)
+        open_nodes = list(range(len(level.answers)))
+        if not expand_solved:
+            open_nodes = np.flatnonzero(level.quality < 1.0).tolist()
+        requests = _requests(questions, level, open_nodes, len(pool))
+        on_missing = None
+        if on_level:
+            on_missing = functools.partial(on_level, depth + 1, len(requests))
+        answers = pool.answer(requests, on_missing)
+        nodes = _expand(questions, pool, level, open_nodes, answers, histories)
+        levels.append(_judged_level(questions, nodes, score_of))
+        histories = [()] * len(nodes)
+        if submits != "last":
+            histories = [history for _, history in nodes]
+    return RouteTree(questions, levels, len(pool), submits)
+
+
+def _first_level(num_questions: int) -> Level:
+    """A node without an answer for each question."""
+    zeros = np.zeros(num_questions)
+    return Level(np.arange(num_questions), [None] * num_questions, zeros, zeros)
+
+
+def _requests(
+    questions: Sequence[Question], level: Level, open_nodes: Sequence[int], num_experts: int
+) -> list[Request]:
+    """Every expert in every open node of a level, node by node."""
+    requests = []
+    for node in open_nodes:
+        text = questions[level.question[node]].text
+        for expert_idx in range(num_experts):
+            requests.append(Request(expert_idx, text, level.answers[node]))
+    return requests
+
+
+def _expand(
+    questions: Sequence[Question],
+    pool: ExpertPool,
+    level: Level,
+    open_nodes: Sequence[int],
+    answers: Sequence[Answer],
+    histories: Sequence[History],
+) -> dict[Node, str]:
+    """Note in a level what its open nodes lead to. answers: to `_requests`.
+
+    Returns the nodes of the next level in order, each with the expert that gave its answer first.
+    """
+    level.prepare(len(pool))
+    index_of: dict[Node, int] = {}
+    first_experts: dict[Node, str] = {}
+    calls = itertools.product(open_nodes, range(len(pool)))
+    for (parent, expert_idx), answer in zip(calls, answers, strict=True):
+        owner = int(level.question[parent])
+        is_recorded = questions[owner].metric == RECORDED
+        call = (answer.text, expert_idx if is_recorded else None)
+        node = (owner, (*histories[parent], call))
+        if node not in index_of:
+            index_of[node] = len(index_of)
+            first_experts[node] = pool.names[expert_idx]
+        level.child[parent, expert_idx] = index_of[node]
+        level.given[parent][expert_idx] = answer
+        level.cost[parent][expert_idx] = pool.cost(expert_idx, answer)
+    return first_experts
 
 
 def _judged_level(
     questions: Sequence[Question],
-    nodes: Sequence[tuple[int, History]],
-    named: Sequence[str],
+    nodes: Mapping[Node, str],
     score_of: dict[tuple[int, Remembered], float],
 ) -> Level:
-    """A level of nodes (question, history), each last answered by the expert in `named`.
+    """A level of nodes, each with the expert that answered it last.
 
     Each answer to a question is scored once, over all levels: `score_of` remembers.
     """
-    new: dict[tuple[int, Remembered], str] = {}
-    for (owner, history), name in zip(nodes, named, strict=True):
-        if (owner, history[-1]) not in score_of:
-            new.setdefault((owner, history[-1]), name)
-    owners = [questions[owner] for owner, _ in new]
-    scores = score_answers(owners, [call[0] for _, call in new], list(new.values()))
-    score_of.update(zip(new, scores, strict=True))
+    _score_new(questions, nodes, score_of)
     answers: list[str | None] = []
     quality = []
     answer_quality = []
@@ -175,8 +216,24 @@ def _judged_level(
         answer_quality.append(score_of[owner, history[-1]])
         submitted = history[_submitted(questions[owner], history)]
         quality.append(score_of[owner, submitted])
-    of_question = np.array([owner for owner, _ in nodes], dtype=int)
-    return Level(of_question, answers, np.array(quality), np.array(answer_quality))
+    owners = np.array([owner for owner, _ in nodes], dtype=int)
+    return Level(owners, answers, np.array(quality), np.array(answer_quality))
+
+
+def _score_new(
+    questions: Sequence[Question],
+    nodes: Mapping[Node, str],
+    score_of: dict[tuple[int, Remembered], float],
+) -> None:
+    """Score the last answers of nodes that have no score yet."""
+    new: dict[tuple[int, Remembered], str] = {}
+    for (owner, history), name in nodes.items():
+        if (owner, history[-1]) not in score_of:
+            new.setdefault((owner, history[-1]), name)
+    owners = [questions[owner] for owner, _ in new]
+    texts = [call[0] for _, call in new]
+    scores = score_answers(owners, texts, list(new.values()))
+    score_of.update(zip(new, scores, strict=True))
 
 
 def _submitted(question: Question, history: History) -> int:
@@ -188,10 +245,9 @@ def _submitted(question: Question, history: History) -> int:
 
 
 def optimal_values(tree: RouteTree, reward: RewardConfig) -> list[np.ndarray]:
-    """Best return-to-go of every node of every level (N,): stop with the current answer, or ask on
-    (Bellman's equation, horizon T_max).
+    """Best return-to-go (N,) of the nodes of each level, by Bellman's equation to T_max calls.
 
-    Before the first call stopping is not allowed.
+    A node stops with its current answer or asks on. Stopping is not allowed before the first call.
     """
     values = [level.quality for level in tree.levels]
     for depth in reversed(range(tree.t_max)):
@@ -201,59 +257,70 @@ def optimal_values(tree: RouteTree, reward: RewardConfig) -> list[np.ndarray]:
 
 
 def optimal_routes(tree: RouteTree, reward: RewardConfig) -> list[Route]:
-    """The route with the highest return for each question, chosen with hindsight; of equal ones the
-    shorter, then the earlier expert.
+    """The route with the highest return for each question, chosen with hindsight.
+
+    Of equal routes the shorter is taken, then the one with the earlier expert.
     """
     values = optimal_values(tree, reward)
-    actions = [tree.action_values(depth, reward, values[depth + 1]) for depth in range(tree.t_max)]
-    return [
-        _follow(
-            tree, question_idx, lambda depth, node: _hindsight(tree, values, actions, depth, node)
-        )
-        for question_idx in range(len(tree.questions))
-    ]
+    actions = []
+    for depth in range(tree.t_max):
+        actions.append(tree.action_values(depth, reward, values[depth + 1]))
+    choose = functools.partial(_hindsight, tree, actions)
+    return [_follow(tree, question_idx, choose) for question_idx in range(len(tree.questions))]
 
 
-def _hindsight(
-    tree: RouteTree, values: list[np.ndarray], actions: list[np.ndarray], depth: int, node: int
-) -> int | None:
-    stops = depth == tree.t_max or (
-        depth > 0 and tree.levels[depth].quality[node] >= actions[depth][node].max()
-    )
-    return None if stops else int(np.argmax(actions[depth][node]))
+def _hindsight(tree: RouteTree, actions: Sequence[np.ndarray], depth: int, node: int) -> int | None:
+    """The best expert in a node, or None to stop. actions: `action_values` of each level."""
+    if depth == tree.t_max:
+        return None
+    values = actions[depth][node]
+    if depth > 0 and tree.levels[depth].quality[node] >= values.max():
+        return None
+    return int(np.argmax(values))
 
 
 def _follow(tree: RouteTree, question_idx: int, choose: Callable[[int, int], int | None]) -> Route:
     """Walk one question's tree; `choose(depth, node)` names the expert, or None to stop."""
     question = tree.questions[question_idx].sealed()
     episode = Episode(question, tree.t_max, submits=tree.submits)
-    depth, node = 0, question_idx
+    depth = 0
+    node = question_idx
     while (expert_idx := choose(depth, node)) is not None:
         level = tree.levels[depth]
-        given, cost = level.given[node][expert_idx], level.cost[node][expert_idx]
-        if given is None or cost is None:
+        answer = level.given[node][expert_idx]
+        cost = level.cost[node][expert_idx]
+        if answer is None or cost is None:
             raise ValueError(f"expert {expert_idx} was not asked in node {node} of level {depth}")
-        node, depth = int(level.child[node, expert_idx]), depth + 1
-        episode.hear(Step(expert_idx, given, cost, float(tree.levels[depth].answer_quality[node])))
+        node = int(level.child[node, expert_idx])
+        depth += 1
+        quality = float(tree.levels[depth].answer_quality[node])
+        episode.hear(Step(expert_idx, answer, cost, quality))
         episode.choose_submission()
     episode.stop_reason = "t_max" if depth == tree.t_max else "satisfied"
     return Route(episode, [Decision(step.expert_idx) for step in episode.steps])
 
 
 def best_fixed_route(tree: RouteTree, reward: RewardConfig) -> list[int]:
-    """The sequence of experts (length 1 to T_max) with the highest mean return when every question
-    takes it.
+    """The sequence of 1 to T_max experts with the highest mean return if all questions take it.
 
     Needs a tree grown with `expand_solved=True`: a fixed route goes on whatever the answer.
     """
-    best, best_value = [0], -np.inf
+    best = [0]
+    best_return = -np.inf
     for length in range(1, tree.t_max + 1):
         for route in itertools.product(range(tree.num_experts), repeat=length):
-            nodes, spent = np.arange(len(tree.questions)), np.zeros(len(tree.questions))
-            for depth, expert_idx in enumerate(route):
-                spent += tree.charges(depth, reward)[nodes, expert_idx]
-                nodes = tree.levels[depth].child[nodes, expert_idx]
-            value = float(np.mean(tree.levels[length].quality[nodes] - reward.alpha * spent))
-            if value > best_value:
-                best, best_value = list(route), value
+            mean_return = _mean_return(tree, reward, route)
+            if mean_return > best_return:
+                best = list(route)
+                best_return = mean_return
     return best
+
+
+def _mean_return(tree: RouteTree, reward: RewardConfig, route: Sequence[int]) -> float:
+    """Mean return over the questions when each takes this sequence of experts."""
+    nodes = np.arange(len(tree.questions))
+    spent = np.zeros(len(tree.questions))
+    for depth, expert_idx in enumerate(route):
+        spent += tree.charges(depth, reward)[nodes, expert_idx]
+        nodes = tree.levels[depth].child[nodes, expert_idx]
+    return float(np.mean(tree.levels[len(route)].quality[nodes] - reward.alpha * spent))

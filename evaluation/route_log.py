@@ -1,8 +1,7 @@
-"""The route log: routes.jsonl, a line per policy, seed and question, from which everything in a
-report is computed.
+"""The route log: routes.jsonl has a line for each policy, seed and question.
 
-A finished evaluation can therefore be priced again in another unit, and the logs of several runs be
-reported together, without asking an expert.
+Everything in a report is computed from it. So a finished evaluation can be priced again in another
+unit, and several runs can be reported together, without asking an expert.
 """
 
 from __future__ import annotations
@@ -113,40 +112,7 @@ def route_records(
     """
     overheads = played.overheads or [Overhead()] * len(played.routes)
     for route, overhead in zip(played.routes, overheads, strict=True):
-        question, steps, previous = route.episode.question, [], None
-        for step, decision in zip(route.episode.steps, route.decisions, strict=True):
-            prompt = pool.render(Request(step.expert_idx, question.text, previous))
-            steps.append(
-                {
-                    "expert": pool.names[step.expert_idx],
-                    "prompt_hash": hashlib.sha256(prompt.encode()).hexdigest()[:16],
-                    **(
-                        {
-                            "prompt": (
-                                question.text
-                                if pool.is_recorded[step.expert_idx]
-                                else content(question.text, previous, pool.ktp)
-                            )
-                        }
-                        if played.kind == "der"
-                        else {}
-                    ),
-                    "answer": step.answer.text,
-                    **(
-                        {}
-                        if step.answer.whole_text is None
-                        else {"whole_answer": step.answer.whole_text}
-                    ),
-                    "quality": step.quality,
-                    "prompt_cut": step.answer.prompt_cut,
-                    "cost": asdict(step.cost),
-                    "charge": charge(step.cost, config.reward),
-                    "value": decision.value,
-                    "entropy": decision.entropy,
-                    "p_stop": step.p_stop,
-                }
-            )
-            previous = step.answer.text if played.hands_on else None
+        question = route.episode.question
         yield {
             "policy": played.policy,
             "role": played.role,
@@ -163,8 +129,43 @@ def route_records(
             "return": route.value_under(config.reward),
             "validation_return": played.validation_return,
             "overhead": asdict(overhead),
-            "steps": steps,
+            "steps": _step_records(played, route, pool, config.reward),
         }
+
+
+def _step_records(
+    played: Played, route: Route, pool: ExpertPool, reward: RewardConfig
+) -> list[Record]:
+    """What the route log keeps of each call of a route."""
+    text = route.episode.question.text
+    records = []
+    previous = None
+    for step, decision in zip(route.episode.steps, route.decisions, strict=True):
+        prompt = pool.render(Request(step.expert_idx, text, previous))
+        record: Record = {
+            "expert": pool.names[step.expert_idx],
+            "prompt_hash": _hash(prompt),
+        }
+        if played.kind == "der":
+            is_recorded = pool.is_recorded[step.expert_idx]
+            record["prompt"] = text if is_recorded else content(text, previous, pool.ktp)
+        record["answer"] = step.answer.text
+        if step.answer.whole_text is not None:
+            record["whole_answer"] = step.answer.whole_text
+        record["quality"] = step.quality
+        record["prompt_cut"] = step.answer.prompt_cut
+        record["cost"] = asdict(step.cost)
+        record["charge"] = charge(step.cost, reward)
+        record["value"] = decision.value
+        record["entropy"] = decision.entropy
+        record["p_stop"] = step.p_stop
+        records.append(record)
+        previous = step.answer.text if played.hands_on else None
+    return records
+
+
+def _hash(prompt: str) -> str:
+    return hashlib.sha256(prompt.encode()).hexdigest()[:16]
 
 
 def read_records(path: Path) -> list[Record]:
@@ -199,18 +200,22 @@ def reprice(records: Sequence[Record], reward: RewardConfig) -> list[Record]:
 
     Raises ReportError where a cost is unknown.
     """
-    out = []
+    repriced = []
     for record in records:
-        steps = [{**step, "charge": _charge(step, reward, record)} for step in record["steps"]]
-        out.append(
-            {
-                **record,
-                "steps": steps,
-                "validation_return": None,  # it was that of the old prices
-                "return": record["quality"] - reward.alpha * sum(step["charge"] for step in steps),
-            }
-        )
-    return out
+        steps = []
+        total = 0.0
+        for step in record["steps"]:
+            step_charge = _charge(step, reward, record)
+            steps.append({**step, "charge": step_charge})
+            total += step_charge
+        new_record = {
+            **record,
+            "steps": steps,
+            "validation_return": None,  # the mean return on validation was of the old prices
+            "return": record["quality"] - reward.alpha * total,
+        }
+        repriced.append(new_record)
+    return repriced
 
 
 def _charge(step: Record, reward: RewardConfig, record: Record) -> float:

@@ -37,11 +37,10 @@ def overheads(
     reads_question: bool = True,
     reads_answers: bool = True,
 ) -> list[Overhead]:
-    """Encoder work of each route: one pass over the bare question (agent), one over the state after
-    each call.
+    """Encoder work of each route.
 
-    The Terminator shares the pass over a state with the agent, who reads the same one if the route
-    goes on.
+    The agent takes one pass over the bare question, and one over the state after each call. The
+    Terminator shares the latter: the agent reads the same state if the route goes on.
     """
     texts: list[str] = []
     answers: list[str | None] = []
@@ -53,14 +52,21 @@ def overheads(
         answers += read
         texts += [route.episode.question.text] * len(read)
         route_of += [route_idx] * len(read)
-    rows = agent.state_tokenizer.encode(texts, answers, [0] * len(texts))
-    is_token = rows[:, agent.state_tokenizer.HEADER :] != agent.state_tokenizer.pad_id
     passes = np.bincount(route_of, minlength=len(routes))
-    tokens = np.bincount(route_of, is_token.sum(axis=1), minlength=len(routes))
+    lengths = _num_tokens(agent, texts, answers)
+    tokens = np.bincount(route_of, lengths, minlength=len(routes))
     params = sum(map(torch.numel, agent.encoder.model.parameters()))
-    taken = []
+    work = []
     for num_passes, num_tokens in zip(passes.tolist(), tokens.tolist(), strict=True):
         params_b = num_passes * params / 1e9
         flops = 2.0 * params * num_tokens
-        taken.append(Overhead(params_b, flops, num_passes * seconds_per_row))
-    return taken
+        work.append(Overhead(params_b, flops, num_passes * seconds_per_row))
+    return work
+
+
+def _num_tokens(agent: Agent, texts: list[str], answers: list[str | None]) -> np.ndarray:
+    """How many tokens the encoder reads of each state (N,)."""
+    tokenizer = agent.state_tokenizer
+    rows = tokenizer.encode(texts, answers, [0] * len(texts))
+    is_token = rows[:, tokenizer.HEADER :] != tokenizer.pad_id
+    return is_token.sum(axis=1)

@@ -96,9 +96,11 @@ def fit_cascade_routing(
     table: AnswerTable, estimates: Estimates, alpha: float, t_max: int, *, looks_ahead: int
 ) -> CascadeRouting:
     """With the price among PRICES x alpha that returns most on the table."""
-    scatter, charges = draw_scatter(estimates), table.charge.mean(axis=0)
+    scatter = draw_scatter(estimates)
+    charges = table.charge.mean(axis=0)
     horizon = min(t_max, table.num_experts)
-    rules, returns = [], []
+    rules = []
+    returns = []
     for multiple in PRICES:
         rule = CascadeRouting(scatter, charges, alpha * multiple, horizon, looks_ahead)
         choices = rule.choose(table.sealed(), estimates)

@@ -68,11 +68,13 @@ def stop_inputs(belief: Belief) -> np.ndarray:
 def fit_learned_stop(
     table: AnswerTable, estimates: Estimates, alpha: float, t_max: int
 ) -> LearnedStop:
-    """The best order with a stop fitted by backward induction, of those that one threshold serves
-    best.
+    """The best order with a stop that is fitted by backward induction.
+
+    It is one of the NUM_SCREENED orders that do best with a single threshold.
     """
     screened = rank_threshold_cascades(table, estimates, alpha, t_max, reader=read_all)
-    rules, returns = [], []
+    rules = []
+    returns = []
     for one in screened[:NUM_SCREENED]:
         fitted = _fit_stop(table, estimates, alpha, one.rule.order)
         rules.append(fitted.rule)

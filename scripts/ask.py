@@ -131,7 +131,7 @@ def ask_file(router: Router, source: Path, out: Path) -> None:
     )
 
 
-def main(arguments: list[str]) -> None:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -143,7 +143,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--out", type=Path, help="with --file: where the routes go; default: routed.jsonl"
     )
-    options, overrides = parse(parser, arguments)
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    options, overrides = parse(make_parser(), arguments)
     if options.file and options.question is not None:
         raise ConfigError(
             f"a question and --file {options.file} are two things to ask: give one of them"
@@ -152,24 +156,27 @@ def main(arguments: list[str]) -> None:
         raise ConfigError("--out is for the routes of --file; those of a question are shown")
     if options.question is not None and not options.question.strip():
         raise ConfigError("the question is empty")
-    if loose := [
-        argument for argument in overrides if not (argument.startswith("--") and "=" in argument)
-    ]:
-        raise ConfigError(
-            f"unexpected {loose[0]!r}: beside a question, settings are written --key=value, for"
-            " example --threads=1"
-        )
+    for argument in overrides:
+        if not (argument.startswith("--") and "=" in argument):
+            raise ConfigError(
+                f"unexpected {argument!r}: beside a question, settings are written --key=value, for"
+                " example --threads=1"
+            )
     router = Router(options.run or newest_run(), overrides)
     if options.file is not None:
         ask_file(router, options.file, options.out or Path("routed.jsonl"))
     elif options.question is not None:
-        print(
-            router.show(router.route([Question("asked", whole_text(options.question.strip()))])[0])
-        )
+        ask_one(router, options.question.strip())
     else:
         with suppress(EOFError):
             while (text := input("question (empty to leave)> ").strip()) != "":
-                print(router.show(router.route([Question("asked", whole_text(text))])[0]))
+                ask_one(router, text)
+
+
+def ask_one(router: Router, text: str) -> None:
+    """Route one question and print what was asked and answered."""
+    route = router.route([Question("asked", whole_text(text))])[0]
+    print(router.show(route))
 
 
 if __name__ == "__main__":

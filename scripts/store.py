@@ -226,7 +226,7 @@ def with_store(config: Config, path: Path) -> Config:
     return config.model_copy(update={"pool": config.pool.model_copy(update={"store": str(path)})})
 
 
-def main(arguments: list[str]) -> None:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -245,6 +245,11 @@ def main(arguments: list[str]) -> None:
             command.add_argument("--config", type=Path, default=Path("configs/quickstart.yaml"))
         if name == "export":
             command.add_argument("--split", choices=SPLITS, nargs="+", default=SPLITS)
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    parser = make_parser()
     options, overrides = parse(parser, arguments)
     if overrides and options.command not in ("export", "import"):
         parser.error(f"unexpected {overrides[0]}")
@@ -256,11 +261,11 @@ def main(arguments: list[str]) -> None:
         case "prune":
             prune(options.store, options.experts)
         case "export":
-            export(
-                options.store, options.file, load_config(options.config, overrides), options.split
-            )
+            config = load_config(options.config, overrides)
+            export(options.store, options.file, config, options.split)
         case "import":
-            import_recorded(options.store, options.file, load_config(options.config, overrides))
+            config = load_config(options.config, overrides)
+            import_recorded(options.store, options.file, config)
         case "rebuild":
             count = rebuild(existing(options.store))
             print(

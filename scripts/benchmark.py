@@ -1,10 +1,11 @@
 """How fast DER is, as ratios measured side by side in one run; docs/speed.md explains each.
 
-python scripts/benchmark.py --out speed.json                      # the embedded pool python
-scripts/benchmark.py --pool small_llms --only rollouts     # real small LLMs; or the path of a
-configuration python scripts/benchmark.py --pool configs/X.yaml --device cuda --pool.max_batch_size
-256 python scripts/benchmark.py --quick                               # counts instead of seconds; a
-test guards them
+    python scripts/benchmark.py --out speed.json  # the embedded pool
+    # real small LLMs, or the path of a configuration
+    python scripts/benchmark.py --pool small_llms --only rollouts
+    python scripts/benchmark.py --pool configs/X.yaml --device cuda --pool.max_batch_size 256
+    # counts instead of seconds; a test guards them
+    python scripts/benchmark.py --quick
 
 Figures are medians of --repeats measurements in which the ways compared take turns. Stores are cold
 unless said, weights are loaded beforehand. Every way of a rollout runs at the torch thread count
@@ -31,8 +32,7 @@ GROUPS = ("rollouts", "updates", "store", "scaling")
 STORE_SIZES = (10_000, 100_000, 1_000_000)
 
 
-def main(arguments: list[str]) -> dict[str, float]:
-    """Run the command; returns the figures."""
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -56,9 +56,15 @@ def main(arguments: list[str]) -> dict[str, float]:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--questions", type=int, default=256, help="questions of a timed rollout")
     parser.add_argument("--out", type=Path, help="write the figures as one flat JSON object")
-    options, overrides = parse(parser, arguments)
+    return parser
+
+
+def main(arguments: list[str]) -> dict[str, float]:
+    """Run the command; returns the figures."""
+    options, overrides = parse(make_parser(), arguments)
     path = POOLS.get(options.pool, Path(options.pool))
-    overrides += ["--device", options.device] if options.device else []
+    if options.device:
+        overrides += ["--device", options.device]
     config = load_config(path, overrides)
     figures: dict[str, float] = {}
 
@@ -67,21 +73,21 @@ def main(arguments: list[str]) -> dict[str, float]:
         for name, value in new.items():
             print(f"{name:44} {value:12.4g}", flush=True)
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        groups = [] if options.quick else options.only
+        repeats = options.repeats
         if options.quick:
-            add(bench_updates.counts(path, overrides, Path(folder)))
-        else:
-            if "rollouts" in options.only:
-                add(
-                    bench_rollouts.measure(config, Path(folder), options.repeats, options.questions)
-                )
-            if "updates" in options.only:
-                add(bench_updates.measure(path, overrides, Path(folder), options.repeats))
-            if "store" in options.only:
-                for size in STORE_SIZES:
-                    add(bench_store.measure(Path(folder), size))
-            if "scaling" in options.only:
-                add(bench_rollouts.measure_scaling(config, Path(folder), options.repeats))
+            add(bench_updates.counts(path, overrides, folder))
+        if "rollouts" in groups:
+            add(bench_rollouts.measure(config, folder, repeats, options.questions))
+        if "updates" in groups:
+            add(bench_updates.measure(path, overrides, folder, repeats))
+        if "store" in groups:
+            for size in STORE_SIZES:
+                add(bench_store.measure(folder, size))
+        if "scaling" in groups:
+            add(bench_rollouts.measure_scaling(config, folder, repeats))
     if options.out:
         options.out.write_text(json.dumps(figures, indent=2) + "\n")
     return figures

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from backends.answer_store import AnswerStore
-from config import Config
+from backends.answer_store import Answer, AnswerStore
+from config import Config, ExpertConfig, RewardConfig
 from experts import ExpertPool, Request, build_pool
 from metrics.registry import score_answers
 from questions import Question
@@ -52,34 +52,27 @@ def measure(config: Config, questions: Sequence[Question], cells: Sequence[str])
         pool = build_pool(config)
         pool.store.close()
         pool.store = AnswerStore(Path(folder) / "answers.sqlite")
-        quality, value, first = [], [], []
+        quality = []
+        value = []
+        first = []
         for idx, expert in enumerate(pool.experts):
             answers = pool.answer([Request(idx, question.text) for question in questions])
-            costs = [
-                charge(
-                    call_cost(expert.config, a.prompt_tokens, a.completion_tokens, a.latency_s),
-                    config.reward,
-                )
-                for a in answers
-            ]
-            quality.append(
-                score_answers(
-                    questions,
-                    [answer.text for answer in answers],
-                    [expert.config.name] * len(answers),
-                )
-            )
-            value.append(np.array(quality[-1]) - config.reward.alpha * np.array(costs))
-            first.append([answer.text for answer in answers])
-        chained = np.array([question.task in CHAINED_TASKS for question in questions])
-        second = second_calls(pool, questions, np.flatnonzero(chained), first, swap=False)
-        swapped = second_calls(pool, questions, np.flatnonzero(chained), first, swap=True)
+            texts = [answer.text for answer in answers]
+            scores = score_answers(questions, texts, [expert.config.name] * len(texts))
+            quality.append(scores)
+            value.append(_returns(expert.config, answers, scores, config.reward))
+            first.append(texts)
+        tasks = np.array([question.task for question in questions])
+        chained = np.isin(tasks, CHAINED_TASKS)
+        rows = np.flatnonzero(chained)
+        second = second_calls(pool, questions, rows, first, swap=False)
+        swapped = second_calls(pool, questions, rows, first, swap=True)
         pool.store.close()
     params_m = np.array([1000 * expert.config.params_b for expert in pool.experts])
     return Measured(
         pool.names,
         params_m,
-        np.array([q.task for q in questions]),
+        tasks,
         np.array(cells),
         np.array(quality),
         np.array(value),
@@ -87,6 +80,20 @@ def measure(config: Config, questions: Sequence[Question], cells: Sequence[str])
         second,
         swapped,
     )
+
+
+def _charge(expert: ExpertConfig, answer: Answer, reward: RewardConfig) -> float:
+    """C of the call that gave an answer."""
+    cost = call_cost(expert, answer.prompt_tokens, answer.completion_tokens, answer.latency_s)
+    return charge(cost, reward)
+
+
+def _returns(
+    expert: ExpertConfig, answers: Sequence[Answer], scores: Sequence[float], reward: RewardConfig
+) -> np.ndarray:
+    """What an expert's answers return when it is asked alone (Q,)."""
+    costs = [_charge(expert, answer, reward) for answer in answers]
+    return np.array(scores) - reward.alpha * np.array(costs)
 
 
 def second_calls(
@@ -97,8 +104,9 @@ def second_calls(
     *,
     swap: bool,
 ) -> np.ndarray:
-    """Quality (E, E, C) of expert j handed expert i's answer, or with `swap` i's answer to the next
-    question of the same family.
+    """Quality (E, E, C) of expert j after it is handed the answer of expert i.
+
+    With `swap` it is handed i's answer to the next question of the same family.
     """
     passed_from = rows.copy()
     if swap:
@@ -108,124 +116,128 @@ def second_calls(
     out = np.zeros((len(pool), len(pool), len(rows)))
     for i in range(len(pool)):
         for j in range(len(pool)):
-            answers = pool.answer(
-                [
-                    Request(j, questions[row].text, first[i][other])
-                    for row, other in zip(rows, passed_from, strict=True)
-                ]
-            )
-            out[i, j] = score_answers(
-                [questions[row] for row in rows],
-                [answer.text for answer in answers],
-                [pool.names[j]] * len(answers),
-            )
+            requests = []
+            for row, other in zip(rows, passed_from, strict=True):
+                requests.append(Request(j, questions[row].text, first[i][other]))
+            texts = [answer.text for answer in pool.answer(requests)]
+            asked = [questions[row] for row in rows]
+            out[i, j] = score_answers(asked, texts, [pool.names[j]] * len(texts))
     return out
 
 
 def failures(m: Measured) -> list[str]:
     """The bounds that do not hold, in words."""
+    return [*_single_call_failures(m), *_family_failures(m), *_chain_failures(m)]
+
+
+def best_shares(m: Measured) -> np.ndarray:
+    """Share (E,) of the questions outside the chained families that each expert is best for."""
+    best = m.value.argmax(axis=0)
+    return np.bincount(best[~m.chained], minlength=len(m.names)) / (~m.chained).sum()
+
+
+def _single_call_failures(m: Measured) -> list[str]:
+    """Bounds on costs, on every expert's use, and on the quality of one call."""
     out = []
+    ratio = m.params_m.max() / m.params_m.min()
+    if not ratio >= 4:
+        out.append(f"costs differ {ratio:.1f}x, less than 4x")
+    for name, share in zip(m.names, best_shares(m), strict=True):
+        if not share >= BEST_SHARE:
+            out.append(f"{name} is the best choice on {share:.1%} of the questions only: a decoy")
+    single = m.quality.mean(axis=1).max()
+    if not single <= 0.60:
+        out.append(f"the best single expert has quality {single:.3f}, above 0.60")
+    choice = m.quality.max(axis=0).mean()
+    if not choice >= 0.85:
+        out.append(f"the best one-call choice per question has quality {choice:.3f}, below 0.85")
+    return out
 
-    def hold(claim: bool, text: str) -> None:
-        if not claim:
-            out.append(text)
 
-    best = m.value.argmax(axis=0)  # (Q,) best choice of one call, by return
-    shares = np.bincount(best[~m.chained], minlength=len(m.names)) / (~m.chained).sum()
-    hold(
-        m.params_m.max() / m.params_m.min() >= 4,
-        f"costs differ {m.params_m.max() / m.params_m.min():.1f}x, less than 4x",
-    )
-    for name, share in zip(m.names, shares, strict=True):
-        hold(
-            share >= BEST_SHARE,
-            f"{name} is the best choice on {share:.1%} of the questions only: a decoy",
-        )
-    hold(
-        m.quality.mean(axis=1).max() <= 0.60,
-        f"the best single expert has quality {m.quality.mean(axis=1).max():.3f}, above 0.60",
-    )
-    hold(
-        m.quality.max(axis=0).mean() >= 0.85,
-        f"the best one-call choice per question has quality {m.quality.max(axis=0).mean():.3f},"
-        " below 0.85",
-    )
+def _family_failures(m: Measured) -> list[str]:
+    """No family outside the chained ones may belong to one expert."""
+    out = []
+    best = m.value.argmax(axis=0)
     for task in sorted(set(m.tasks[~m.chained])):
         share = np.bincount(best[m.tasks == task]).max() / (m.tasks == task).sum()
-        hold(
-            share <= 0.90,
-            f"{task}: one expert is the best choice on {share:.0%} of the questions, so the family"
-            " decides alone",
-        )
+        if not share <= 0.90:
+            out.append(
+                f"{task}: one expert is the best choice on {share:.0%} of the questions, so the"
+                " family decides alone"
+            )
+    return out
+
+
+def _chain_failures(m: Measured) -> list[str]:
+    """A second call must gain much in the chained families, and only from the right answer."""
+    out = []
     for task, gain, swapped in chain_gains(m):
-        hold(
-            gain >= 0.10,
-            f"{task}: the best two-call route gains {gain:.3f} over every one-call choice, less"
-            " than 0.10",
-        )
-        hold(
-            swapped < 0.10,
-            f"{task}: with another question's answer passed on the gain is {swapped:.3f} and does"
-            " not vanish",
-        )
+        if not gain >= 0.10:
+            out.append(
+                f"{task}: the best two-call route gains {gain:.3f} over every one-call choice, less"
+                " than 0.10"
+            )
+        if not swapped < 0.10:
+            out.append(
+                f"{task}: with another question's answer passed on the gain is {swapped:.3f} and"
+                " does not vanish"
+            )
     return out
 
 
 def chain_gains(m: Measured) -> list[tuple[str, float, float]]:
-    """(family, gain, gain with swapped answers) of the best two-call route over the best one-call
-    choice per question.
+    """(family, gain, gain with swapped answers) of each chained family.
+
+    The gain is that of the best two-call route over the best one-call choice per question.
     """
-    tasks = m.tasks[m.chained]
     one_call = m.quality[:, m.chained].max(axis=0)
     out = []
     for task in CHAINED_TASKS:
-        at = tasks == task
-        i, j = np.unravel_index(m.second[:, :, at].mean(axis=2).argmax(), m.second.shape[:2])
-        out.append(
-            (
-                task,
-                float(m.second[i, j, at].mean() - one_call[at].mean()),
-                float(m.second_swapped[i, j, at].mean() - one_call[at].mean()),
-            )
-        )
+        at = m.tasks[m.chained] == task
+        i, j = best_pair(m, task)
+        gain = m.second[i, j, at].mean() - one_call[at].mean()
+        swapped = m.second_swapped[i, j, at].mean() - one_call[at].mean()
+        out.append((task, float(gain), float(swapped)))
     return out
+
+
+def best_pair(m: Measured, task: str) -> tuple[int, int]:
+    """The first and second expert of the best two-call route in a chained family."""
+    mean = m.second[:, :, m.tasks[m.chained] == task].mean(axis=2)
+    i, j = np.unravel_index(mean.argmax(), mean.shape)
+    return int(i), int(j)
 
 
 def table(m: Measured) -> str:
     """The pool as Markdown: quality per cell and expert, then the bounds' figures."""
     lines = [
-        "| cell | " + " | ".join(m.names) + " | best of them |",
+        _row("cell", m.names, "best of them"),
         "|---|" + "---|" * (len(m.names) + 1),
+        _row("*million parameters*", [f"{params:.2f}" for params in m.params_m]),
     ]
-    lines.append("| *million parameters* | " + " | ".join(f"{p:.2f}" for p in m.params_m) + " | |")
     for cell in dict.fromkeys(sorted(m.cells)):
-        at = m.cells == cell
-        lines.append(
-            f"| {cell} ({at.sum()}) | "
-            + " | ".join(f"{q:.2f}" for q in m.quality[:, at].mean(axis=1))
-            + f" | {m.quality[:, at].max(axis=0).mean():.2f} |"
-        )
-    lines.append(
-        f"| **all ({len(m.cells)})** | "
-        + " | ".join(f"{q:.3f}" for q in m.quality.mean(axis=1))
-        + f" | {m.quality.max(axis=0).mean():.3f} |"
-    )
-    best = (
-        np.bincount(m.value.argmax(axis=0)[~m.chained], minlength=len(m.names)) / (~m.chained).sum()
-    )
-    lines.append(
-        "| *best choice by return* | " + " | ".join(f"{share:.0%}" for share in best) + " | |"
-    )
+        lines.append(_quality_row(f"{cell}", m.quality[:, m.cells == cell], decimals=2))
+    lines.append(_quality_row("**all", m.quality, decimals=3))
+    lines.append(_row("*best choice by return*", [f"{share:.0%}" for share in best_shares(m)]))
     lines.append("")
     for task, gain, swapped in chain_gains(m):
-        i, j = np.unravel_index(
-            m.second[:, :, m.tasks[m.chained] == task].mean(axis=2).argmax(), m.second.shape[:2]
-        )
+        i, j = best_pair(m, task)
         lines.append(
             f"- {task}: best two-call route {m.names[i]}, {m.names[j]}: {gain:+.2f} over the best"
             f" one-call choice; with another question's answer passed on {swapped:+.2f}."
         )
     return "\n".join(lines)
+
+
+def _row(head: str, cells: Sequence[str], last: str = "") -> str:
+    return " | ".join([f"| {head}", *cells, f"{last} |" if last else "|"])
+
+
+def _quality_row(head: str, quality: np.ndarray, *, decimals: int) -> str:
+    """Mean quality of each expert and of the best of them, from qualities (E, Q)."""
+    count = f"{head} ({quality.shape[1]})" + ("**" if head.startswith("**") else "")
+    means = [f"{mean:.{decimals}f}" for mean in quality.mean(axis=1)]
+    return _row(count, means, f"{quality.max(axis=0).mean():.{decimals}f}")
 
 
 def write_card(card: Path, measured: str) -> None:
@@ -247,8 +259,6 @@ def check(config: Config, questions: Sequence[Question], cells: Sequence[str]) -
     text = table(measured)
     print(text)
     if failed := failures(measured):
-        raise BoundsError(
-            "the embedded pool misses its bounds:\n" + "\n".join(f"  {line}" for line in failed)
-        )
+        raise BoundsError("\n  ".join(["the embedded pool misses its bounds:", *failed]))
     print("every bound holds")
     return text

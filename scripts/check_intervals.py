@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,7 @@ QUESTIONS = 681
 EASE = 0.96
 LEAD = 0.1
 LIKENESS = 0.6  # correlation of the baseline's and the agents' ease
+# Questions and mean of the rows with one seed.
 ONE_SEED = (
     (20, 0.5),
     (20, 0.95),
@@ -48,7 +50,7 @@ ONE_SEED = (
     (60, 0.85),
     (100, 0.98),
     (QUESTIONS, 0.95),
-)  # questions, mean
+)
 CHUNK = 250  # repetitions at once
 BOOTSTRAPS = 400
 CONTRAST = 500  # repetitions of the bootstrap
@@ -56,9 +58,8 @@ CONTRAST = 500  # repetitions of the bootstrap
 
 def spread(mean: float, strength: float) -> float:
     """Standard deviation of agents' true means when strength has this share of the variance."""
-    both = mean - 2 * owens_t(
-        ndtri(mean), np.sqrt((1 - strength) / (1 + strength))
-    )  # P(two agents, unlike in all but strength, are right)
+    # The chance that two agents are right, which are alike in nothing but strength.
+    both = mean - 2 * owens_t(ndtri(mean), np.sqrt((1 - strength) / (1 + strength)))
     return float(np.sqrt(max(both - mean**2, 0)))
 
 
@@ -110,74 +111,94 @@ def check(
 ) -> dict[str, float]:
     """One row of the table."""
     strength = strength_for(mean, wanted)
-    found: dict[str, list[np.ndarray]] = {
-        name: []
-        for name in (
-            "mean",
-            "paired",
-            "separate",
-            "half",
-            "half_paired",
-            "boot_mean",
-            "boot_paired",
-        )
-    }
+    parts: dict[str, list[np.ndarray]] = defaultdict(list)
     for start in range(0, repetitions, CHUNK):
         ease = rng.standard_normal((min(CHUNK, repetitions - start), questions), dtype=np.float32)
-        ours, others = (answers(rng, mean, strength, ease, seeds) for _ in range(2))
-        chance = rng.standard_normal(ease.shape, dtype=np.float32)
-        baseline = (
-            LIKENESS * ease + np.sqrt(1 - LIKENESS**2) * chance < ndtri(mean - LEAD)
-        ).astype(float)[:, None, :]
-        level = baseline.mean(axis=(1, 2))
-
-        _, lo, hi = limits(ours, 0, 1)
-        found["mean"].append(covered(lo, hi, mean))
-        found["half"].append((hi - lo) / 2)
-        _, lo, hi = limits(
-            ours - baseline, *((-level, 1 - level) if seeds > 1 else (-1, 1))
-        )  # as paired_difference has them
-        found["paired"].append(covered(lo, hi, LEAD))
-        found["half_paired"].append((hi - lo) / 2)
-        _, lo, hi = limits(ours - others, -1, 1)
-        found["separate"].append(~covered(lo, hi, 0))
+        ours = answers(rng, mean, strength, ease, seeds)
+        others = answers(rng, mean, strength, ease, seeds)
+        baseline = baseline_answers(rng, mean, ease)
+        results = check_limits(ours, others, baseline, mean)
         if start < CONTRAST:
             lo, hi = bootstrap(rng, ours)
-            found["boot_mean"].append(covered(lo, hi, mean))
+            results["boot_mean"] = covered(lo, hi, mean)
             lo, hi = bootstrap(rng, ours - baseline)
-            found["boot_paired"].append(covered(lo, hi, LEAD))
-    return {
-        "spread": spread(mean, strength),
-        **{name: float(np.concatenate(parts).mean()) for name, parts in found.items()},
-    }
+            results["boot_paired"] = covered(lo, hi, LEAD)
+        for name, values in results.items():
+            parts[name].append(values)
+    return {"spread": spread(mean, strength), **mean_of_parts(parts)}
 
 
-def main() -> int:
+def mean_of_parts(parts: dict[str, list[np.ndarray]]) -> dict[str, float]:
+    """The mean of each figure over all repetitions."""
+    means = {}
+    for name, arrays in parts.items():
+        means[name] = float(np.concatenate(arrays).mean())
+    return means
+
+
+def baseline_answers(rng: np.random.Generator, mean: float, ease: np.ndarray) -> np.ndarray:
+    """Qualities (R, 1, Q) of a policy without training, whose mean is LEAD below the agents'."""
+    chance = rng.standard_normal(ease.shape, dtype=np.float32)
+    is_right = LIKENESS * ease + np.sqrt(1 - LIKENESS**2) * chance < ndtri(mean - LEAD)
+    return is_right.astype(float)[:, None, :]
+
+
+def check_limits(
+    ours: np.ndarray, others: np.ndarray, baseline: np.ndarray, mean: float
+) -> dict[str, np.ndarray]:
+    """Whether each interval covers the truth (R,), and its half-width (R,)."""
+    results = {}
+    _, lo, hi = limits(ours, 0, 1)
+    results["mean"] = covered(lo, hi, mean)
+    results["half"] = (hi - lo) / 2
+    # The range of the difference is the one that paired_difference uses.
+    level = baseline.mean(axis=(1, 2))
+    lower, upper = (-level, 1 - level) if ours.shape[1] > 1 else (-1, 1)
+    _, lo, hi = limits(ours - baseline, lower, upper)
+    results["paired"] = covered(lo, hi, LEAD)
+    results["half_paired"] = (hi - lo) / 2
+    _, lo, hi = limits(ours - others, -1, 1)
+    results["separate"] = ~covered(lo, hi, 0)
+    return results
+
+
+def list_cases() -> list[tuple[int, int, float, float]]:
+    """Questions, seeds, mean and spread of each row of the table."""
+    cases: list[tuple[int, int, float, float]] = []
+    for mean, seeds, wanted in itertools.product((0.85, 0.5), (3, 5), (0, 0.03, 0.1)):
+        cases.append((QUESTIONS, seeds, mean, wanted))
+    for questions, mean in ONE_SEED:
+        cases.append((questions, 1, mean, 0))
+    return cases
+
+
+def is_outside(row: dict[str, float], seeds: int, bar: float) -> bool:
+    """Whether a coverage of a row misses its bounds. bar: the most false claims."""
+    least, most = (0.93, 0.97) if seeds > 1 else (0.90, 1.0)
+    mean_holds = 0.93 <= row["mean"] <= most
+    paired_holds = least <= row["paired"] <= most
+    return not (mean_holds and paired_holds and row["separate"] <= bar)
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_arguments()
     bar = 0.05 + 3 * np.sqrt(0.05 * 0.95 / args.repetitions)
-    rng, failed = np.random.default_rng(args.seed), 0
+    rng = np.random.default_rng(args.seed)
+    failed = 0
     print(
         f"{'questions':>9} {'seeds':>5} {'mean':>5} {'spread':>7} | {'mean':>6} {'paired':>6}"
         f" {'separate':>8} | {'half-width':>10} {'of paired':>9} | bootstrap: mean paired"
     )
-    trained = [
-        (QUESTIONS, seeds, mean, wanted)
-        for mean, seeds, wanted in itertools.product((0.85, 0.5), (3, 5), (0, 0.03, 0.1))
-    ]
-    for questions, seeds, mean, wanted in [
-        *trained,
-        *((questions, 1, mean, 0) for questions, mean in ONE_SEED),
-    ]:
+    for questions, seeds, mean, wanted in list_cases():
         row = check(rng, mean, seeds, wanted, args.repetitions, questions)
-        least, most = (0.93, 0.97) if seeds > 1 else (0.90, 1.0)
-        wrong = not (
-            0.93 <= row["mean"] <= most
-            and least <= row["paired"] <= most
-            and row["separate"] <= bar
-        )
+        wrong = is_outside(row, seeds, bar)
         failed += wrong
         print(
             f"{questions:>9} {seeds:>5} {mean:>5} {row['spread']:>7.4f} | {row['mean']:>6.3f}"

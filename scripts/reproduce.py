@@ -21,7 +21,7 @@ import re
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -329,36 +329,40 @@ def lines(table: Mapping[str, Any], runs: Runs, *, comparable: bool) -> Iterator
     yield f"{'method':<40} {'measure':<{width}} {'paper':>20} {'ours':>26} {'difference':>10}"
     reasons: dict[str, None] = {}
     for row in table["rows"]:
-        method, said_before = row["method"], None
+        method = row["method"]
+        said_before: tuple[Any, ...] | None = None
         for name, paper in row["paper"].items():
             measure = table["measures"][name]
-            value = paper if isinstance(paper, str) else f"{paper:.{measure.get('decimals', 2)}f}"
-            start, method = f"{method:<40} {name:<{width}} {value:>20} ", ""
+            decimals = measure.get("decimals", 2)
+            value = paper if isinstance(paper, str) else f"{paper:.{decimals}f}"
+            start = f"{method:<40} {name:<{width}} {value:>20} "
+            method = ""  # named on its first line only
             try:
-                if why_not := row.get("why_not") or measure.get("why_not"):
-                    raise NotRunError(why_not)
-                evaluated = runs.evaluated(row)
-                values = figure(measure, evaluated, evaluated.row(row["policy"]))
+                values = measured(measure, row, runs)
             except NotRunError as error:
-                first, *more = error.args
                 reasons.update(dict.fromkeys(error.args))
-                yield (
-                    f"{start} not run"
-                    if error.args == said_before
-                    else (
-                        f"{start} not run:"
-                        f" {first}{f' (and {len(more)} more, below)' if more else ''}"
-                    )
-                )
+                is_new = error.args != said_before
+                yield f"{start} not run" + (f": {why_line(error)}" if is_new else "")
                 said_before = error.args
             else:
-                yield start + told(
-                    values, paper if comparable else None, measure.get("decimals", 2)
-                )
+                compared = paper if comparable else None
+                yield start + told(values, compared, decimals)
     if reasons:
-        yield ""
-        yield "Not run, because:"
-        yield from (f"  - {reason}" for reason in reasons)
+        yield from ["", "Not run, because:", *(f"  - {reason}" for reason in reasons)]
+
+
+def measured(measure: Mapping[str, Any], row: Mapping[str, Any], runs: Runs) -> tuple[float, ...]:
+    """The figure of a row, and its limits if it has any. Raises NotRunError."""
+    if why_not := row.get("why_not") or measure.get("why_not"):
+        raise NotRunError(why_not)
+    evaluated = runs.evaluated(row)
+    return figure(measure, evaluated, evaluated.row(row["policy"]))
+
+
+def why_line(error: NotRunError) -> str:
+    """The first reason, and how many others there are."""
+    first, *more = error.args
+    return f"{first} (and {len(more)} more, below)" if more else f"{first}"
 
 
 def told(values: Sequence[float], paper: float | str | None, decimals: int) -> str:
@@ -369,8 +373,7 @@ def told(values: Sequence[float], paper: float | str | None, decimals: int) -> s
     return f"{ours:>26} {difference:>10}".rstrip()
 
 
-def main(arguments: list[str]) -> None:
-    tables = yaml.safe_load(TABLES.read_text(encoding="utf-8"))
+def make_parser(tables: Iterable[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -390,7 +393,12 @@ def main(arguments: list[str]) -> None:
         metavar="RUN",
         help="finished runs of several seeds to evaluate instead of training",
     )
-    options, settings = parse(parser, arguments)
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    tables = yaml.safe_load(TABLES.read_text(encoding="utf-8"))
+    options, settings = parse(make_parser(tables), arguments)
     table = tables[options.table]
     config = options.config or Path(table["config"])
     runs = Runs(

@@ -217,7 +217,6 @@ def sweep_setting(sweep: Sweep) -> None:
 
     It stands in the report of the configuration's own value.
     """
-    folder = sweep.folder
     for value in sweep.values:
         evaluate(sweep.train(value), sweep.report_folder(value), sweep.options(value))
     base = sweep.own_value
@@ -233,15 +232,22 @@ def sweep_setting(sweep: Sweep) -> None:
         f"Table and figures: {sweep.key} = {base}. Trade-off: {sweep.key} ="
         f" {', '.join(sweep.values)}, every agent charged as at {base}."
     )
+    curves = learning_curves(sweep, base)
+    report = sweep.folder / "report"
+    report.mkdir(parents=True, exist_ok=True)
+    write_atomically(report / "results.json", to_json(results))
+    write_report_files(report, results, routes[base], curves)
+    show(results["tradeoff"])
+    print(f"Report: {report / 'report.html'}")
+
+
+def learning_curves(sweep: Sweep, value: str) -> dict[int, list[Record]]:
+    """metrics.jsonl of the runs of one value, by seed."""
     curves = {}
     for seed in sweep.seeds:
-        run = Path("runs") / f"{sweep.run_name(base)}-s{seed}"
+        run = Path("runs") / f"{sweep.run_name(value)}-s{seed}"
         curves[seed] = read_metrics(run / "metrics.jsonl")
-    (folder / "report").mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "report" / "results.json", to_json(results))
-    write_report_files(folder / "report", results, routes[base], curves)
-    show(results["tradeoff"])
-    print(f"Report: {folder / 'report' / 'report.html'}")
+    return curves
 
 
 def family(routes: Mapping[Any, Sequence[Record]], reward: RewardConfig) -> list[dict[str, Any]]:

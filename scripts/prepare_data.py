@@ -159,6 +159,16 @@ def is_held_out(text: str, share: float) -> bool:
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
+def belongs_to(split: str, text: str, share: float) -> bool:
+    """Whether a text of upstream's training split belongs to this split of ours.
+
+    share: of the texts that are held out for validation; 0 where upstream has a split for it.
+    """
+    if split == "test" or share <= 0:
+        return True
+    return is_held_out(text, share) == (split == "validation")
+
+
 def _read(opened: Opened, split: str, index: int, row: Row) -> Mapped:
     try:
         return opened.source.read(row)
@@ -179,17 +189,14 @@ def draw(
     taken: set[str],
     left_out: Counter[str],
 ) -> Iterator[tuple[dict[str, Any], Row]]:
-    """(question, upstream's row) of one split in seeded order, each text once; `taken` grows by
-    them.
+    """(question, upstream's row) of one split in seeded order, each text once.
 
-    `left_out` grows by the rows left out: `unusable` (no text or no reference) and `repeats`.
-    Raises DataError for rows of another schema.
+    `taken` grows by the texts. `left_out` counts the rows left out: `unusable` (no text or no
+    reference) and `repeats`. Raises DataError for rows of another schema.
     """
-    rows, theirs, share = (
-        opened.rows(split),
-        opened.source.splits[split],
-        opened.source.validation_share,
-    )
+    rows = opened.rows(split)
+    theirs = opened.source.splits[split]
+    share = opened.source.validation_share
     rng = np.random.default_rng([seed, zlib.crc32(f"{opened.name}/{split}".encode())])
     num_drawn = 0
     for index in rng.permutation(len(rows)).tolist():
@@ -197,7 +204,7 @@ def draw(
             return
         row = rows[index]
         text, reference, task = _read(opened, split, index, row)
-        if split != "test" and share > 0 and is_held_out(text, share) != (split == "validation"):
+        if not belongs_to(split, text, share):
             continue
         if not text or not reference:
             left_out["unusable"] += 1
@@ -207,16 +214,14 @@ def draw(
             continue
         taken.add(text_key(text))
         num_drawn += 1
-        yield (
-            {
-                "id": f"{opened.name}-{theirs}-{index:06d}",
-                "text": text,
-                "reference": reference,
-                "task": task,
-                "metric": opened.source.metric,
-            },
-            row,
-        )
+        question = {
+            "id": f"{opened.name}-{theirs}-{index:06d}",
+            "text": text,
+            "reference": reference,
+            "task": task,
+            "metric": opened.source.metric,
+        }
+        yield question, row
 
 
 def record(opened: Opened, split: str, question: Row, row: Row) -> Row | None:
@@ -251,11 +256,10 @@ def write_line(file: TextIO, row: dict[str, Any]) -> None:
 def write_splits(
     sources: Sequence[Opened], out: Path, *, limits: dict[str, int | None], seed: int
 ) -> dict[str, Any]:
-    """Write the three splits and, row by row as they are read, the recorded answers. Returns the
-    counts for provenance.json.
+    """Write the three splits and, row by row as they are read, the recorded answers.
 
-    `limits` is the most questions that each source gives to a split. Raises DataError when a split
-    stays empty.
+    Returns the counts for provenance.json. `limits` is the most questions that each source gives to
+    a split. Raises DataError when a split stays empty.
     """
     left_out = Counter(repeats=0, unusable=0)
     answers_of: Counter[str] = Counter()
@@ -269,21 +273,20 @@ def write_splits(
         for split in SPLITS:
             questions = []
             for opened in sources:
-                limit = limits[split]
-                for question, row in draw(
-                    opened, split, limit=limit, seed=seed, taken=taken, left_out=left_out
-                ):
+                drawn = draw(
+                    opened, split, limit=limits[split], seed=seed, taken=taken, left_out=left_out
+                )
+                for question, row in drawn:
                     questions.append(question)
                     line = record(opened, split, question, row)
                     if line is not None and recorded_file is not None:
                         answers_of.update(line["answers"].keys())
                         write_line(recorded_file, line)
             tasks[split] = write_questions(sources, out, split, questions, seed)
-    counts: dict[str, Any] = {
-        "questions": {split: sum(tasks[split].values()) for split in SPLITS},
-        "left_out": dict(left_out),
-        "tasks": tasks,
-    }
+    totals = {}
+    for split in SPLITS:
+        totals[split] = sum(tasks[split].values())
+    counts: dict[str, Any] = {"questions": totals, "left_out": dict(left_out), "tasks": tasks}
     if has_recorded:
         counts["recorded_answers"] = dict(sorted(answers_of.items()))
     return counts
@@ -292,8 +295,9 @@ def write_splits(
 def write_questions(
     sources: Sequence[Opened], out: Path, split: str, questions: list[Row], seed: int
 ) -> dict[str, int]:
-    """Write a split, those of several sources shuffled together. Returns the questions of each
-    task.
+    """Write a split, with the questions of several sources shuffled together.
+
+    Returns the number of questions of each task.
 
     Raises DataError when there are none.
     """

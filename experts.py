@@ -267,7 +267,7 @@ class ExpertPool:
             else:
                 self._under_way.setdefault(call.key, []).append(call)
         for call in new:
-            self._dispatcher.ask(call.voice, call.key, call.prompt)
+            self._dispatcher.submit(call.voice, call.key, call.prompt)
         self.stats.answer_s += time.perf_counter() - start
         return calls
 

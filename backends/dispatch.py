@@ -1,9 +1,8 @@
-"""Who is asked when: prompts go to the experts' inboxes, and answers come back as each expert
-finishes them.
+"""Prompts go to the experts' inboxes, and answers come back as each expert finishes them.
 
-Of the experts of this process the one with most to do gets the next round of tokens; remote ones
-work at the same time. Nobody waits for all: what is asked while an expert is at work joins that
-work where there is room.
+Of the experts of this process, the one with most to do generates next. Remote experts work at the
+same time. No expert waits for all others: a prompt that comes while an expert is at work joins
+that work where there is room.
 """
 
 from __future__ import annotations
@@ -18,33 +17,45 @@ from backends.answer_store import Answer
 from config import ExpertConfig
 from runtime.errors import DERError
 
-Batch = Sequence[tuple[int, Answer | None]]
-Keep = Callable[[int, list[tuple[bytes, str, Answer | None]]], None]
+# Answers that an expert has finished, each with the id that the inbox gave its request
+Finished = Sequence[tuple[int, Answer | None]]
+OnBatch = Callable[[int, list[tuple[bytes, str, Answer | None]]], None]
 
 
 class Inbox:
-    """Prompts for one expert, numbered as they come.
+    """Prompts for one expert. Each gets a request id, counted from 0.
 
     Safe to fill from one thread and empty from another.
     """
 
     def __init__(self, prompts: Sequence[str] = ()):
-        self._waiting, self._num_put = deque(enumerate(prompts)), len(prompts)
+        self._waiting = deque(enumerate(prompts))
+        self._num_put = len(prompts)
 
     @classmethod
     def of(cls, prompts: Sequence[str] | Inbox) -> Inbox:
+        """The inbox itself, or a new one that holds the prompts."""
         return prompts if isinstance(prompts, Inbox) else cls(prompts)
 
     def put(self, prompt: str) -> int:
-        """The prompt's number."""
-        self._waiting.append((self._num_put, prompt))
+        """Add a prompt; returns its request id."""
+        request_id = self._num_put
+        self._waiting.append((request_id, prompt))
         self._num_put += 1
-        return self._num_put - 1
+        return request_id
 
     def take(self, most: int | None = None) -> list[tuple[int, str]]:
-        """Up to `most` numbers and prompts, the oldest first; none: all there are."""
+        """Remove up to `most` prompts, the oldest first; None removes all.
+
+        Returns them as (request id, prompt).
+        """
         count = len(self._waiting)
-        return [self._waiting.popleft() for _ in range(count if most is None else min(count, most))]
+        if most is not None:
+            count = min(count, most)
+        taken = []
+        for _ in range(count):
+            taken.append(self._waiting.popleft())
+        return taken
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -53,10 +64,10 @@ class Inbox:
 class Expert(Protocol):
     """What the pool asks of an expert kind.
 
-    `answer` takes rendered prompts out of the inbox as it has room, until the inbox is empty and
-    all are answered, and yields what is finished, numbered as in the inbox. It yields now and then
-    without anything finished, to be given more. An answer None: this request failed for good, and
-    the run is to go on.
+    `answer` takes rendered prompts out of the inbox as it has room, and ends when the inbox is
+    empty and all prompts are answered. It yields finished answers under the inbox's request ids.
+    It also yields empty batches now and then, so that more can be asked meanwhile. An answer of
+    None means that this request failed for good and that the run is to go on.
     """
 
     @property
@@ -69,7 +80,7 @@ class Expert(Protocol):
     def identity(self) -> dict[str, Any]: ...
     def decoding(self) -> dict[str, Any]: ...
     def render(self, question: str, previous_answer: str | None, ktp: str) -> str: ...
-    def answer(self, prompts: Sequence[str] | Inbox) -> Iterator[Batch]: ...
+    def answer(self, prompts: Sequence[str] | Inbox) -> Iterator[Finished]: ...
     def load(self) -> None: ...
     def unload(self) -> None: ...
 
@@ -77,168 +88,194 @@ class Expert(Protocol):
     def memory_gb(self) -> float: ...
 
 
-class Line:
-    """The way to one expert: what waits, what is under way, and its open stream of answers."""
+class ExpertQueue:
+    """One expert's requests: those that wait, those under way, and its open stream of answers."""
 
     def __init__(self, expert: Expert):
-        self.expert, self.inbox = expert, Inbox()
-        self.asked: dict[int, tuple[bytes, str]] = {}  # number -> key and prompt
-        self.stream: Iterator[Batch] | None = None
-        self.arriving: Future[Batch | None] | None = None  # of a remote expert's stream
+        self.expert = expert
+        self.inbox = Inbox()
+        self.asked: dict[int, tuple[bytes, str]] = {}  # request id -> answer key and prompt
+        self.stream: Iterator[Finished] | None = None
+        # The next batch of a remote expert's stream, while a thread waits for it
+        self.arriving: Future[Finished | None] | None = None
 
-    def ask(self, key: bytes, prompt: str) -> None:
-        self.asked[self.inbox.put(prompt)] = (key, prompt)
+    def submit(self, key: bytes, prompt: str) -> None:
+        """Put a prompt into the inbox."""
+        request_id = self.inbox.put(prompt)
+        self.asked[request_id] = (key, prompt)
 
-    def next_batch(self) -> Batch | None:
+    def next_batch(self) -> Finished | None:
         """The next batch of the open stream; None at its end."""
         return None if self.stream is None else next(self.stream, None)
 
 
 class Dispatcher:
-    """Lines to all experts, and which of them are loaded.
+    """Queues of all experts, and which experts are loaded.
 
-    `memory_gb` bounds the weights loaded in this process: the least recently used expert that is
-    not at work leaves first.
+    `memory_gb` bounds the weights loaded in this process. Where they do not fit, the least
+    recently used expert that is not at work is unloaded first.
     """
 
     def __init__(self, experts: Sequence[Expert], memory_gb: float | None):
-        self.experts, self.memory_gb = experts, memory_gb
+        self.experts = experts
+        self.memory_gb = memory_gb
         self.num_loads = 0
-        self.loaded: dict[int, None] = {}  # experts of this process, in order of use
+        # Indices of the loaded experts of this process, the least recently used first
+        self.loaded: list[int] = []
         self._reset()
 
     def _reset(self) -> None:
-        self._lines = [Line(expert) for expert in self.experts]
-        self._waiting: dict[
-            int, None
-        ] = {}  # experts without a stream that have been asked, who was asked first in front
+        self._queues = [ExpertQueue(expert) for expert in self.experts]
+        # Experts with requests but without a stream, in the order in which they were asked
+        self._waiting: list[int] = []
         self._errors: list[Exception] = []
 
-    def ask(self, expert_idx: int, key: bytes, prompt: str) -> None:
-        line = self._lines[expert_idx]
-        line.ask(key, prompt)
-        if line.stream is None:
-            self._waiting.setdefault(expert_idx)
+    def submit(self, expert_idx: int, key: bytes, prompt: str) -> None:
+        """Queue a prompt for an expert."""
+        queue = self._queues[expert_idx]
+        queue.submit(key, prompt)
+        if queue.stream is None:
+            self._wait_for_stream(expert_idx)
+
+    def _wait_for_stream(self, expert_idx: int) -> None:
+        if expert_idx not in self._waiting:
+            self._waiting.append(expert_idx)
 
     @property
     def is_idle(self) -> bool:
-        return not any(line.asked for line in self._lines)
+        return not any(queue.asked for queue in self._queues)
 
-    def advance(self, keep: Keep) -> None:
-        """A round of the local expert that has most to do, and what has arrived from remote ones;
-        waits for these where there is nothing else.
+    def advance(self, on_batch: OnBatch) -> None:
+        """Let the local expert with most to do generate, and take in what remote ones have sent.
 
-        `keep(expert_idx, rows)` is handed every batch, as rows (key, prompt, answer).
+        Waits for remote experts where no local one has anything to do.
+        `on_batch(expert_idx, rows)` is handed every batch, as rows (key, prompt, answer).
 
-        Raises what an expert raised, after the others have finished: what they were asked is needed
-        all the same.
+        Raises what an expert raised, after the others have finished: their answers are needed all
+        the same.
         """
         try:
-            self._advance(keep)
+            self._advance(on_batch)
             while self._errors and not self.is_idle:
-                self._advance(keep)
+                self._advance(on_batch)
             if self._errors:
                 raise self._errors[0]
         except BaseException:
             self._reset()
             raise
 
-    def _advance(self, keep: Keep) -> None:
+    def _advance(self, on_batch: OnBatch) -> None:
         self._open_streams()
-        local = [
-            idx
-            for idx, line in enumerate(self._lines)
-            if line.stream is not None and line.arriving is None
-        ]
-        # A full batch costs little more than a small one, and those of the others grow meanwhile
+        local = []
+        for idx, queue in enumerate(self._queues):
+            if queue.stream is not None and queue.arriving is None:
+                local.append(idx)
         if local:
-            idx = max(local, key=lambda idx: len(self._lines[idx].asked))
-            self._receive(idx, self._lines[idx].next_batch, keep)
-        arriving = {
-            line.arriving: idx for idx, line in enumerate(self._lines) if line.arriving is not None
-        }
-        if arriving:
-            for arrived in wait(
-                arriving, timeout=0 if local else None, return_when=FIRST_COMPLETED
-            ).done:
-                self._receive(arriving[arrived], arrived.result, keep)
+            # A full batch costs little more than a small one, and the other queues grow meanwhile
+            busiest = max(local, key=lambda idx: len(self._queues[idx].asked))
+            self._receive(busiest, self._queues[busiest].next_batch, on_batch)
+
+        arriving: dict[Future[Finished | None], int] = {}
+        for idx, queue in enumerate(self._queues):
+            if queue.arriving is not None:
+                arriving[queue.arriving] = idx
+        if not arriving:
+            return
+        timeout = 0 if local else None
+        for arrived in wait(arriving, timeout=timeout, return_when=FIRST_COMPLETED).done:
+            self._receive(arriving[arrived], arrived.result, on_batch)
 
     def _open_streams(self) -> None:
-        """Start every expert that waits and has room; those already there first, so that none is
-        loaded twice for what it could do at once.
+        """Start every expert that waits and for which there is memory.
+
+        Loaded experts start first. Otherwise a loaded one could be evicted for another, and then
+        be loaded again for requests that it could have answered at once.
         """
         for idx in sorted(self._waiting, key=lambda idx: idx not in self.loaded):
-            line = self._lines[idx]
+            queue = self._queues[idx]
             try:
                 if not self._make_room(idx):
                     continue
             except DERError as error:
-                self._give_up(idx, error)
+                self._fail(idx, error)
             else:
-                line.stream = iter(line.expert.answer(line.inbox))
-                self._await(line)
-            del self._waiting[idx]
+                queue.stream = iter(queue.expert.answer(queue.inbox))
+                self._await(queue)
+            self._waiting.remove(idx)
 
-    def _await(self, line: Line) -> None:
+    def _await(self, queue: ExpertQueue) -> None:
         """Let a thread wait for a remote expert's next batch."""
-        if line.expert.is_remote:
-            line.arriving = _in_background(next, line.stream, None)
+        if queue.expert.is_remote:
+            queue.arriving = _in_background(next, queue.stream, None)
 
-    def _receive(self, idx: int, batch_of: Callable[[], Batch | None], keep: Keep) -> None:
+    def _receive(
+        self, idx: int, get_batch: Callable[[], Finished | None], on_batch: OnBatch
+    ) -> None:
         """Take a batch in; None is the end of a stream."""
-        line = self._lines[idx]
+        queue = self._queues[idx]
         try:
-            batch = batch_of()
-        except Exception as error:  # whatever it is, the others' answers are wanted
-            self._give_up(idx, error)
+            batch = get_batch()
+        except Exception as error:  # of any type: the other experts' answers are still needed
+            self._fail(idx, error)
             return
         if batch is None:
-            line.stream = line.arriving = None
-            if line.inbox:  # it came as the stream was ending
-                self._waiting.setdefault(idx)
+            queue.stream = None
+            queue.arriving = None
+            if queue.inbox:  # a prompt came as the stream was ending
+                self._wait_for_stream(idx)
             return
-        self._await(line)  # the next, while this one is stored
-        if batch:
-            keep(idx, [(*line.asked.pop(number), answer) for number, answer in batch])
-        if not line.asked and line.arriving is None:
-            line.stream = None  # it would say so itself, a turn later
+        self._await(queue)  # for the next batch, while this one is stored
+        rows = []
+        for request_id, answer in batch:
+            key, prompt = queue.asked.pop(request_id)
+            rows.append((key, prompt, answer))
+        if rows:
+            on_batch(idx, rows)
+        if not queue.asked and queue.arriving is None:
+            queue.stream = None  # the stream itself would end only at the next call
 
-    def _give_up(self, idx: int, error: Exception) -> None:
+    def _fail(self, idx: int, error: Exception) -> None:
+        """Note an expert's error, and forget its requests."""
         self._errors.append(error)
-        self._lines[idx] = Line(self.experts[idx])
+        self._queues[idx] = ExpertQueue(self.experts[idx])
 
     def _make_room(self, idx: int) -> bool:
         """Load an expert, after evicting others where the memory limit asks for it.
 
-        False: those at work leave no room yet.
+        Returns False where those at work leave no room yet.
         """
         expert = self.experts[idx]
         if expert.is_remote:  # takes none of this process's memory
             expert.load()
             return True
         if idx in self.loaded:
-            self.loaded.pop(idx)
+            self.loaded.remove(idx)
         else:
-            idle = [other for other in self.loaded if self._lines[other].stream is None]
-            short = (
-                0.0
-                if self.memory_gb is None
-                else self._used_gb() + expert.memory_gb - self.memory_gb
-            )
-            if short > sum(self.experts[other].memory_gb for other in idle) and len(idle) < len(
-                self.loaded
-            ):
+            if not self._evict_for(expert):
                 return False
-            while (
-                idle
-                and self.memory_gb is not None
-                and self._used_gb() + expert.memory_gb > self.memory_gb
-            ):
-                self.experts[idle[0]].unload()
-                self.loaded.pop(idle.pop(0))
             expert.load()
             self.num_loads += 1
-        self.loaded[idx] = None
+        self.loaded.append(idx)
+        return True
+
+    def _evict_for(self, expert: Expert) -> bool:
+        """Unload idle experts until this one fits; returns False where that is not enough yet.
+
+        An expert larger than the limit is loaded all the same, once no other is at work.
+        """
+        if self.memory_gb is None:
+            return True
+        idle = [other for other in self.loaded if self._queues[other].stream is None]
+        some_are_at_work = len(idle) < len(self.loaded)
+        missing_gb = self._used_gb() + expert.memory_gb - self.memory_gb
+        idle_gb = sum(self.experts[other].memory_gb for other in idle)
+        if missing_gb > idle_gb and some_are_at_work:
+            return False
+        for other in idle:
+            if self._used_gb() + expert.memory_gb <= self.memory_gb:
+                break
+            self.experts[other].unload()
+            self.loaded.remove(other)
         return True
 
     def _used_gb(self) -> float:
@@ -246,8 +283,9 @@ class Dispatcher:
 
 
 def _in_background(run: Callable[..., Any], *arguments: Any) -> Future[Any]:
-    """Run in a thread that the end of the process does not wait for: after an interrupt a request
-    may be open for minutes.
+    """Run in a thread that the end of the process does not wait for.
+
+    After an interrupt a request may be open for minutes.
     """
     future: Future[Any] = Future()
 

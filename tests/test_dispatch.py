@@ -66,7 +66,7 @@ class Sender(Dispatcher):
 
 def ask(sender, idx, *questions):
     for question in questions:
-        sender.ask(
+        sender.submit(
             idx,
             f"{idx} {question}".encode(),
             sender.experts[idx].render(question, None, "paper-v1"),

@@ -131,7 +131,7 @@ class Bench:
             AnswerStore(self.folder / f"cold{self.num_stores}.sqlite"),
             ktp=self.pool.ktp,
         )
-        pool._dispatcher.loaded = dict.fromkeys(range(len(pool)))
+        pool._dispatcher.loaded = list(range(len(pool)))
         return pool
 
     def rollout_s(

@@ -45,8 +45,9 @@ from runtime.version import library_versions
 
 @dataclass(frozen=True)
 class Request:
-    """One call: which expert, which question, and the answer it is handed (None: the first
-    call).
+    """One call: which expert, which question, and the answer it is handed.
+
+    A `previous_answer` of None makes it a first call.
     """
 
     expert_idx: int
@@ -56,9 +57,10 @@ class Request:
 
 @dataclass(eq=False)
 class Call:
-    """A request made of the pool; its answer once there is one."""
+    """A request made of the pool, with its answer once there is one."""
 
-    voice: int  # who answers
+    expert_idx: int  # the expert that is asked
+    responder: Expert  # who answers: this expert, or the recording of its first answers
     prompt: str
     key: bytes
     answer: Answer | None = None
@@ -72,11 +74,11 @@ class PoolStats:
     hits: int = 0  # answered from the store
     generated: int = 0
     replayed: int = 0  # read from recorded answers
-    failed: int = 0  # requests given up: their empty answers are not stored
+    failed: int = 0  # requests given up; their empty answers are not stored
     loads: int = 0
     cut_prompts: int = 0
     empty_answers: int = 0
-    never_ended_thinking: int = 0  # of the empty ones: thinking parts that ran out of tokens
+    never_ended_thinking: int = 0  # empty answers whose thinking part ran out of tokens
     answer_s: float = 0.0  # wall seconds inside answer()
 
     @property
@@ -87,9 +89,9 @@ class PoolStats:
 class ExpertPool:
     """Experts and their store.
 
-    `first_answers`, by expert, are recorded answers that stand for its first calls. `max_calls`
-    bounds what the pool may generate (stored and recorded answers are free); `memory_gb` bounds the
-    loaded weights, the least recently used expert leaving first.
+    `first_answers` maps an expert's index to recorded answers that stand for its first calls.
+    `max_calls` bounds what the pool may generate; stored and recorded answers are free.
+    `memory_gb` bounds the loaded weights. The least recently used expert is unloaded first.
     """
 
     def __init__(
@@ -102,29 +104,25 @@ class ExpertPool:
         max_calls: int | None = None,
         first_answers: Mapping[int, RecordedExpert] | None = None,
     ):
-        self.experts, self.store, self.ktp = list(experts), store, ktp
+        self.experts = list(experts)
+        self.store = store
+        self.ktp = ktp
         self.first_answers = dict(first_answers or {})
-        self.voices: list[Expert] = [
-            *self.experts,
-            *self.first_answers.values(),
-        ]  # all who can answer
-        self._first_voice = {
-            expert_idx: len(self.experts) + n for n, expert_idx in enumerate(self.first_answers)
-        }
         self.max_calls = max_calls
         self.stats = PoolStats()
-        self.on_generated: Callable[[int], None] | None = (
-            None  # told the total after every stored batch
-        )
+        # Called with the total of generated answers after every stored batch
+        self.on_generated: Callable[[int], None] | None = None
         self._dispatcher = Dispatcher(self.experts, memory_gb)
-        self._under_way: dict[bytes, list[Call]] = {}  # by key: equal requests are asked once
+        # Answer key -> calls that wait for this answer; equal requests are asked once
+        self._under_way: dict[bytes, list[Call]] = {}
 
     def __len__(self) -> int:
         return len(self.experts)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ExpertPool:
-        """Itself: Gymnasium copies what an environment was made of, but models and an open store
-        are shared.
+        """The pool itself.
+
+        Gymnasium copies what an environment was made of, but models and an open store are shared.
         """
         return self
 
@@ -144,65 +142,80 @@ class ExpertPool:
 
     @functools.cached_property
     def is_recorded(self) -> list[bool]:
-        """By voice: whether its answers are replayed, whatever the prompt."""
-        return [isinstance(voice.config, RecordedExpertConfig) for voice in self.voices]
+        """For each expert, whether its answers are recorded and do not depend on the prompt."""
+        return [isinstance(expert.config, RecordedExpertConfig) for expert in self.experts]
 
     @functools.cached_property
     def identities(self) -> list[dict[str, Any]]:
-        """By voice."""
-        return [voice.identity() for voice in self.voices]
+        """For each expert, what makes its answers its own."""
+        return [expert.identity() for expert in self.experts]
+
+    @functools.cached_property
+    def _first_identities(self) -> dict[int, dict[str, Any]]:
+        """Expert index -> identity of its recorded first answers."""
+        identities = {}
+        for expert_idx, recording in self.first_answers.items():
+            identities[expert_idx] = recording.identity()
+        return identities
+
+    @functools.cached_property
+    def _identity_of_responder(self) -> dict[int, dict[str, Any]]:
+        """Identity of every responder, by `id(responder)`: taken once, since it hashes weights."""
+        identities = {}
+        for expert, identity in zip(self.experts, self.identities, strict=True):
+            identities[id(expert)] = identity
+        for expert_idx, recording in self.first_answers.items():
+            identities[id(recording)] = self._first_identities[expert_idx]
+        return identities
 
     def fingerprint(self) -> list[dict[str, Any]]:
-        """What an agent trained on this pool depends on: names, weights and costs of the experts in
-        order.
-        """
-        first = {
-            expert_idx: {"first_answers": self.identities[voice]}
-            for expert_idx, voice in self._first_voice.items()
-        }
-        return [
-            {
-                "name": e.config.name,
-                "params_b": e.config.params_b,
-                "identity": self.identities[idx],
-                "decoding": e.decoding(),
-                **first.get(idx, {}),
+        """What an agent trained on this pool depends on, for each expert in the pool's order."""
+        entries = []
+        for expert_idx, expert in enumerate(self.experts):
+            entry = {
+                "name": expert.config.name,
+                "params_b": expert.config.params_b,
+                "identity": self.identities[expert_idx],
+                "decoding": expert.decoding(),
             }
-            for idx, e in enumerate(self.experts)
-        ]
+            if expert_idx in self.first_answers:
+                entry["first_answers"] = self._first_identities[expert_idx]
+            entries.append(entry)
+        return entries
 
     def check_questions(self, questions: Sequence[Question]) -> None:
-        """Raise before anything is spent on them: PromptError where an expert cannot be asked,
-        MetricError where answers cannot be judged,
-        ExpertError where a recorded expert has none.
+        """Check questions before anything is spent on them.
+
+        Raises PromptError where an expert cannot be asked, MetricError where answers cannot be
+        judged, and ExpertError where a recorded expert has no answer.
         """
         check_metrics(questions, [expert.config for expert in self.experts])
-        for expert in self.experts:  # a template that refuses is better known now
+        for expert in self.experts:  # a chat template may refuse a prompt
             for previous_answer in (None, "2"):
                 expert.render("What is 1 + 1?", previous_answer, self.ktp)
         for expert in self.experts:
             if isinstance(expert, RecordedExpert):
                 expert.check_questions(questions)
 
-    def voice(self, request: Request) -> int:
-        """Who answers, an index into `voices`: the expert, or on a first call its recorded answers
-        where they have the question.
-        """
-        recorded = self.first_answers.get(request.expert_idx)
-        if recorded is None:
-            return request.expert_idx
+    def responder(self, request: Request) -> Expert:
+        """Who answers a request: the expert, or its recorded first answers where they have it."""
+        expert = self.experts[request.expert_idx]
+        recording = self.first_answers.get(request.expert_idx)
+        if recording is None:
+            return expert
         asked = content(request.question, request.previous_answer, self.ktp)
-        if asked == request.question and request.question in recorded:
-            return self._first_voice[request.expert_idx]
-        return request.expert_idx
+        if asked == request.question and request.question in recording:
+            return recording
+        return expert
 
     def render(self, request: Request) -> str:
-        return self.voices[self.voice(request)].render(
-            request.question, request.previous_answer, self.ktp
-        )
+        """The prompt of a request, as its responder wants it."""
+        return self.responder(request).render(request.question, request.previous_answer, self.ktp)
 
-    def key(self, voice: int, prompt: str) -> bytes:
-        return answer_key(self.identities[voice], prompt, self.voices[voice].decoding())
+    def key(self, responder: Expert, prompt: str) -> bytes:
+        """The store's key of a responder's answer to a prompt."""
+        identity = self._identity_of_responder[id(responder)]
+        return answer_key(identity, prompt, responder.decoding())
 
     def cost(self, expert_idx: int, answer: Answer) -> Cost:
         return call_cost(
@@ -227,36 +240,25 @@ class ExpertPool:
     def start(
         self, requests: Sequence[Request], on_missing: Callable[[int], None] | None = None
     ) -> list[Call]:
-        """One call per request, in order; those whose answers are stored or recorded have them
-        already, `advance` brings the others.
+        """One call per request, in order.
 
-        `on_missing(n)` is told how many answers will have to be generated.
+        Calls whose answers are stored or recorded have them already. `advance` brings the others.
+        `on_missing(n)` is told how many answers have to be generated.
 
         Raises BudgetError when `max_calls` would be exceeded, after what is under way has been
         finished; StoreError.
         """
         start = time.perf_counter()
-        voices = [self.voice(request) for request in requests]
-        prompts = [
-            self.voices[voice].render(r.question, r.previous_answer, self.ktp)
-            for voice, r in zip(voices, requests, strict=True)
-        ]
-        calls = [
-            Call(voice, prompt, self.key(voice, prompt))
-            for voice, prompt in zip(voices, prompts, strict=True)
-        ]
+        calls = [self._call(request) for request in requests]
         found = self.store.get_many([call.key for call in calls])
-        self.stats.hits += sum(call.key in found for call in calls)
-        missing = {
-            call.key: call
-            for call in reversed(calls)
-            if call.key not in found and call.key not in self._under_way
-        }  # of equal ones the first
-        for voice in {call.voice for call in missing.values() if self.is_recorded[call.voice]}:
-            found |= self._replay(
-                voice, {key: call.prompt for key, call in missing.items() if call.voice == voice}
-            )
-        new = [call for call in calls if missing.get(call.key) is call and call.key not in found]
+        for call in calls:
+            self.stats.hits += call.key in found
+        missing = self._missing(calls, found)
+        found |= self._replay_recorded(missing)
+        new = []
+        for call in calls:
+            if missing.get(call.key) is call and call.key not in found:
+                new.append(call)
         if on_missing is not None:
             on_missing(len(new))
         self._check_budget(len(new))
@@ -267,16 +269,45 @@ class ExpertPool:
             else:
                 self._under_way.setdefault(call.key, []).append(call)
         for call in new:
-            self._dispatcher.submit(call.voice, call.key, call.prompt)
+            self._dispatcher.submit(call.expert_idx, call.key, call.prompt)
         self.stats.answer_s += time.perf_counter() - start
         return calls
 
-    def advance(self) -> None:
-        """Do a little of what was started: a round of tokens for the local expert that has most to
-        do, and whatever has arrived from remote ones.
+    def _call(self, request: Request) -> Call:
+        responder = self.responder(request)
+        prompt = responder.render(request.question, request.previous_answer, self.ktp)
+        return Call(request.expert_idx, responder, prompt, self.key(responder, prompt))
 
-        Raises ExpertError and StoreError as they come; all that was under way is then forgotten,
-        but for what is stored.
+    def _missing(self, calls: Sequence[Call], found: Mapping[bytes, Answer]) -> dict[bytes, Call]:
+        """Calls without a stored answer that nobody has asked yet; of equal calls the first."""
+        missing = {}
+        for call in reversed(calls):
+            if call.key not in found and call.key not in self._under_way:
+                missing[call.key] = call
+        return missing
+
+    def _replay_recorded(self, missing: Mapping[bytes, Call]) -> dict[bytes, Answer]:
+        """Answer what recordings can answer."""
+        replayed: dict[bytes, Answer] = {}
+        for responder in (*self.experts, *self.first_answers.values()):
+            if not isinstance(responder.config, RecordedExpertConfig):
+                continue
+            prompts = {}
+            for key, call in missing.items():
+                if call.responder is responder:
+                    prompts[key] = call.prompt
+            if prompts:
+                replayed |= self._replay(responder, prompts)
+        return replayed
+
+    def advance(self) -> None:
+        """Do a little of what was started.
+
+        The local expert that has most to do generates a few tokens. Whatever has arrived from
+        remote experts is taken in.
+
+        Raises ExpertError and StoreError as they come. All calls under way are then forgotten;
+        what is stored stays.
         """
         start = time.perf_counter()
         try:
@@ -285,47 +316,42 @@ class ExpertPool:
             self._under_way.clear()
             raise
         finally:
-            self.stats.loads, self.stats.answer_s = (
-                self._dispatcher.num_loads,
-                self.stats.answer_s + time.perf_counter() - start,
-            )
+            self.stats.loads = self._dispatcher.num_loads
+            self.stats.answer_s += time.perf_counter() - start
 
     def _finish(self, call: Call, stored: Answer) -> None:
         """Make a stored completion the call's answer: what follows its thinking part.
 
-        All that read answers read them from here. Tokens and costs stay those of the whole.
+        Every reader of answers gets them from here. Tokens and costs stay those of the whole.
         """
-        tags = self.voices[call.voice].config.thinking_tags
-        text = answer_of(stored.text, tags, call.prompt)
-        has_thought = text != stored.text
-        answer = replace(stored, text=text, whole_text=stored.text) if has_thought else stored
+        text = answer_of(stored.text, call.responder.config.thinking_tags, call.prompt)
+        answer = stored
+        if text != stored.text:
+            answer = replace(stored, text=text, whole_text=stored.text)
         call.answer = answer
         self.stats.cut_prompts += answer.prompt_cut
         self.stats.empty_answers += not answer.text.strip()
         self.stats.never_ended_thinking += answer.never_ended_thinking
 
-    def _replay(self, voice: int, prompts: dict[bytes, str]) -> dict[bytes, Answer]:
-        """Copy recorded answers into the store: nothing is loaded, and nothing counts as
-        generated.
-        """
-        speaker = self.voices[voice]
+    def _replay(self, recording: Expert, prompts: dict[bytes, str]) -> dict[bytes, Answer]:
+        """Copy recorded answers into the store. None of them counts as generated."""
+        name = recording.config.name
         keys = list(prompts)
         kept: dict[bytes, Answer] = {}
-        for batch in speaker.answer(list(prompts.values())):
-            rows = [
-                StoredAnswer(keys[index], speaker.config.name, prompts[keys[index]], answer)
-                for index, answer in batch
-                if answer is not None
-            ]
+        for batch in recording.answer(list(prompts.values())):
+            rows = []
+            for request_id, answer in batch:
+                if answer is not None:
+                    key = keys[request_id]
+                    rows.append(StoredAnswer(key, name, prompts[key], answer))
             kept |= self.store.put_many(rows)
         self.stats.replayed += len(kept)
         return kept
 
     def _check_budget(self, num_new: int) -> None:
-        if (
-            self.max_calls is None
-            or self.stats.generated + len(self._under_way) + num_new <= self.max_calls
-        ):
+        if self.max_calls is None:
+            return
+        if self.stats.generated + len(self._under_way) + num_new <= self.max_calls:
             return
         while self._under_way:
             self.advance()
@@ -336,24 +362,25 @@ class ExpertPool:
         )
 
     def _keep(self, expert_idx: int, rows: list[tuple[bytes, str, Answer | None]]) -> None:
-        """Store a batch (key, prompt, answer); what the store kept is what counts.
+        """Store a batch of rows (key, prompt, answer) and hand it to the calls that wait.
 
-        A failed request counts as an empty answer, this once.
+        Calls get the answers that the store holds, which another process may have written first.
+        A failed request (None) counts as an empty answer that is not stored.
         """
         name = self.experts[expert_idx].config.name
-        answered = [
-            StoredAnswer(key, name, prompt, answer)
-            for key, prompt, answer in rows
-            if answer is not None
-        ]
+        answered = []
+        for key, prompt, answer in rows:
+            if answer is not None:
+                answered.append(StoredAnswer(key, name, prompt, answer))
         kept = self.store.put_many(answered)
         self.stats.generated += len(answered)
         self.stats.failed += len(rows) - len(answered)
         if self.on_generated is not None:
             self.on_generated(self.stats.generated)
         for key, _, answer in rows:
+            stored = Answer("", 0, 0, 0.0) if answer is None else kept[key]
             for call in self._under_way.pop(key, ()):
-                self._finish(call, Answer("", 0, 0, 0.0) if answer is None else kept[key])
+                self._finish(call, stored)
 
 
 def build_expert(expert: AnyExpertConfig, pool: PoolConfig, device: torch.device) -> Expert:
@@ -382,8 +409,9 @@ def build_expert(expert: AnyExpertConfig, pool: PoolConfig, device: torch.device
 
 
 def build_pool(config: Config, max_calls: int | None = None) -> ExpertPool:
-    """The pool of a configuration, which may generate `max_calls` answers. No weights are loaded
-    yet; recorded answers have been read and checked.
+    """The pool of a configuration, which may generate `max_calls` answers.
+
+    No weights are loaded yet. Recorded answers have been read and checked.
 
     Raises ExpertError naming file and line for recorded answers that are broken, incomplete or
     cannot be charged.
@@ -394,9 +422,9 @@ def build_pool(config: Config, max_calls: int | None = None) -> ExpertPool:
     for idx, expert in enumerate(config.pool.experts):
         if isinstance(expert, PromptedExpertConfig) and expert.first_answers:
             first_answers[idx] = first_answers_of(experts[idx], expert)
-    for voice in (*experts, *first_answers.values()):
-        if isinstance(voice, RecordedExpert):
-            voice.check_charge(config.reward.cost)
+    for responder in (*experts, *first_answers.values()):
+        if isinstance(responder, RecordedExpert):
+            responder.check_charge(config.reward.cost)
     store = AnswerStore(config.pool.store, library_versions())
     store.check_small()
     return ExpertPool(

@@ -147,7 +147,7 @@ def first_calls(pool: Any, questions: Sequence[Question]) -> Iterator[tuple[Ques
         chunk = questions[start : start + CHUNK]
         requests = [[Request(idx, question.text) for idx in range(len(pool))] for question in chunk]
         keys = [
-            [pool.key(pool.voice(request), pool.render(request)) for request in row]
+            [pool.key(pool.responder(request), pool.render(request)) for request in row]
             for row in requests
         ]
         found = pool.store.get_many(key for row in keys for key in row)

@@ -77,7 +77,10 @@ def test_every_way_of_a_rollout_makes_the_same_calls(project, monkeypatch, tmp_p
 
     monkeypatch.setattr(bench_rollouts, "generate_one", remembered)
     bench.sequential_s(plan)
-    keys = {(name, prompt): wide.key(wide.names.index(name), prompt) for name, prompt in asked}
+    keys = {
+        (name, prompt): wide.key(wide.experts[wide.names.index(name)], prompt)
+        for name, prompt in asked
+    }
     assert asked == {call: wide.store.get_many([key])[key].text for call, key in keys.items()}
     assert len(asked) == len(wide.store)
 
@@ -88,7 +91,7 @@ def test_repeated_experts_have_answers_of_their_own(project):
     pool = build_pool(
         config.model_copy(update={"pool": config.pool.model_copy(update={"experts": experts})})
     )
-    assert len({pool.key(idx, "the same prompt") for idx in range(7)}) == 7
+    assert len({pool.key(expert, "the same prompt") for expert in pool.experts}) == 7
     assert pool.identities[0] == pool.identities[5]
 
 

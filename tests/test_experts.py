@@ -171,7 +171,9 @@ def test_the_answer_follows_the_thinking_part_and_the_store_keeps_the_whole_text
         assert (never.text, never.whole_text) == ("", "<think>a long way")
         assert (answer.text, answer.whole_text) == ("71 72", "<think>hm</think>\n71 72")
         assert answer.completion_tokens == 3  # words: what was thought is paid for
-    stored = pool.store.get_many([pool.key(0, pool.render(Request(0, "easy?", "71")))])
+    stored = pool.store.get_many(
+        [pool.key(pool.experts[0], pool.render(Request(0, "easy?", "71")))]
+    )
     assert [kept.text for kept in stored.values()] == ["<think>hm</think>\n71 72"]
     assert (pool.stats.empty_answers, pool.stats.never_ended_thinking) == (2, 2)
 
@@ -757,7 +759,7 @@ def test_prompts_wait_where_a_models_cache_cannot_take_them_in(tiny_pool_dir, pr
     monkeypatch.setattr("backends.hf.SPARED_TOKENS", 10)  # many groups
     expected, _ = ask(tiny(tiny_pool_dir, "llama-0.2m"), prompts)
     monkeypatch.setattr("backends.generation.PLAIN_LAYERS", ())  # no kind of cache is known
-    monkeypatch.setattr("backends.generation.RunningBatch._beside", None)
+    monkeypatch.setattr("backends.generation.RunningBatch._concat_left_padded", None)
     answers, _ = ask(tiny(tiny_pool_dir, "llama-0.2m"), prompts)
     assert [replace(answer, latency_s=0.0) for answer in answers] == [
         replace(answer, latency_s=0.0) for answer in expected
@@ -911,7 +913,7 @@ def test_a_real_small_llm_knows_the_capital_of_france_and_stops_when_it_has_said
 def test_answers_survive_the_store_as_they_were(make_pool):
     pool = make_pool([echo])
     kept = Answer("text", 5, 3, 0.125, prompt_cut=True)
-    key = pool.key(0, pool.render(Request(0, "a")))
+    key = pool.key(pool.experts[0], pool.render(Request(0, "a")))
     pool.store.put_many([StoredAnswer(key, "e0", "a", kept)])
     assert pool.answer([Request(0, "a")]) == [kept]
     assert pool.stats.cut_prompts == 1

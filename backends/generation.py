@@ -1,9 +1,9 @@
-"""Continuous batching with a Hugging Face model's own `generate`, called for a round of tokens at a
-time: rows that have ended leave, and others join.
+"""Continuous batching with a Hugging Face model's own `generate`.
 
-In one long call every row of a batch costs as much as the longest, and answers of a question's few
-words stand beside runaways of hundreds; and who is asked later waits for all of them. docs/speed.md
-has what this gains.
+`generate` is called for a chunk of tokens at a time. Between two calls, rows that have ended leave
+the batch, and other rows join it. In one long call every row would cost as much as the longest,
+though most answers are short. Later requests would wait for all of them. docs/speed.md measures
+what this gains.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from config import DecodingConfig
 
-ROUND = 16  # tokens between two looks at who has ended and who may join, at most
-ENDED_SHARE = 0.5  # of a batch's rows: when so many have ended a round is over
+ROUND = 16  # most tokens of a decode chunk; between two chunks rows may leave and join
+ENDED_SHARE = 0.5  # a decode chunk is over when this share of its rows has ended
 
 
 @dataclass
 class Row:
     """A prompt on its way to a completion."""
 
-    number: int  # its place among the caller's prompts
-    ids: list[int]  # of the prompt
+    request_id: int  # the inbox's id of the prompt
+    ids: list[int]  # the prompt's tokens
     was_cut: bool = False
     seed: int = 0
     completion: list[int] = field(default_factory=list)  # up to and including its first end token
@@ -45,46 +45,43 @@ class Row:
 
 
 class SeededSampling(LogitsProcessor):
-    """Turns greedy decoding into sampling that depends on the prompt alone, not on the batch it
-    travels in.
+    """Turns greedy decoding into sampling that depends on the prompt alone, not on its batch.
 
     The arg-max of log-probability / temperature + Gumbel noise is a sample from the softmax. The
-    noise of a token depends on its row's seed and its place in the completion only: `generate` may
-    compute a step more than it keeps.
+    noise of a token depends only on its row's seed and its position in the completion, since
+    `generate` may compute a step more than it keeps.
     """
 
     def __init__(self, decoding: DecodingConfig):
         self.temperature = decoding.temperature
         self.warper = TopPLogitsWarper(decoding.top_p) if decoding.top_p < 1.0 else None
-        self.rows: Sequence[Row] = ()  # of the batch at hand
-        self.width = 0  # tokens of the batch before this call of `generate`
+        self.rows: Sequence[Row] = ()  # rows of the current call of `generate`
+        self.width = 0  # tokens (T) that this call started from
 
     @staticmethod
     def seed(decoding: DecodingConfig, prompt: str) -> int:
         """The seed of a prompt's noise."""
-        return (
-            int.from_bytes(hashlib.sha256(f"{decoding.seed}:{prompt}".encode()).digest()[:8], "big")
-            >> 1
-        )
+        digest = hashlib.sha256(f"{decoding.seed}:{prompt}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") >> 1
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         scores = scores.float() / self.temperature  # (B, V)
         if self.warper is not None:
             scores = self.warper(input_ids, scores)
-        places = [len(row.completion) + input_ids.shape[1] - self.width for row in self.rows]
-        sources = [
-            torch.Generator().manual_seed(row.seed + place)
-            for row, place in zip(self.rows, places, strict=True)
-        ]
-        noise = torch.stack(
-            [torch.rand(scores.shape[1], generator=source) for source in sources]
-        ).to(scores.device)  # (B, V)
+        num_new = input_ids.shape[1] - self.width
+        noises = []
+        for row in self.rows:
+            position = len(row.completion) + num_new
+            generator = torch.Generator().manual_seed(row.seed + position)
+            noises.append(torch.rand(scores.shape[1], generator=generator))
+        noise = torch.stack(noises).to(scores.device)  # (B, V)
         return scores - torch.log(-torch.log(noise.clamp(1e-20, 1 - 1e-7)))
 
 
-class EnoughHaveEnded(StoppingCriteria):
-    """Ends a round for all rows as soon as a share of them has ended: those would be computed on
-    with the others.
+class StopWhenShareFinished(StoppingCriteria):
+    """Ends a decode chunk for all rows as soon as ENDED_SHARE of them have ended.
+
+    `generate` computes ended rows on with the others until its call returns.
     """
 
     def __init__(self, ends: torch.Tensor, num_rows: int):
@@ -98,9 +95,10 @@ class EnoughHaveEnded(StoppingCriteria):
         return torch.full_like(self.have_ended, bool(self.have_ended.float().mean() >= ENDED_SHARE))
 
 
-class RoomyLayer(DynamicLayer):
-    """Keys and values with room behind them, so that a step writes its own and does not copy all
-    that came before.
+class PreallocatedLayer(DynamicLayer):
+    """A cache layer with spare room behind its keys and values.
+
+    A step writes its own keys and values into this room. It does not copy those that came before.
     """
 
     keys: torch.Tensor
@@ -109,33 +107,33 @@ class RoomyLayer(DynamicLayer):
     def __init__(self, layer: DynamicLayer):
         super().__init__()
         self.__dict__.update(layer.__dict__)
-        self._room: tuple[torch.Tensor, torch.Tensor] | None = (
-            None  # what `keys` and `values` are the front of
-        )
-        self._front: torch.Tensor | None = (
-            None  # `keys` as they were left: rows may have gone or come since
-        )
+        # (B, heads, T + room, head size) each; `keys` and `values` are views of their first part
+        self._buffer: tuple[torch.Tensor, torch.Tensor] | None = None
+        # `keys` as `update` left them. Where `keys` is another tensor, rows have left or joined
+        self._last_keys: torch.Tensor | None = None
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values (B, heads, T, head size) with those of the new tokens behind them."""
-        start, end = self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
-        room = self._room
-        if room is None or self._front is not self.keys or end > room[0].shape[-2]:
-            more = [0, 0, 0, key_states.shape[-2] + ROUND]
-            room = (pad(self.keys, more), pad(self.values, more))
-        keys, values = room
+        num_new = key_states.shape[-2]
+        start = self.keys.shape[-2]
+        end = start + num_new
+        buffer = self._buffer
+        if buffer is None or self._last_keys is not self.keys or end > buffer[0].shape[-2]:
+            more = [0, 0, 0, num_new + ROUND]
+            buffer = (pad(self.keys, more), pad(self.values, more))
+        keys, values = buffer
         keys[..., start:end, :] = key_states
         values[..., start:end, :] = value_states
-        self._room = room
+        self._buffer = buffer
         self.keys = keys[..., :end, :]
         self.values = values[..., :end, :]
-        self._front = self.keys
+        self._last_keys = self.keys
         return self.keys, self.values
 
 
-# Generation settings of a model that count tokens from the start or the end of a call.
+# Generation settings of a model that count tokens from the start or the end of a call
 COUNTED_SETTINGS = (
     "forced_bos_token_id",
     "forced_eos_token_id",
@@ -144,21 +142,19 @@ COUNTED_SETTINGS = (
     "begin_suppress_tokens",
     "exponential_decay_length_penalty",
 )
-PLAIN_LAYERS = (
-    DynamicLayer,
-    RoomyLayer,
-    DynamicSlidingWindowLayer,
-)  # caches whose rows can be set beside each other
+# Cache layers whose rows can be concatenated with those of another cache
+PLAIN_LAYERS = (DynamicLayer, PreallocatedLayer, DynamicSlidingWindowLayer)
 
 
 def keeps_only_keys_and_values(model: Any) -> bool:
-    """Whether the model remembers a token by keys and values of attention alone, not in a recurrent
-    or convolutional state.
+    """Whether the model remembers tokens only by keys and values of attention.
+
+    Other models keep a recurrent or convolutional state.
     """
+    if model._is_stateful:
+        return False
     kinds = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()
-    return not model._is_stateful and all(
-        "attention" in kind and "linear" not in kind for kind in kinds
-    )
+    return all("attention" in kind and "linear" not in kind for kind in kinds)
 
 
 class RunningBatch:
@@ -166,9 +162,11 @@ class RunningBatch:
 
     Rows join at any time where the model allows it, by the same left padding that any batch of
     unequal prompts has. Encoder-decoders count positions from the start of the batch, so their rows
-    start together. A recurrent state can neither drop nor take rows, generation settings may count
-    from the start or the end of a call, and code from a hub may keep its cache in a way of its own
-    (`in_rounds=False`): those run to the end in one call.
+    start together.
+
+    Some models run to the end in one call. A recurrent state can neither drop nor take rows.
+    Generation settings may count from the start or the end of a call. Code from a hub may keep its
+    cache in its own way; for this the caller passes `in_chunks=False`.
     """
 
     def __init__(
@@ -178,30 +176,27 @@ class RunningBatch:
         *,
         end_ids: set[int],
         pad_id: int,
-        in_rounds: bool = True,
+        in_chunks: bool = True,
         work: Counter[str] | None = None,
     ):
-        self.model, self.decoding, self.end_ids, self.pad_id = model, decoding, end_ids, pad_id
+        self.model = model
+        self.decoding = decoding
+        self.end_ids = end_ids
+        self.pad_id = pad_id
         self.rows: list[Row] = []
-        self.work = (
-            Counter() if work is None else work
-        )  # "generate_calls" and the model's "forward_passes", counted up
-        self._in_rounds = (
-            in_rounds
-            and keeps_only_keys_and_values(model)
-            and not any(getattr(model.generation_config, name, None) for name in COUNTED_SETTINGS)
-        )
-        self._can_grow = self._in_rounds and not model.config.is_encoder_decoder
+        # Counts "generate_calls" and the model's "forward_passes"
+        self.work = Counter() if work is None else work
+        self._in_chunks = in_chunks and keeps_only_keys_and_values(model)
+        for name in COUNTED_SETTINGS:
+            if getattr(model.generation_config, name, None):
+                self._in_chunks = False
+        self._can_grow = self._in_chunks and not model.config.is_encoder_decoder
         self._sampling = SeededSampling(decoding) if decoding.temperature > 0 else None
         self._ends = torch.tensor(sorted(end_ids), device=model.device)
         self._ended: list[Row] = []
         self._tokens = torch.empty(0)  # (B, T): prompts and what was generated, padded on the left
-        self._state: dict[
-            str, Any
-            # The other arguments of the model's `generate`; keys and values are those of all
-            # tokens but
-            # the last
-        ] = {}
+        # The other arguments of `generate`. Its cache holds all tokens but the last
+        self._state: dict[str, Any] = {}
 
     @property
     def width(self) -> int:
@@ -220,24 +215,25 @@ class RunningBatch:
         encoder-decoder's start token. `state` holds the other arguments of the model's `generate`:
         attention masks, keys and values computed already, encoder outputs.
         """
-        rows, tokens, state = self._extend(
-            list(rows), tokens, state, 1 if self._in_rounds else self.decoding.max_new_tokens
-        )
-        if self.rows and rows:
-            tokens, state = self._beside(tokens, state)
-        if rows:
-            self.rows, self._tokens, self._state = self.rows + rows, tokens, state
+        num_new = 1 if self._in_chunks else self.decoding.max_new_tokens
+        going, tokens, state = self._extend(list(rows), tokens, state, num_new)
+        if not going:
+            return
+        if self.rows:
+            tokens, state = self._concat_left_padded(tokens, state)
+        self.rows = self.rows + going
+        self._tokens = tokens
+        self._state = state
 
     def advance(self) -> list[Row]:
-        """Generate a round of tokens for all rows; returns those that have ended since the last
-        time.
-        """
+        """Generate a chunk of tokens for all rows; returns the rows ended since the last call."""
         if self.rows:
-            left = min(self.decoding.max_new_tokens - len(row.completion) for row in self.rows)
+            num_left = min(self.decoding.max_new_tokens - len(row.completion) for row in self.rows)
             self.rows, self._tokens, self._state = self._extend(
-                self.rows, self._tokens, self._state, min(ROUND, left)
+                self.rows, self._tokens, self._state, min(ROUND, num_left)
             )
-        ended, self._ended = self._ended, []
+        ended = self._ended
+        self._ended = []
         return ended
 
     def _extend(
@@ -245,57 +241,71 @@ class RunningBatch:
     ) -> tuple[list[Row], torch.Tensor, dict[str, Any]]:
         """Rows, tokens and state after `num_new` more tokens, without the rows that have ended."""
         start = time.perf_counter()
+        output = self._generate(rows, tokens, state, num_new)
+        # B lists of at most `num_new` tokens
+        new = output.sequences[:, tokens.shape[1] :].tolist()
+        num_steps = len(new[0])
+        self.work.update(generate_calls=1, forward_passes=num_steps)
+        seconds = (time.perf_counter() - start) / len(rows)
+        for row, completion in zip(rows, new, strict=True):
+            row.completion += _until_end(completion, self.end_ids)
+            row.seconds += seconds
+        going = self._sort_out_ended(rows)
+        if not going:
+            return [], tokens, {}
+        chosen = torch.tensor(going)  # on the CPU, since layers may be on several devices
+        state = _kept(state, output.past_key_values, chosen, num_steps)
+        tokens, state = _trim_left_padding(output.sequences[chosen], state)
+        return [rows[index] for index in going], tokens, state
+
+    def _generate(
+        self, rows: list[Row], tokens: torch.Tensor, state: dict[str, Any], num_new: int
+    ) -> Any:
+        """What the model's `generate` returns for `num_new` tokens."""
+        processors = LogitsProcessorList()
         if self._sampling:
-            self._sampling.rows, self._sampling.width = rows, tokens.shape[1]
-        output = self.model.generate(
-            **{
-                "decoder_input_ids" if self.model.config.is_encoder_decoder else "input_ids": tokens
-            },
+            self._sampling.rows = rows
+            self._sampling.width = tokens.shape[1]
+            processors.append(self._sampling)
+        criteria = StoppingCriteriaList()
+        if self._in_chunks and num_new > 1:
+            criteria.append(StopWhenShareFinished(self._ends, len(rows)))
+        is_encoder_decoder = self.model.config.is_encoder_decoder
+        tokens_name = "decoder_input_ids" if is_encoder_decoder else "input_ids"
+        return self.model.generate(
+            **{tokens_name: tokens},
             **state,
             max_new_tokens=num_new,
             do_sample=False,
             num_beams=1,
             pad_token_id=self.pad_id,
             eos_token_id=sorted(self.end_ids),
-            logits_processor=LogitsProcessorList([self._sampling] if self._sampling else []),
-            stopping_criteria=StoppingCriteriaList(
-                [EnoughHaveEnded(self._ends, len(rows))] if self._in_rounds and num_new > 1 else []
-            ),
+            logits_processor=processors,
+            stopping_criteria=criteria,
             return_dict_in_generate=True,
         )
-        new = output.sequences[
-            :, tokens.shape[1] :
-        ].tolist()  # B lists, of `num_new` tokens at most
-        self.work.update(generate_calls=1, forward_passes=len(new[0]))
-        seconds, going = (time.perf_counter() - start) / len(rows), []
-        for index, (row, completion) in enumerate(zip(rows, new, strict=True)):
-            row.completion += _until_end(completion, self.end_ids)
-            row.seconds += seconds
-            is_over = (
-                row.completion[-1] in self.end_ids
-                or len(row.completion) >= self.decoding.max_new_tokens
-            )
-            self._ended.append(row) if is_over else going.append(index)
-        if not going:
-            return [], tokens, {}
-        chosen = torch.tensor(going)  # not on a device: layers may be on several
-        return [rows[index] for index in going], *_without_slack(
-            output.sequences[chosen], _kept(state, output.past_key_values, chosen, len(new[0]))
-        )
 
-    def _beside(
+    def _sort_out_ended(self, rows: list[Row]) -> list[int]:
+        """Note the rows that have ended; returns the indices of the others."""
+        going = []
+        for index, row in enumerate(rows):
+            has_end = row.completion[-1] in self.end_ids
+            if has_end or len(row.completion) >= self.decoding.max_new_tokens:
+                self._ended.append(row)
+            else:
+                going.append(index)
+        return going
+
+    def _concat_left_padded(
         self, tokens: torch.Tensor, state: dict[str, Any]
     ) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Tokens and state of the running rows and of new ones below them, padded on the left to
-        one width.
+        """Tokens and state of the running rows, and of new ones below them.
+
+        Both are padded on the left to one width.
         """
-        pairs = (
-            (self._tokens, tokens, self.pad_id),
-            (self._state["attention_mask"], state["attention_mask"], 0),
-        )
-        tokens, mask = (
-            torch.cat(_aligned(upper, lower, -1, value)) for upper, lower, value in pairs
-        )
+        tokens = torch.cat(_aligned(self._tokens, tokens, -1, self.pad_id))
+        running_mask = self._state["attention_mask"]
+        mask = torch.cat(_aligned(running_mask, state["attention_mask"], -1, 0))
         cache = self._state["past_key_values"]
         for layer, new in zip(cache.layers, state["past_key_values"].layers, strict=True):
             if new.is_initialized:  # a layer that shares another's keys has none
@@ -309,58 +319,66 @@ class RunningBatch:
 def _aligned(upper: torch.Tensor, lower: torch.Tensor, axis: int, value: int) -> list[torch.Tensor]:
     """Both, padded at the front of `axis` to the longer one's length."""
     length = max(upper.shape[axis], lower.shape[axis])
-    return [
-        pad(part, [0, 0] * (-1 - axis) + [length - part.shape[axis], 0], value=value)
-        for part in (upper, lower)
-    ]
+    later_axes = [0, 0] * (-1 - axis)  # `pad` counts axes from the last
+    padded = []
+    for part in (upper, lower):
+        widths = [*later_axes, length - part.shape[axis], 0]
+        padded.append(pad(part, widths, value=value))
+    return padded
 
 
 def _kept(state: dict[str, Any], cache: Any, chosen: torch.Tensor, num_new: int) -> dict[str, Any]:
     """The arguments of `generate` after `num_new` more tokens, for the chosen rows."""
-    own = (
-        "decoder_attention_mask" if "encoder_outputs" in state else "attention_mask"
-    )  # of the tokens that grow
-    if len(chosen) < len(state[own]):
+    # The mask of the tokens that grow, which an encoder-decoder keeps apart from its inputs' mask
+    mask_name = "decoder_attention_mask" if "encoder_outputs" in state else "attention_mask"
+    if len(chosen) < len(state[mask_name]):
         cache.batch_select_indices(chosen)
     growing = getattr(cache, "self_attention_cache", cache)
-    growing.layers = [
-        RoomyLayer(layer) if type(layer) is DynamicLayer and layer.is_initialized else layer
-        for layer in growing.layers
-    ]
-    state = {
-        name: value[chosen] if isinstance(value, torch.Tensor) else value
-        for name, value in state.items()
-    } | {"past_key_values": cache}
-    state[own] = torch.cat([state[own], state[own].new_ones(len(chosen), num_new)], dim=1)
-    if "encoder_outputs" in state:
-        state["encoder_outputs"] = type(state["encoder_outputs"])(
-            last_hidden_state=state["encoder_outputs"].last_hidden_state[chosen]
-        )
-    return state
+    for index, layer in enumerate(growing.layers):
+        if type(layer) is DynamicLayer and layer.is_initialized:
+            growing.layers[index] = PreallocatedLayer(layer)
+    kept: dict[str, Any] = {}
+    for name, value in state.items():
+        kept[name] = value[chosen] if isinstance(value, torch.Tensor) else value
+    kept["past_key_values"] = cache
+    mask = kept[mask_name]
+    kept[mask_name] = torch.cat([mask, mask.new_ones(len(chosen), num_new)], dim=1)
+    if "encoder_outputs" in kept:
+        encoded = kept["encoder_outputs"]
+        hidden = encoded.last_hidden_state[chosen]
+        kept["encoder_outputs"] = type(encoded)(last_hidden_state=hidden)
+    return kept
 
 
 def _is_plain(state: dict[str, Any]) -> bool:
-    return "encoder_outputs" not in state and all(
-        type(layer) in PLAIN_LAYERS for layer in state["past_key_values"].layers
-    )
+    """Whether rows can be added to this state, and padding be cut from it."""
+    if "encoder_outputs" in state:
+        return False
+    return all(type(layer) in PLAIN_LAYERS for layer in state["past_key_values"].layers)
 
 
-def _without_slack(
+def _trim_left_padding(
     tokens: torch.Tensor, state: dict[str, Any]
 ) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Tokens and state without the padding that all rows begin with, now that longer ones have
-    left.
+    """Tokens and state without the padding that all rows begin with.
+
+    Such padding is left over when the longest row has ended.
     """
-    slack = int(state["attention_mask"].argmax(1).min()) if _is_plain(state) else 0
-    if not slack:
+    if not _is_plain(state):
         return tokens, state
+    num_padding = int(state["attention_mask"].argmax(1).min())
+    if not num_padding:
+        return tokens, state
+    length = tokens.shape[1] - 1 - num_padding  # a sliding window may hold fewer already
     for layer in state["past_key_values"].layers:
         if layer.is_initialized:
-            length = tokens.shape[1] - 1 - slack  # a sliding window may hold fewer already
-            layer.keys, layer.values = layer.keys[..., -length:, :], layer.values[..., -length:, :]
+            layer.keys = layer.keys[..., -length:, :]
+            layer.values = layer.values[..., -length:, :]
             if isinstance(layer, DynamicSlidingWindowLayer):
                 layer.cumulative_length = length
-    return tokens[:, slack:], state | {"attention_mask": state["attention_mask"][:, slack:]}
+    trimmed = dict(state)
+    trimmed["attention_mask"] = state["attention_mask"][:, num_padding:]
+    return tokens[:, num_padding:], trimmed
 
 
 def _until_end(ids: list[int], ends: set[int]) -> list[int]:

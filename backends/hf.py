@@ -358,7 +358,7 @@ class HFExpert:
         options = {
             "end_ids": self._end_ids,
             "pad_id": self.tokenizer.pad_token_id,
-            "in_rounds": not self.config.trust_remote_code,
+            "in_chunks": not self.config.trust_remote_code,
         }
         return RunningBatch(self.model, self.config.decoding, **options, work=self.work)
 
@@ -403,7 +403,9 @@ class HFExpert:
             )
             for row, text in zip(ended, texts, strict=True)
         ]
-        return [(row.number, answer) for row, answer in zip(ended, answers, strict=True)], left_out
+        return [
+            (row.request_id, answer) for row, answer in zip(ended, answers, strict=True)
+        ], left_out
 
     def _groups(self, rows: list[Row]) -> Iterator[tuple[tuple[int, ...], list[Row]]]:
         """Openings, and the rows (by falling length) that are read together: of one opening, and of

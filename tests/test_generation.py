@@ -8,11 +8,11 @@ from transformers.cache_utils import DynamicLayer
 
 from backends.generation import (
     ROUND,
-    EnoughHaveEnded,
-    RoomyLayer,
+    PreallocatedLayer,
     Row,
     RunningBatch,
     SeededSampling,
+    StopWhenShareFinished,
 )
 from backends.hf import HFExpert
 from config import DecodingConfig, HFExpertConfig
@@ -40,13 +40,13 @@ def prompts(project):
     return [f"{json.loads(line)['text']}\nAnswer:" for line in lines]
 
 
-def running(expert, *, in_rounds=True):
+def running(expert, *, in_chunks=True):
     return RunningBatch(
         expert.model,
         expert.config.decoding,
         end_ids=expert._end_ids,
         pad_id=expert.tokenizer.pad_token_id,
-        in_rounds=in_rounds,
+        in_chunks=in_chunks,
     )
 
 
@@ -62,9 +62,9 @@ def join(batch, expert, rows):
 
 
 @torch.inference_mode()
-def completions(expert, prompts, *, in_rounds=True):
+def completions(expert, prompts, *, in_chunks=True):
     """All prompts at once, to the end."""
-    batch, rows = running(expert, in_rounds=in_rounds), rows_of(expert, prompts)
+    batch, rows = running(expert, in_chunks=in_chunks), rows_of(expert, prompts)
     join(batch, expert, rows)
     while batch.rows or batch._ended:
         batch.advance()
@@ -122,7 +122,7 @@ def test_generation_in_rounds_gives_what_one_long_call_gives_and_finished_rows_l
         return output
 
     monkeypatch.setattr(expert.model, "forward", counted)
-    whole = completions(expert, prompts, in_rounds=False)
+    whole = completions(expert, prompts, in_chunks=False)
     assert set(rows_run) == {24}
     rows_run.clear()
     assert completions(expert, prompts) == whole
@@ -254,7 +254,7 @@ def test_an_encoder_decoder_and_a_recurrent_model_take_rows_only_when_they_have_
 
 
 def test_a_round_is_over_when_half_of_its_rows_have_ended():
-    enough = EnoughHaveEnded(torch.tensor([2, 7]), num_rows=4)
+    enough = StopWhenShareFinished(torch.tensor([2, 7]), num_rows=4)
     steps = [
         ([2, 5, 5, 5], False),
         ([0, 5, 5, 5], False),
@@ -271,7 +271,7 @@ def test_keys_and_values_are_written_behind_the_others_and_copied_only_when_ther
     steps = [torch.randn(3, 2, 1, 4) for _ in range(2 * ROUND)]
     plain = DynamicLayer()
     plain.update(torch.zeros(3, 2, 5, 4), torch.ones(3, 2, 5, 4))
-    roomy, places = RoomyLayer(plain), []
+    roomy, places = PreallocatedLayer(plain), []
     for step in steps[:-1]:
         keys, values = roomy.update(step, -step)
         places.append(keys.data_ptr())

@@ -41,8 +41,9 @@ class Policy(Protocol):
 
 
 class NeverSatisfied:
-    """A judge for policies that decide themselves when to stop, and for routes that must run to
-    T_max.
+    """A judge that never ends a route.
+
+    It is for policies that decide themselves when to stop, and for routes that must run to T_max.
     """
 
     def judge(self, episodes: Sequence[Episode]) -> list[Judgement]:
@@ -73,8 +74,10 @@ class Route:
         return expert_idx
 
     def value_under(self, reward: RewardConfig) -> float:
-        """The return of every table: quality of the final answer minus alpha times the sum of C,
-        undiscounted and unshaped.
+        """The return that every table shows.
+
+        It is the quality of the final answer minus alpha times the sum of C, undiscounted and
+        without reward shaping.
         """
         return self.quality - reward.alpha * charge(self.episode.cost, reward)
 
@@ -102,18 +105,18 @@ def play(
     reader: Reader | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Route]:
-    """Play each question exactly once, begun in order of the list, `width` in flight. Deterministic
-    if policy, judge and experts are.
+    """Play each question exactly once, begun in order of the list, `width` in flight.
 
-    No question waits for another's answer: each moves on with its own. So policy and judge see
-    states in groups that depend on what is stored and how fast experts are, and what they say may
-    differ in the last digit. `in_step` makes all in flight wait for each other: slower, and the
-    same to the last digit whatever is stored. A policy must ask at least one expert per question
-    (ValueError otherwise).
+    The routes are deterministic if policy, judge and experts are.
+
+    No question waits for another's answer. So policy and judge see states in groups that depend on
+    what is stored and how fast experts are, and their outputs may differ in the last digit.
+    `in_step` makes all questions in flight wait for each other. This is slower, and the same to the
+    last digit whatever is stored.
+
+    Raises ValueError where a policy asks no expert about a question.
     """
-    routes = []
-    for question in questions:
-        routes.append(Route(Episode(question.sealed(), t_max, submits=submits), []))
+    routes = _new_routes(questions, t_max, submits)
     waiting = deque(routes)
     to_move: list[Route] = []
     asked: dict[Call, Route] = {}
@@ -121,25 +124,56 @@ def play(
         while waiting and len(to_move) + len(asked) < width:
             to_move.append(waiting.popleft())
         moving, num_stopped = _decide(to_move, policy)
-        calls = pool.start([route.episode.propose(route.next_expert) for route in moving])
-        asked |= dict(zip(calls, moving, strict=True))
-        enough = len(asked) if in_step else min(1, len(asked))
-        while len(answers := _answered(asked)) < enough:
-            pool.advance()
-        to_move = [asked.pop(call) for call in answers]
-        take_answers(
-            [r.episode for r in to_move],
-            [r.next_expert for r in to_move],
-            list(answers.values()),
-            pool,
-            judge,
-            reader,
-        )
-        still = [route for route in to_move if not route.episode.is_over]
+        _ask(moving, pool, asked)
+        num_needed = len(asked) if in_step else min(1, len(asked))
+        answers = _wait_for(num_needed, asked, pool)
+        answered = [asked.pop(call) for call in answers]
+        _take(answered, list(answers.values()), pool, judge, reader)
+        to_move = [route for route in answered if not route.episode.is_over]
         if on_progress is not None:
-            on_progress(num_stopped + len(to_move) - len(still))
-        to_move = still
+            on_progress(num_stopped + len(answered) - len(to_move))
     return routes
+
+
+def _new_routes(questions: Sequence[Question], t_max: int, submits: str) -> list[Route]:
+    """A route without steps for each question. Policies cannot see the references."""
+    routes = []
+    for question in questions:
+        episode = Episode(question.sealed(), t_max, submits=submits)
+        routes.append(Route(episode, []))
+    return routes
+
+
+def _ask(moving: Sequence[Route], pool: ExpertPool, asked: dict[Call, Route]) -> None:
+    """Start the calls of the routes' last decisions, and note them in `asked`."""
+    requests = [route.episode.propose(route.next_expert) for route in moving]
+    calls = pool.start(requests)
+    asked.update(zip(calls, moving, strict=True))
+
+
+def _wait_for(num_needed: int, asked: Iterable[Call], pool: ExpertPool) -> dict[Call, Answer]:
+    """Advance the pool until `num_needed` calls have answers; returns all that have one."""
+    answers = _answered(asked)
+    while len(answers) < num_needed:
+        pool.advance()
+        answers = _answered(asked)
+    return answers
+
+
+def _take(
+    routes: Sequence[Route],
+    answers: list[Answer],
+    pool: ExpertPool,
+    judge: Judge,
+    reader: Reader | None,
+) -> None:
+    """Add each route's answer to its episode as a step."""
+    episodes = []
+    experts = []
+    for route in routes:
+        episodes.append(route.episode)
+        experts.append(route.next_expert)
+    take_answers(episodes, experts, answers, pool, judge, reader)
 
 
 def _answered(calls: Iterable[Call]) -> dict[Call, Answer]:
@@ -148,15 +182,15 @@ def _answered(calls: Iterable[Call]) -> dict[Call, Answer]:
 
 
 def _decide(routes: Sequence[Route], policy: Policy) -> tuple[list[Route], int]:
-    """The routes that go on, each with the policy's next decision appended, and how many
-    end here.
+    """The routes that go on, and how many end here.
+
+    The policy's next decision is appended to each route that goes on.
     """
     if not routes:
         return [], 0
     moving = []
-    for route, decision in zip(
-        routes, policy.act([route.episode for route in routes]), strict=True
-    ):
+    decisions = policy.act([route.episode for route in routes])
+    for route, decision in zip(routes, decisions, strict=True):
         if decision.expert_idx is not None:
             route.decisions.append(decision)
             moving.append(route)
@@ -170,22 +204,19 @@ def _decide(routes: Sequence[Route], policy: Policy) -> tuple[list[Route], int]:
 def score_routes(
     routes: Sequence[Route], questions: Sequence[Question], experts: Sequence[str]
 ) -> None:
-    """Fill in the quality of every step, in place, from questions that hold their references (same
-    order as the routes).
+    """Fill in the quality of every step, in place.
 
-    `experts`: their names, in the pool's order.
+    `questions` hold their references and are in the order of the routes. `experts` are the
+    experts' names, in the pool's order.
     """
-    pairs = [
-        (question, step)
-        for route, question in zip(routes, questions, strict=True)
-        for step in route.episode.steps
-    ]
-    scores = iter(
-        score_answers(
-            [question for question, _ in pairs],
-            [step.answer.text for _, step in pairs],
-            [experts[step.expert_idx] for _, step in pairs],
-        )
-    )
+    judged = []
+    texts = []
+    names = []
+    for route, question in zip(routes, questions, strict=True):
+        for step in route.episode.steps:
+            judged.append(question)
+            texts.append(step.answer.text)
+            names.append(experts[step.expert_idx])
+    scores = iter(score_answers(judged, texts, names))
     for route in routes:
         route.episode.steps = [replace(step, quality=next(scores)) for step in route.episode.steps]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,9 @@ class StateEncoder(nn.Module):
         super().__init__()
         self.width: int = model.config.hidden_size
         self.output_dim = self.width + (t_max if config.sees_calls_left else 0)
-        self.config, self.model, self.t_max = config, model, t_max
+        self.config = config
+        self.model = model
+        self.t_max = t_max
         self.pad_id = tokenizer.pad_token_id
         self.uses_segments = (
             "token_type_ids" in tokenizer.model_input_names
@@ -45,24 +48,22 @@ class StateEncoder(nn.Module):
         self.register_buffer("scale", torch.ones(self.width))
         self.team: Any = None  # encoder_team.EncoderTeam, where several processes share the work
         self.cache: dict[bytes, np.ndarray] = {}
-        self.num_rows, self.seconds = (
-            0,
-            0.0,
-        )  # encoder rows computed so far, and the wall time of those that were then cached
+        self.num_rows = 0  # rows encoded so far
+        self.seconds = 0.0  # wall time of encoding the rows that were then cached
         self._memo: tuple[Any, Any, torch.Tensor] | None = None
         if config.freeze_encoder:
             model.requires_grad_(False)
         else:
-            model.get_input_embeddings().requires_grad_(
-                False
-            )  # half of a small encoder's parameters, and too sparse a signal to train them
-        self._watched = [p for p in model.parameters() if p.requires_grad][
-            :1
-        ]  # changes with every gradient step; a list, so as not to register it twice
+            # Half of a small encoder's parameters, and the signal is too sparse to train them
+            model.get_input_embeddings().requires_grad_(False)
+        # The first trainable parameter, which changes with every gradient step. It is in a list so
+        # that torch does not register it twice
+        self._watched = [p for p in model.parameters() if p.requires_grad][:1]
 
     def train(self, mode: bool = True) -> StateEncoder:
-        """Keeps the encoder itself in evaluation mode: dropout would move PPO's ratio away from one
-        before any update.
+        """Set the mode, but keep the encoder itself in evaluation mode.
+
+        Dropout would move PPO's ratio away from one before any update.
         """
         super().train(mode)
         self.model.eval()
@@ -73,8 +74,9 @@ class StateEncoder(nn.Module):
         return self.mean.device
 
     def pooled(self, rows: np.ndarray) -> torch.Tensor:
-        """Pooled encoder output (B, D) of the rows, from all processes where several share the
-        work.
+        """Pooled encoder output (B, D) of the rows.
+
+        Where several processes share the work, it comes from all of them.
         """
         self.num_rows += len(rows)
         return self.pooled_here(rows) if self.team is None else self.team.pooled(rows)
@@ -91,14 +93,18 @@ class StateEncoder(nn.Module):
             "attention_mask": mask,
         }
         if self.uses_segments:
-            second = torch.from_numpy(rows[:, 1].astype(np.int64)).to(self.device)
-            inputs["token_type_ids"] = (positions >= second[:, None]).long() * mask
+            starts = torch.from_numpy(rows[:, 1].astype(np.int64)).to(self.device)
+            inputs["token_type_ids"] = (positions >= starts[:, None]).long() * mask
         autocast = (
             torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
         )
         with autocast:
             outputs = self.model(**inputs)
         hidden: torch.Tensor = outputs.last_hidden_state.float()  # (B, T, D)
+        return self._pool(hidden, mask)
+
+    def _pool(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """One vector for each row, (B, D), of hidden states (B, T, D) under a mask (B, T)."""
         if self.config.pooling == "cls":
             return hidden[:, 0]
         if self.config.pooling == "last":
@@ -108,19 +114,19 @@ class StateEncoder(nn.Module):
 
     @torch.no_grad()
     def cached(self, rows: np.ndarray) -> torch.Tensor:
-        """Pooled outputs (B, D) of a frozen encoder; each distinct text is encoded once, in batches
-        of similar length.
+        """Pooled outputs (B, D) of a frozen encoder.
+
+        Each distinct text is encoded once, in batches of similar length.
         """
-        keys = [row[1:].tobytes() for row in rows]  # not calls left: the encoder does not read it
+        # The first column, calls left, is no part of a key: the encoder does not read it
+        keys = [row[1:].tobytes() for row in rows]
         new = {key: index for index, key in enumerate(keys) if key not in self.cache}
         order = sorted(new, key=lambda key: (int((rows[new[key]] != self.pad_id).sum()), key))
         began = time.perf_counter()
         for start in range(0, len(order), ENCODE_ROWS):
             chunk = order[start : start + ENCODE_ROWS]
-            for key, vector in zip(
-                chunk, self.pooled(rows[[new[key] for key in chunk]]).cpu().numpy(), strict=True
-            ):
-                self.cache[key] = vector
+            vectors = self.pooled(rows[[new[key] for key in chunk]]).cpu().numpy()
+            self.cache.update(zip(chunk, vectors, strict=True))
         self.seconds += time.perf_counter() - began
         return torch.from_numpy(np.stack([self.cache[key] for key in keys])).to(self.device)
 
@@ -142,25 +148,23 @@ class StateEncoder(nn.Module):
                 self.cache[key.tobytes()] = vector
 
     def calibrate(self, rows: np.ndarray) -> None:
-        """Standardise features by their mean and deviation over `rows`: raw sentence embeddings
-        share a large common part.
+        """Standardise features by their mean and standard deviation over `rows`.
+
+        Raw sentence embeddings share a large common part.
         """
         with torch.no_grad():
-            features = (
-                self.cached(rows)
-                if self.config.freeze_encoder
-                else torch.cat(
-                    [
-                        self.pooled(part)
-                        for part in np.array_split(rows, -(-len(rows) // ENCODE_ROWS))
-                    ]
-                )
-            )
+            if self.config.freeze_encoder:
+                features = self.cached(rows)
+            else:
+                num_parts = math.ceil(len(rows) / ENCODE_ROWS)
+                parts = np.array_split(rows, num_parts)
+                features = torch.cat([self.pooled(part) for part in parts])
         self._memo = None
         self.mean.copy_(features.mean(0))
-        self.scale.copy_(
-            features.std(0).clamp_min(1e-4) if len(features) > 1 else torch.ones_like(self.mean)
-        )
+        if len(features) > 1:
+            self.scale.copy_(features.std(0).clamp_min(1e-4))
+        else:
+            self.scale.fill_(1.0)
 
     def forward(self, obs: Any, state: Any = None, info: Any = None) -> tuple[torch.Tensor, Any]:
         """Features (B, output_dim) of observation rows.
@@ -175,19 +179,17 @@ class StateEncoder(nn.Module):
         pooled = self.cached(rows) if self.config.freeze_encoder else self.pooled(rows)
         features = (pooled - self.mean) / self.scale
         if self.config.sees_calls_left:
-            left = (
-                torch.from_numpy(rows[:, 0].astype(np.int64)).to(self.device).clamp(1, self.t_max)
-                - 1
-            )
-            features = torch.cat([features, nn.functional.one_hot(left, self.t_max).float()], dim=1)
+            calls_left = torch.from_numpy(rows[:, 0].astype(np.int64)).to(self.device)
+            classes = calls_left.clamp(1, self.t_max) - 1
+            one_hot = nn.functional.one_hot(classes, self.t_max).float()  # (B, T_max)
+            features = torch.cat([features, one_hot], dim=1)
         self._memo = (obs, key, features)
         return features, state
 
 
 def position_offset(model: PreTrainedModel, tokenizer: Any) -> int:
     """RoBERTa numbers positions from padding_idx + 1, which takes that many off its table."""
-    return (
-        tokenizer.pad_token_id + 1
-        if "roberta" in model.config.model_type or model.config.model_type in ("camembert", "mpnet")
-        else 0
-    )
+    model_type = model.config.model_type
+    if "roberta" in model_type or model_type in ("camembert", "mpnet"):
+        return int(tokenizer.pad_token_id) + 1
+    return 0

@@ -49,9 +49,8 @@ from questions import Question
 from rollout import PLAY_WIDTH
 from runtime.errors import ConfigError
 
-CHARS_PER_TOKEN = (
-    4  # of English under the usual vocabularies; for prompts whose tokenizer is not here
-)
+# Of English under the usual vocabularies; used for prompts whose tokenizer is not here
+CHARS_PER_TOKEN = 4
 
 
 # --- bounds and estimates: pure functions ---
@@ -77,14 +76,15 @@ def count_calls(num_train: int, num_validation: int, config: Config) -> Calls:
     """
     num_experts, train = len(config.pool.experts), config.train
     episodes = train.epochs * train.updates_per_epoch * train.episodes_per_update
-    splits = ((num_train, episodes), (num_validation, train.epochs * num_validation))
-    steps = [
-        sum(min(played, questions * num_experts ** (t + 1)) for questions, played in splits)
-        for t in range(config.env.t_max)
-    ]
-    met = min(
-        episodes, max(num_train - train.num_envs, 0)
-    )  # a new pass may begin while environments hold questions of the last one
+    num_validated = train.epochs * num_validation
+    steps = []
+    for t in range(config.env.t_max):
+        num_routes = num_experts ** (t + 1)
+        in_training = min(episodes, num_train * num_routes)
+        in_validation = min(num_validated, num_validation * num_routes)
+        steps.append(in_training + in_validation)
+    # A new pass may begin while environments hold questions of the last one
+    met = min(episodes, max(num_train - train.num_envs, 0))
     return Calls(low=met + num_validation, first=steps[0], later=sum(steps[1:]))
 
 
@@ -105,36 +105,28 @@ def kv_bytes_per_token(model_config: Any, bytes_per_value: int) -> int | None:
     None where the architecture does not say.
     """
     text = model_config.get_text_config(decoder=True)
-    layers, heads = (
-        getattr(text, "num_hidden_layers", None),
-        getattr(text, "num_attention_heads", None),
-    )
+    layers = getattr(text, "num_hidden_layers", None)
+    heads = getattr(text, "num_attention_heads", None)
     if not layers or not heads:
         return None
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
-    return (
-        2
-        * layers
-        * (getattr(text, "num_key_value_heads", None) or heads)
-        * head_dim
-        * bytes_per_value
-    )
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    return 2 * layers * kv_heads * head_dim * bytes_per_value
 
 
 def fit_together(sizes: dict[str, float], limit: float | None) -> list[list[str]]:
-    """Experts in groups that fit under a limit together, largest first; one too large for it stands
-    alone.
+    """Experts in groups that fit under a limit together, largest first.
+
+    An expert too large for the limit is alone in its group.
     """
     groups: list[list[str]] = []
     for name in sorted(sizes, key=lambda name: -sizes[name]):
-        group = next(
-            (g for g in groups if limit is None or sum(sizes[n] for n in g) + sizes[name] <= limit),
-            None,
-        )
-        if group is None:
-            groups.append([name])
+        for group in groups:
+            if limit is None or sum(map(sizes.__getitem__, group)) + sizes[name] <= limit:
+                group.append(name)
+                break
         else:
-            group.append(name)
+            groups.append([name])
     return groups
 
 
@@ -144,13 +136,14 @@ def max_loads(sizes: Sequence[float], limit: float | None, pool_calls: int) -> i
     Any k experts fit where the k largest do, so at least k stay loaded; a call of `pool.answer`
     loads each other one at most once.
     """
+    if limit is None:
+        return len(sizes)
     largest = sorted(sizes, reverse=True)
-    stay = (
-        len(sizes)
-        if limit is None
-        else max(1, sum(sum(largest[: k + 1]) <= limit for k in range(len(sizes))))
-    )
-    return len(sizes) + max(0, pool_calls - 1) * max(0, len(sizes) - stay)
+    num_fitting = 0
+    for k in range(len(sizes)):
+        num_fitting += sum(largest[: k + 1]) <= limit
+    num_staying = max(1, num_fitting)
+    return len(sizes) + max(0, pool_calls - 1) * max(0, len(sizes) - num_staying)
 
 
 def tokens_per_second(expert: AnyExpertConfig, measured: Measured | None) -> float | None:
@@ -171,31 +164,27 @@ def tokens_per_second(expert: AnyExpertConfig, measured: Measured | None) -> flo
 def prompt_tokens(
     expert: PromptedExpertConfig, local: HFExpert | None, texts: Sequence[str], ktp: str
 ) -> tuple[float, float]:
-    """Mean tokens of a first prompt, and of a later one but for the previous answer: by the
-    tokenizer if it is here, else by characters.
+    """Mean tokens of a first prompt, and of a later one without its previous answer.
+
+    They are counted by the tokenizer if it is here, else estimated from characters.
 
     Raises PromptError and ExpertError for a prompt that cannot be made, ConfigError for answers
     that leave no room for one.
     """
     if local is None:
         format_ = PromptFormat.of(expert)
-        first, later = (
-            [format_.render(text, previous, ktp, _contents) for text in texts]
-            for previous in (None, "")
-        )
-        return fmean(map(len, first)) / CHARS_PER_TOKEN, fmean(map(len, later)) / CHARS_PER_TOKEN
+        first = fmean(len(format_.render(text, None, ktp, _contents)) for text in texts)
+        later = fmean(len(format_.render(text, "", ktp, _contents)) for text in texts)
+        return first / CHARS_PER_TOKEN, later / CHARS_PER_TOKEN
     new = 0 if local.model_config.is_encoder_decoder else expert.decoding.max_new_tokens
     if local.context is not None and local.context - new < 2:
         raise ConfigError(
             f"expert {expert.name}: max_new_tokens {new} leaves no room in its context of"
             f" {local.context} tokens"
         )
-    first, later = (
-        [local.render(text, previous, ktp) for text in texts] for previous in (None, "")
-    )
-    return fmean(map(len, local.tokenizer(first)["input_ids"])), fmean(
-        map(len, local.tokenizer(later)["input_ids"])
-    )
+    first_ids = local.tokenizer([local.render(text, None, ktp) for text in texts])["input_ids"]
+    later_ids = local.tokenizer([local.render(text, "", ktp) for text in texts])["input_ids"]
+    return fmean(map(len, first_ids)), fmean(map(len, later_ids))
 
 
 def _contents(messages: list[dict[str, str]], **_: Any) -> str:
@@ -215,10 +204,8 @@ class ExpertPlan:
     low: float = 0  # answers to generate at least
     first: float = 0  # first answers at most
     later: float = 0
-    prompt_tokens: tuple[float, float] = (
-        0,
-        0,
-    )  # of a first call, of a later one with the previous answer
+    # Of a first call, and of a later one with the previous answer
+    prompt_tokens: tuple[float, float] = (0, 0)
     answer_tokens: float = 0  # mean of those in the store, else the most there can be
     tokens_per_second: float | None = None
     weights_gb: float | None = None  # None: has no weights of its own
@@ -240,11 +227,9 @@ class ExpertPlan:
     def hours(self) -> tuple[float, float] | None:
         """For `low` and `high` answers; None without a speed."""
         speed = self.tokens_per_second
-        return (
-            None
-            if speed is None
-            else (self.low * self.answer_tokens / speed / 3600, self.tokens_written / speed / 3600)
-        )
+        if speed is None:
+            return None
+        return self.low * self.answer_tokens / speed / 3600, self.tokens_written / speed / 3600
 
 
 @dataclass(frozen=True)
@@ -265,9 +250,12 @@ class Plan:
         Recorded answers are not generated, so a policy may get by on those.
         """
         low = self.calls.low if all(e.first for e in self.experts) else 0
-        return low, self.calls.first * any(e.first for e in self.experts) + self.calls.later * any(
-            e.later for e in self.experts
-        )
+        high = 0
+        if any(e.first for e in self.experts):
+            high += self.calls.first
+        if any(e.later for e in self.experts):
+            high += self.calls.later
+        return low, high
 
     @property
     def metrics(self) -> list[str]:
@@ -275,16 +263,22 @@ class Plan:
 
     @property
     def local_gb(self) -> float:
-        """Memory of the device that the weights and the largest batch of experts in this process
-        take at once.
+        """Memory of the device (GB) that experts in this process take at once.
+
+        It is that of their weights and of the largest batch.
         """
-        here = [e for e in self.experts if e.config.kind == "hf"]
-        weights, caches = (
-            [getattr(e, name) or 0.0 for e in here] for name in ("weights_gb", "kv_gb")
-        )
-        return (
-            sum(weights) if self.config.pool.memory_gb is None else max(weights, default=0.0)
-        ) + max(caches, default=0.0)
+        sum_weights = 0.0
+        max_weights = 0.0
+        max_cache = 0.0
+        for expert in self.experts:
+            if expert.config.kind == "hf":
+                weights = expert.weights_gb or 0.0
+                sum_weights += weights
+                max_weights = max(max_weights, weights)
+                max_cache = max(max_cache, expert.kv_gb or 0.0)
+        if self.config.pool.memory_gb is None:
+            return sum_weights + max_cache
+        return max_weights + max_cache
 
     @property
     def can_be_run(self) -> bool:
@@ -295,101 +289,143 @@ class Plan:
 
 
 def make_plan(config: Config) -> Plan:
-    """Check and reckon. Raises ConfigError with every problem found."""
+    """Check a configuration and estimate what it takes.
+
+    Raises ConfigError with every problem found.
+    """
     problems: list[str] = []
     notes: list[str] = []
     needs = check_needs(config)
     splits = plan_splits(config.data, problems, notes)
-    here = [question for split in splits.values() for question in split.questions]
-    for metric in sorted({metric for split in splits.values() for metric in split.metrics}):
-        with noting(problems):
-            check_metric(metric, needs, here, config.pool.experts)
+    _check_metrics(splits, needs, config, problems)
     with noting(problems):
         locate("agent.encoder", config.agent.encoder, config.agent.revision, notes)
     measured: dict[str, Measured] = {}
     bytes_per_answer: float | None = None
     with noting(problems):
         measured, bytes_per_answer = measure(Path(config.pool.store))
-    num_train, num_validation = (
-        splits[name].num_questions if name in splits else 0 for name in ("train", "validation")
-    )
+    num_train = splits["train"].num_questions if "train" in splits else 0
+    num_validation = splits["validation"].num_questions if "validation" in splits else 0
     calls = count_calls(num_train, num_validation, config)
-    experts = []
-    for expert in config.pool.experts:
-        with noting(problems):
-            experts.append(
-                plan_expert(
-                    expert,
-                    config,
-                    calls,
-                    here,
-                    splits["train"].texts if "train" in splits else ["x"],
-                    measured.get(expert.name),
-                    notes,
-                )
-            )
+    experts = _plan_experts(config, splits, calls, measured, problems, notes)
     if problems:
         raise ConfigError("\n  ".join([f"{len(problems)} problem(s)", *problems]))
-    return Plan(
-        config,
-        splits,
-        calls,
-        experts,
-        bytes_per_answer,
-        device_memory_gb(config.device),
-        needs,
-        notes,
-    )
+    memory_gb = device_memory_gb(config.device)
+    return Plan(config, splits, calls, experts, bytes_per_answer, memory_gb, needs, notes)
+
+
+def _questions_of(splits: dict[str, Split]) -> list[Question]:
+    questions: list[Question] = []
+    for split in splits.values():
+        questions += split.questions
+    return questions
+
+
+def _check_metrics(
+    splits: dict[str, Split], needs: dict[str, bool], config: Config, problems: list[str]
+) -> None:
+    """Note every metric that cannot judge the questions as a problem."""
+    questions = _questions_of(splits)
+    metrics: set[str] = set()
+    for split in splits.values():
+        metrics.update(split.metrics)
+    for metric in sorted(metrics):
+        with noting(problems):
+            check_metric(metric, needs, questions, config.pool.experts)
+
+
+def _plan_experts(
+    config: Config,
+    splits: dict[str, Split],
+    calls: Calls,
+    measured: dict[str, Measured],
+    problems: list[str],
+    notes: list[str],
+) -> list[ExpertPlan]:
+    """Plans of the experts without problems; the others' problems are noted."""
+    questions = _questions_of(splits)
+    texts = splits["train"].texts if "train" in splits else ["x"]
+    plans = []
+    for expert in config.pool.experts:
+        known = measured.get(expert.name)
+        with noting(problems):
+            plans.append(plan_expert(expert, config, calls, questions, texts, known, notes))
+    return plans
 
 
 def plan_expert(
     expert: AnyExpertConfig,
     config: Config,
     calls: Calls,
-    here: Sequence[Question],
+    questions: Sequence[Question],
     texts: Sequence[str],
     measured: Measured | None,
     notes: list[str],
 ) -> ExpertPlan:
-    """Check an expert and reckon its part. Raises DERErrors for what has to be mended."""
+    """Check an expert and estimate its part. Raises DERErrors that say what has to be fixed."""
     if isinstance(expert, RecordedExpertConfig):
-        if check_files(f"expert {expert.name}", expert.path, notes):
-            replayed = RecordedExpert(expert)
-            replayed.check_charge(config.reward.cost)
-            replayed.check_questions(here)
+        _check_recorded(expert, config, questions, notes)
         return ExpertPlan(expert, measured)
-    if expert.first_answers is not None and check_files(
-        f"expert {expert.name}: first_answers", expert.first_answers, notes
-    ):
-        read_recording(expert.first_answers).require(expert.name)
-    local = weights_gb = kv_gb = None
+    _check_first_answers(expert, notes)
+    local = None
+    weights_gb = None
     if isinstance(expert, HFExpertConfig):
-        folder = locate(f"expert {expert.name}", expert.source, expert.revision, notes)
+        local = _local_model(expert, notes)
         weights_gb = HFExpert(expert, torch.device("cpu")).memory_gb
-        if (
-            folder is not None and expert.gguf_file is None
-        ):  # reading a GGUF's tokenizer takes half a minute
-            local = HFExpert(expert.model_copy(update={"source": str(folder)}), torch.device("cpu"))
-            per_token = kv_bytes_per_token(
-                local.model_config, 4 if expert.dtype == "float32" else 2
-            )
-            kv_gb = None if per_token is None else per_token * config.pool.max_batch_tokens / 1e9
     if isinstance(expert, EndpointExpertConfig) and find_spec("openai"):
-        build_expert(
-            expert, config.pool, torch.device("cpu")
-        )  # refuses addresses that cannot be right
+        # Refuses addresses that cannot be right
+        build_expert(expert, config.pool, torch.device("cpu"))
     first, later = prompt_tokens(expert, local, texts, config.env.ktp)
     answer = measured.completion_tokens if measured else expert.decoding.max_new_tokens
-    share, generates_first = 1 / len(config.pool.experts), expert.first_answers is None
+    share = 1 / len(config.pool.experts)
+    first_share = share if expert.first_answers is None else 0.0
     return ExpertPlan(
         expert,
         measured,
-        low=share * calls.low * generates_first,
-        first=share * calls.first * generates_first,
+        low=first_share * calls.low,
+        first=first_share * calls.first,
         later=share * calls.later,
         prompt_tokens=(first, later + answer),
         answer_tokens=answer,
         tokens_per_second=tokens_per_second(expert, measured),
         weights_gb=weights_gb,
-        kv_gb=kv_gb,
+        kv_gb=_kv_gb(local, config.pool.max_batch_tokens),
     )
+
+
+def _check_recorded(
+    expert: RecordedExpertConfig, config: Config, questions: Sequence[Question], notes: list[str]
+) -> None:
+    """Check that a recording can be charged and answers all questions."""
+    if check_files(f"expert {expert.name}", expert.path, notes):
+        recorded = RecordedExpert(expert)
+        recorded.check_charge(config.reward.cost)
+        recorded.check_questions(questions)
+
+
+def _check_first_answers(expert: PromptedExpertConfig, notes: list[str]) -> None:
+    """Check that recorded first answers, if there are any, are of this expert."""
+    if expert.first_answers is None:
+        return
+    if check_files(f"expert {expert.name}: first_answers", expert.first_answers, notes):
+        read_recording(expert.first_answers).require(expert.name)
+
+
+def _local_model(expert: HFExpertConfig, notes: list[str]) -> HFExpert | None:
+    """The expert over its local folder, for tokenizer and architecture; None where it is not here.
+
+    Reading a GGUF file's tokenizer takes half a minute, so there is none for these.
+    """
+    folder = locate(f"expert {expert.name}", expert.source, expert.revision, notes)
+    if folder is None or expert.gguf_file is not None:
+        return None
+    return HFExpert(expert.model_copy(update={"source": str(folder)}), torch.device("cpu"))
+
+
+def _kv_gb(local: HFExpert | None, max_batch_tokens: int) -> float | None:
+    """Keys and values of a full batch in GB; None where the architecture is not known."""
+    if local is None:
+        return None
+    bytes_per_value = 4 if local.config.dtype == "float32" else 2
+    per_token = kv_bytes_per_token(local.model_config, bytes_per_value)
+    return None if per_token is None else per_token * max_batch_tokens / 1e9

@@ -1,23 +1,25 @@
-"""A plan as plain text: a line a fact, a row an expert."""
+"""A plan as plain text: one line for each fact, one row for each expert."""
 
 from __future__ import annotations
 
 from statistics import fmean
 
-from dry_run.plan import CHARS_PER_TOKEN, Plan, count_pool_calls, fit_together, max_loads
+from dry_run.plan import (
+    CHARS_PER_TOKEN,
+    ExpertPlan,
+    Plan,
+    count_pool_calls,
+    fit_together,
+    max_loads,
+)
 from dry_run.preflight import SPLITS
 from reward import call_cost
 
-ROW_BYTES = 250  # of a stored answer, beside prompt and text: key, numbers, library versions
+ROW_BYTES = 250  # of a stored answer without prompt and text: key, numbers, library versions
 
 
 def plan_text(plan: Plan) -> str:
     """The plan as plain text."""
-    config, calls, train = plan.config, plan.calls, plan.config.train
-    num_experts, t_max = len(plan.experts), config.env.t_max
-    sizes = {name: plan.splits[name].num_questions for name in SPLITS}
-    low, high = plan.bounds
-    asks_first = sum(e.first > 0 for e in plan.experts)
     verdict = "can be run" if plan.can_be_run else "cannot be run here yet (see below)"
     lines = [
         (
@@ -25,19 +27,54 @@ def plan_text(plan: Plan) -> str:
             " asked or written."
         ),
         "",
+        *_run_size(plan),
+        *_num_answers(plan),
+        "",
+        *_expert_table(plan),
+        "",
+        *_totals(plan),
+        *_placement(plan),
+        *_store(plan),
+    ]
+    for need, is_present in plan.needs.items():
+        lines.append(f"{'present' if is_present else 'MISSING'}     {need}")
+    for note in dict.fromkeys(plan.notes):
+        lines.append(f"note        {note}")
+    max_calls = plan.config.train.max_expert_calls
+    if max_calls is not None:
+        lines.append(
+            f"note        train.max_expert_calls ends the run after {max_calls:,} generated answers"
+        )
+    return "\n".join(lines)
+
+
+def _run_size(plan: Plan) -> list[str]:
+    """How many questions, routes and episodes there are."""
+    config, train = plan.config, plan.config.train
+    sizes = ", ".join(f"{name} {plan.splits[name].num_questions:,}" for name in SPLITS)
+    num_experts, t_max = len(plan.experts), config.env.t_max
+    num_routes = sum(num_experts**t for t in range(1, t_max + 1))
+    num_episodes = train.epochs * train.updates_per_epoch * train.episodes_per_update
+    return [
+        f"questions   {sizes}; metrics: {', '.join(plan.metrics)}",
         (
-            f"questions   {', '.join(f'{name} {size:,}' for name, size in sizes.items())}; metrics:"
-            f" {', '.join(plan.metrics)}"
+            f"pool        {num_experts} experts, T_max {t_max}: {num_routes:,} routes a question;"
+            f" the reward charges {config.reward.cost}"
         ),
         (
-            f"pool        {num_experts} experts, T_max {t_max}:"
-            f" {sum(num_experts**t for t in range(1, t_max + 1)):,} routes a question; the reward"
-            f" charges {config.reward.cost}"
+            f"training    {num_episodes:,} episodes of 1 to {t_max} calls, and {train.epochs}"
+            " validations"
         ),
-        (
-            f"training    {train.epochs * train.updates_per_epoch * train.episodes_per_update:,}"
-            f" episodes of 1 to {t_max} calls, and {train.epochs} validations"
-        ),
+    ]
+
+
+def _num_answers(plan: Plan) -> list[str]:
+    """How many answers training and evaluation generate."""
+    calls = plan.calls
+    low, high = plan.bounds
+    num_asked_first = sum(e.first > 0 for e in plan.experts)
+    num_evaluated = plan.splits["validation"].num_questions + plan.splits["test"].num_questions
+    return [
         (
             f"answers     {low:,} to {high:,} to generate, each distinct prompt once; those in the"
             " store already are not generated again"
@@ -52,89 +89,71 @@ def plan_text(plan: Plan) -> str:
         ),
         (
             "evaluation  asks each expert about every validation and test question:"
-            f" {asks_first * (sizes['validation'] + sizes['test']):,} first answers; eval.full many"
-            " more"
+            f" {num_asked_first * num_evaluated:,} first answers; eval.full many more"
         ),
-        "",
-        *_expert_table(plan),
-        "",
-        *_totals(plan),
-        *_placement(plan),
-        *_store(plan),
-        *(f"{'present' if here else 'MISSING'}     {what}" for what, here in plan.needs.items()),
-        *(f"note        {note}" for note in dict.fromkeys(plan.notes)),
     ]
-    if train.max_expert_calls is not None:
-        lines.append(
-            f"note        train.max_expert_calls ends the run after {train.max_expert_calls:,}"
-            " generated answers"
-        )
-    return "\n".join(lines)
+
+
+HEADER = (
+    "expert",
+    "kind",
+    "params_b",
+    "weights GB",
+    "batch KV GB",
+    "prompt tokens",
+    "answer tokens",
+    "tokens/s",
+    "answers",
+    "hours",
+)
 
 
 def _expert_table(plan: Plan) -> list[str]:
-    rows = [
-        (
-            "expert",
-            "kind",
-            "params_b",
-            "weights GB",
-            "batch KV GB",
-            "prompt tokens",
-            "answer tokens",
-            "tokens/s",
-            "answers",
-            "hours",
-        )
-    ]
-    for e in plan.experts:
-        weights, speed = (
-            "-" if e.weights_gb is None else f"{e.weights_gb:.3g}",
-            ("?" if e.tokens_per_second is None else f"{e.tokens_per_second:.3g}"),
-        )
-        cache = weights if e.weights_gb is None else "?" if e.kv_gb is None else f"{e.kv_gb:.3g}"
-        prompts, answer = (
-            f"{e.prompt_tokens[0]:.0f} / {e.prompt_tokens[1]:.0f}",
-            f"{'' if e.measured else '<= '}{e.answer_tokens:.0f}",
-        )
-        hours = "?" if e.hours is None else f"{e.hours[0]:.2g} - {e.hours[1]:.2g}"
-        rows.append(
-            (
-                e.config.name,
-                e.config.kind,
-                f"{e.config.params_b:g}",
-                weights,
-                cache,
-                prompts,
-                answer,
-                speed,
-                f"{e.low:,.0f} - {e.high:,.0f}",
-                hours,
-            )
-        )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if place > 1 else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
+    """One line for each expert under a header; from the third column on aligned to the right."""
+    rows = [HEADER, *map(_expert_row, plan.experts)]
+    widths = []
+    for column in zip(*rows, strict=True):
+        widths.append(max(map(len, column)))
+    lines = []
+    for row in rows:
+        cells = []
+        for place, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            cells.append(cell.rjust(width) if place > 1 else cell.ljust(width))
+        lines.append("  ".join(cells))
+    return lines
+
+
+def _expert_row(e: ExpertPlan) -> tuple[str, ...]:
+    """The cells under HEADER; "-" where an expert has no such thing, "?" where it is not known."""
+    weights = cache = "-"
+    if e.weights_gb is not None:
+        weights = f"{e.weights_gb:.3g}"
+        cache = "?" if e.kv_gb is None else f"{e.kv_gb:.3g}"
+    first, later = e.prompt_tokens
+    at_most = "" if e.measured else "<= "
+    return (
+        e.config.name,
+        e.config.kind,
+        f"{e.config.params_b:g}",
+        weights,
+        cache,
+        f"{first:.0f} / {later:.0f}",
+        f"{at_most}{e.answer_tokens:.0f}",
+        "?" if e.tokens_per_second is None else f"{e.tokens_per_second:.3g}",
+        f"{e.low:,.0f} - {e.high:,.0f}",
+        "?" if e.hours is None else f"{e.hours[0]:.2g} - {e.hours[1]:.2g}",
+    )
 
 
 def _totals(plan: Plan) -> list[str]:
     """How to read the table, and what it adds up to."""
     asked = [e for e in plan.experts if e.high]
-    read, written = sum(e.tokens_read for e in asked), sum(e.tokens_written for e in asked)
-    costs = [
-        call_cost(e.config, round(e.tokens_read), round(e.tokens_written), 0.0).usd for e in asked
-    ]
-    known_costs = [cost for cost in costs if cost is not None]
-    usd = f", {sum(known_costs):,.2f} USD" if len(known_costs) == len(costs) else ""
-    lines = [
+    read = sum(e.tokens_read for e in asked)
+    written = sum(e.tokens_written for e in asked)
+    return [
         (
             f"tokens      at most {read / 1e6:,.1f} million read and {written / 1e6:,.1f} million"
-            f" written{usd}; all as in the table at an even share of the calls"
+            f" written{_usd(asked)}; all as in the table at an even share of the calls"
         ),
         (
             "            prompts of a first / a later call: by the tokenizer where it is here,"
@@ -144,19 +163,39 @@ def _totals(plan: Plan) -> list[str]:
             "            answers: the mean in the store, <= max_new_tokens where there is none;"
             " batch KV: of pool.max_batch_tokens, ? until the model's config.json is here"
         ),
+        _hours(asked),
     ]
-    if unknown := [e for e in asked if e.hours is None]:
-        whose = "every expert" if unknown == asked else ", ".join(e.config.name for e in unknown)
-        lines.append(
-            f"hours       unknown of {whose}: state tokens_per_second, or let a short run measure"
-            " it (--train.max_expert_calls 1000)"
-        )
-    else:
-        hours = [e.hours for e in asked if e.hours is not None]
-        low = sum(least for least, _ in hours)
-        high = sum(most for _, most in hours)
-        lines.append(f"hours       {low:.2g} to {high:.2g}, one expert after the other")
-    return lines
+
+
+def _usd(asked: list[ExpertPlan]) -> str:
+    """What all tokens cost, as `, 1.23 USD`; empty where an expert has no price."""
+    total = 0.0
+    for e in asked:
+        usd = call_cost(e.config, round(e.tokens_read), round(e.tokens_written), 0.0).usd
+        if usd is None:
+            return ""
+        total += usd
+    return f", {total:,.2f} USD"
+
+
+def _hours(asked: list[ExpertPlan]) -> str:
+    """How long all experts take, or the experts for which that is not known."""
+    low = 0.0
+    high = 0.0
+    unknown = []
+    for e in asked:
+        if e.hours is None:
+            unknown.append(e.config.name)
+        else:
+            low += e.hours[0]
+            high += e.hours[1]
+    if not unknown:
+        return f"hours       {low:.2g} to {high:.2g}, one expert after the other"
+    whose = "every expert" if len(unknown) == len(asked) else ", ".join(unknown)
+    return (
+        f"hours       unknown of {whose}: state tokens_per_second, or let a short run measure"
+        " it (--train.max_expert_calls 1000)"
+    )
 
 
 def _placement(plan: Plan) -> list[str]:

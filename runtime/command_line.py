@@ -20,6 +20,7 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from config import EXPERT_KINDS, SPLITS, Config, Section
 from runtime.errors import ConfigError, DERError
@@ -52,13 +53,12 @@ def parse(
     Raises ConfigError for what looks like a misspelt option of its own.
     """
     options, rest = parser.parse_known_args(arguments)
-    for flag in (argument.partition("=")[0] for argument in rest if argument.startswith("--")):
-        near = difflib.get_close_matches(
-            flag.replace("-", "_"),
-            (name.replace("-", "_") for name in parser._option_string_actions),
-            n=1,
-            cutoff=0.8,
-        )
+    names = [name.replace("-", "_") for name in parser._option_string_actions]
+    for argument in rest:
+        if not argument.startswith("--"):
+            continue
+        flag = argument.partition("=")[0]
+        near = difflib.get_close_matches(flag.replace("-", "_"), names, n=1, cutoff=0.8)
         if near and flag.lstrip("-").partition(".")[0] not in Config.model_fields:
             raise ConfigError(f"{flag}: no such option; did you mean --{near[0].lstrip('_')}?")
     return options, rest
@@ -74,12 +74,7 @@ def overrides_from(arguments: list[str]) -> dict[str, Any]:
     while rest:
         flag = rest.pop(0)
         if not flag.startswith("--"):
-            hint = (
-                f"a configuration is given as --config {flag}"
-                if flag.endswith((".yaml", ".yml"))
-                else "options look like --reward.alpha 0.1"
-            )
-            raise ConfigError(f"unexpected argument {flag!r}: {hint}")
+            raise _unexpected(flag)
         key, has_value, value = flag[2:].partition("=")
         if not has_value:
             if not rest or rest[0].startswith("--"):
@@ -87,12 +82,7 @@ def overrides_from(arguments: list[str]) -> dict[str, Any]:
             value = rest.pop(0)
         target = out
         *parents, leaf = key.split(".")
-        if element := next((place for place, part in enumerate(parents) if part.isdigit()), None):
-            name = ".".join(parents[:element])
-            raise ConfigError(
-                f"--{key}: one element of a list cannot be set; give the whole list, as in YAML:"
-                f" --{name} '[...]'"
-            )
+        _check_no_element(key, parents)
         for parent in parents:
             target = target.setdefault(parent, {})
             if not isinstance(target, dict):
@@ -100,6 +90,26 @@ def overrides_from(arguments: list[str]) -> dict[str, Any]:
         given = parse_yaml(value, f"--{key} {value}") if value else ""
         target.update(merge(target, {leaf: given}))
     return out
+
+
+def _unexpected(argument: str) -> ConfigError:
+    hint = "options look like --reward.alpha 0.1"
+    if argument.endswith((".yaml", ".yml")):
+        hint = f"a configuration is given as --config {argument}"
+    return ConfigError(f"unexpected argument {argument!r}: {hint}")
+
+
+def _check_no_element(key: str, parents: Sequence[str]) -> None:
+    """Raises ConfigError for a key that goes into a list, as `pool.experts.0.name`."""
+    for place, part in enumerate(parents):
+        if part.isdigit():
+            if place == 0:
+                return
+            name = ".".join(parents[:place])
+            raise ConfigError(
+                f"--{key}: one element of a list cannot be set; give the whole list, as in YAML:"
+                f" --{name} '[...]'"
+            )
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -182,34 +192,34 @@ def _is_in(given: Any, location: Sequence[int | str]) -> bool:
 
 
 def _explain(error: ValidationError, origin: str, options: dict[str, Any]) -> str:
-    """Every problem in a line; what `options` brought stands as it was written on the
-    command line.
+    """One line for each problem.
+
+    A field that `options` set is shown as it was written on the command line.
     """
     lines = []
     for problem in error.errors():
-        dashes = "--" if _is_in(options, problem["loc"]) else ""
-        field = dashes + _field(problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"{field}: unknown key; {_hint(problem['loc'])}")
-        elif problem["type"] == "missing":
-            lines.append(f"{field}: missing")
-        elif problem["type"] == "model_type":
-            lines.append(
-                f"{field} = {shown(problem['input'])}: a section of settings; set"
-                f" {', '.join(f'{field}.{name}' for name in _section(problem['loc']).model_fields)}"
-            )
-        elif problem["type"] == "value_error" and isinstance(
-            problem["input"], dict
-        ):  # a whole section that does not fit together
-            name = problem["input"].get("name")
-            lines.append(
-                f"{field}{f' ({name})' if name else ''}:"
-                f" {problem['msg'].removeprefix('Value error, ')}"
-            )
-        else:
-            said = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"{field} = {shown(problem['input'])}: {said}")
-    return "\n".join([f"{origin}: {len(lines)} problem(s)", *(f"  {line}" for line in lines)])
+        location = problem["loc"]
+        dashes = "--" if _is_in(options, location) else ""
+        lines.append(f"  {_explain_one(problem, dashes + _field(location))}")
+    return "\n".join([f"{origin}: {len(lines)} problem(s)", *lines])
+
+
+def _explain_one(problem: ErrorDetails, field: str) -> str:
+    location, value = problem["loc"], problem["input"]
+    message = problem["msg"].removeprefix("Value error, ")
+    match problem["type"]:
+        case "extra_forbidden":
+            return f"{field}: unknown key; {_hint(location)}"
+        case "missing":
+            return f"{field}: missing"
+        case "model_type":
+            names = [f"{field}.{name}" for name in _section(location).model_fields]
+            return f"{field} = {shown(value)}: a section of settings; set {', '.join(names)}"
+        case "value_error" if isinstance(value, dict):  # settings that do not fit together
+            name = value.get("name")
+            return f"{field}{f' ({name})' if name else ''}: {message}"
+        case _:
+            return f"{field} = {shown(value)}: {message}"
 
 
 def validate(
@@ -228,17 +238,17 @@ def validate(
 def load_config(path: Path, overrides: list[str] | None = None) -> Config:
     """Read a YAML file, put command-line overrides on top, check the result. Raises ConfigError."""
     options = overrides_from(overrides or [])
-    given, origin = (
-        merge(read_yaml(path), options),
-        (f"{path} and the command line" if options else str(path)),
-    )
+    given = merge(read_yaml(path), options)
+    origin = f"{path} and the command line" if options else str(path)
     config = validate(merge(Config().model_dump(mode="json"), given), origin, options)
-    named = [split for split in SPLITS if _is_in(given, ("data", split, "path"))]
-    if missing := [
-        f"data.{split}.path"
-        for split in SPLITS
-        if named not in ([], ["test"]) and split not in named
-    ]:
+    named = []
+    missing = []
+    for split in SPLITS:
+        if _is_in(given, ("data", split, "path")):
+            named.append(split)
+        else:
+            missing.append(f"data.{split}.path")
+    if missing and named not in ([], ["test"]):
         raise ConfigError(
             f"{origin}: {', '.join(missing)}: missing; beside data.{named[0]}.path, the embedded"
             " test bed's questions would stand in for it"

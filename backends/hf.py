@@ -6,7 +6,6 @@ import copy
 import functools
 import gc
 import inspect
-import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -26,8 +25,9 @@ from config import HFExpertConfig
 from prompts import KTP_TEMPLATES, PromptFormat, before_stop, cut_middle
 from runtime.errors import ExpertError, PromptError
 
-SPARED_TOKENS = 256  # of padding: prompts of unequal length are read apart where it spares so much
-MIN_OPENING = 32  # tokens; reusing a shorter opening's keys and values gains nothing
+# Prompts of unequal length are read apart where this saves so many tokens of padding
+SPARED_TOKENS = 256
+MIN_PREFIX = 32  # tokens; reusing the keys and values of a shorter prefix gains nothing
 
 
 class HFExpert:
@@ -44,21 +44,20 @@ class HFExpert:
         max_batch_size: int = 128,
     ):
         self.config, self.device = config, device
-        self.max_batch_tokens, self.max_batch_size = max_batch_tokens, max_batch_size
+        self.max_batch_tokens = max_batch_tokens
+        self.max_batch_size = max_batch_size
         self.source = resolve_source(config.source)
         self.prompt_format = PromptFormat.of(config)
         self.model: Any = None
-        self._opening_caches: dict[tuple[int, ...], Any] = {}
+        self._prefix_caches: dict[tuple[int, ...], Any] = {}
         self.work: Counter[str] = Counter()  # answers, and what RunningBatch counts
 
     def identity(self) -> dict[str, Any]:
         """What makes this expert's answers its own: weights, precision, prompt format."""
-        is_local = Path(self.source).is_dir()
-        weights = (
-            weights_fingerprint(self.source)
-            if is_local
-            else f"{self.source}@{self.config.revision or self._hub_commit()}"
-        )
+        if Path(self.source).is_dir():
+            weights = weights_fingerprint(self.source)
+        else:
+            weights = f"{self.source}@{self.config.revision or self._hub_commit()}"
         identity = {
             "kind": "hf",
             "weights": weights,
@@ -67,9 +66,9 @@ class HFExpert:
             "format": self.prompt_format.identity(),
             "stop": list(self.config.stop),
         }
-        return identity | (
-            {"quantization": self.config.quantization} if self.config.quantization else {}
-        )
+        if self.config.quantization:
+            identity["quantization"] = self.config.quantization
+        return identity
 
     def decoding(self) -> dict[str, Any]:
         return self.config.decoding.model_dump()
@@ -140,12 +139,10 @@ class HFExpert:
         model, report = self._from_pretrained(auto_class, output_loading_info=True, **options)
         self._check_weights(model, report)
         self.model = (model if options["device_map"] else model.to(self.device)).eval()
-        if (
-            not self.config.trust_remote_code
-        ):  # such code runs to the end in one call, and may have its reasons
-            self.model.generation_config.update(
-                use_cache=True, cache_implementation=None
-            )  # rounds go on from what the last one kept
+        if not self.config.trust_remote_code:
+            # A decode chunk goes on from the cache of the last one. A hub's own code runs to the
+            # end in one call, so its settings stay.
+            self.model.generation_config.update(use_cache=True, cache_implementation=None)
         if self.model.device.type == "meta":
             self.unload()
             raise ExpertError(
@@ -165,11 +162,11 @@ class HFExpert:
             "of another shape": sorted(str(key) for key in report["mismatched_keys"]),
         }
         if self.config.quantization is None:
-            problems["not a number"] = [
-                name
-                for name, weight in model.named_parameters()
-                if weight.device.type != "meta" and not torch.isfinite(weight).all()
-            ]
+            not_numbers = []
+            for name, weight in model.named_parameters():
+                if weight.device.type != "meta" and not torch.isfinite(weight).all():
+                    not_numbers.append(name)
+            problems["not a number"] = not_numbers
         for what, names in problems.items():
             if names:
                 raise ExpertError(
@@ -195,107 +192,107 @@ class HFExpert:
     def unload(self) -> None:
         """Free the weights' memory."""
         self.model = None
-        self._opening_caches.clear()
+        self._prefix_caches.clear()
         gc.collect()
         if torch.cuda.is_available():  # device_map may have used GPUs other than the run's device
             torch.cuda.empty_cache()
 
     @property
     def context(self) -> int | None:
-        """Tokens that fit, prompt and answer together (prompt alone for encoder-decoders); None
-        where there is no fixed limit.
+        """Tokens that fit, prompt and answer together; None where there is no fixed limit.
+
+        For encoder-decoders it is the limit of the prompt alone.
         """
-        limits = [
-            getattr(self.model_config.get_text_config(), name, None)
-            for name in ("max_position_embeddings", "n_positions")
-        ]
-        limit = next((value for value in limits if value), None)
-        return (
-            None
-            if limit is None and self.tokenizer.model_max_length > 10**6
-            else limit or self.tokenizer.model_max_length
-        )
+        text_config = self.model_config.get_text_config()
+        for name in ("max_position_embeddings", "n_positions"):
+            limit = getattr(text_config, name, None)
+            if limit:
+                return limit
+        if self.tokenizer.model_max_length > 10**6:  # transformers' way to say "not known"
+            return None
+        return self.tokenizer.model_max_length
 
     def encode(self, prompts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
-        """Token ids of each prompt, and whether it was cut: a prompt too long for the context loses
-        its middle.
+        """Token ids of each prompt, and whether it was cut.
+
+        A prompt too long for the context loses its middle. Raises ExpertError where the context
+        has no room for a prompt.
         """
         ids = self.tokenizer(list(prompts), add_special_tokens=self.config.prompt_format != "chat")[
             "input_ids"
         ]
         if self.context is None:
             return ids, [False] * len(ids)
-        room = self.context - (
-            0 if self.model_config.is_encoder_decoder else self.config.decoding.max_new_tokens
-        )
+        room = self.context
+        if not self.model_config.is_encoder_decoder:
+            room -= self.config.decoding.max_new_tokens
         if room < 2:
             raise ExpertError(
                 f"expert {self.config.name}: max_new_tokens {self.config.decoding.max_new_tokens}"
                 f" leaves no room in its context of {self.context} tokens"
             )
-        return [cut_middle(row, room) for row in ids], [len(row) > room for row in ids]
+        was_cut = [len(row) > room for row in ids]
+        return [cut_middle(row, room) for row in ids], was_cut
 
     @functools.cached_property
-    def _openings(self) -> list[tuple[int, ...]]:
-        """Token ids that all first calls, or all calls with one Knowledge Transfer Prompt, begin
-        with: worked examples, a system prompt.
+    def _prefixes(self) -> list[tuple[int, ...]]:
+        """Token ids that many prompts begin with, the longest first.
+
+        All first calls share one, and so do all calls with one Knowledge Transfer Prompt: worked
+        examples, a system prompt.
         """
         if self.model_config.is_encoder_decoder:
             return []
-        found = []
-        for previous_answer, versions in ((None, ["paper-v1"]), ("1", KTP_TEMPLATES)):
-            for version in versions:
-                ids, _ = self.encode(
-                    [
-                        self.render(question, previous_answer, version)
-                        for question in ("What?", "7 + 1")
-                    ]
-                )
-                same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*ids, strict=False))
-                found.append(tuple(token for token, _ in same))
-        return sorted(
-            {opening for opening in found if len(opening) >= MIN_OPENING}, key=len, reverse=True
-        )
+        prefixes = {self._shared_prefix(None, "paper-v1")}
+        for ktp in KTP_TEMPLATES:
+            prefixes.add(self._shared_prefix("1", ktp))
+        long_enough = [prefix for prefix in prefixes if len(prefix) >= MIN_PREFIX]
+        return sorted(long_enough, key=len, reverse=True)
+
+    def _shared_prefix(self, previous_answer: str | None, ktp: str) -> tuple[int, ...]:
+        """The tokens that the prompts of two unlike questions both begin with."""
+        questions = ("What?", "7 + 1")
+        ids, _ = self.encode([self.render(text, previous_answer, ktp) for text in questions])
+        prefix = []
+        for token, other_token in zip(*ids, strict=False):
+            if token != other_token:
+                break
+            prefix.append(token)
+        return tuple(prefix)
 
     @functools.cached_property
-    def _reuses_openings(self) -> bool:
-        """Whether padding between opening and question changes nothing: a recurrent model would
-        read it, and one that is not told positions count it.
+    def _reuses_prefixes(self) -> bool:
+        """Whether padding between prefix and question changes nothing.
+
+        A recurrent model would read the padding. A model that is not told positions would count it.
         """
-        return (
-            not self.config.trust_remote_code
-            and keeps_only_keys_and_values(self.model)
-            and "position_ids" in inspect.signature(self.model.forward).parameters
-        )
+        if self.config.trust_remote_code or not keeps_only_keys_and_values(self.model):
+            return False
+        return "position_ids" in inspect.signature(self.model.forward).parameters
 
     @property
     def _window(self) -> float:
         """Tokens that attention reaches back, or that it takes at a time."""
-        text = self.model_config.get_text_config()
-        return min(
-            getattr(text, name, None) or math.inf
-            for name in ("sliding_window", "window_size", "attention_chunk_size")
-        )
+        text_config = self.model_config.get_text_config()
+        window = math.inf
+        for name in ("sliding_window", "window_size", "attention_chunk_size"):
+            window = min(window, getattr(text_config, name, None) or math.inf)
+        return window
 
-    def _opening_of(self, ids: list[int]) -> tuple[int, ...]:
-        """The opening whose keys and values a prompt reuses; empty: none.
+    def _prefix_of(self, ids: list[int]) -> tuple[int, ...]:
+        """The prefix whose keys and values a prompt reuses; empty where there is none.
 
-        In a batch the padding then stands between opening and question: a window of attention would
-        be used up by it.
+        In a batch the padding then stands between prefix and question. It would take up a part of
+        an attention window.
         """
-        if (
-            not self._reuses_openings
-            or len(ids) + self.config.decoding.max_new_tokens > self._window
-        ):
+        if not self._reuses_prefixes:
             return ()
-        return next(
-            (
-                opening
-                for opening in self._openings
-                if tuple(ids[: len(opening)]) == opening and len(ids) > len(opening)
-            ),
-            (),
-        )
+        if len(ids) + self.config.decoding.max_new_tokens > self._window:
+            return ()
+        for prefix in self._prefixes:
+            if len(ids) > len(prefix) and tuple(ids[: len(prefix)]) == prefix:
+                return prefix
+        return ()
 
     def under_budget(
         self, ids: list[list[int]], order: list[int], max_size: int
@@ -308,167 +305,181 @@ class HFExpert:
 
     def _num_fitting(self, longest: int, max_size: int) -> int:
         """How many rows may be in a batch whose longest prompt has `longest` tokens."""
-        return max(
-            1,
-            min(max_size, self.max_batch_tokens // (longest + self.config.decoding.max_new_tokens)),
-        )
+        row_tokens = longest + self.config.decoding.max_new_tokens
+        return max(1, min(max_size, self.max_batch_tokens // row_tokens))
 
     def answer(self, prompts: Sequence[str] | Inbox) -> Iterator[list[tuple[int, Answer]]]:
-        """Answers to rendered prompts as (number, answer) lists, one after every round of tokens,
-        empty ones too. Loads the model if needed.
+        """Answers to rendered prompts as (request id, answer) lists, one for each decode chunk.
 
-        Longer prompts go first: an out-of-memory shows at once. On CUDA out-of-memory everything
-        under way starts anew in half the size.
+        Lists may be empty. Loads the model if needed. Longer prompts go first, so that an
+        out-of-memory error shows at once. On such an error of CUDA everything under way starts
+        again in batches of half the size.
         """
         self.load()
         inbox = Inbox.of(prompts)
         waiting: list[Row] = []
-        batch, max_size = self._new_batch(), self.max_batch_size
+        batch = self._new_batch()
+        max_size = self.max_batch_size
         while inbox or waiting or batch.rows:
             if inbox:
                 waiting = sorted(waiting + self._rows(inbox.take()), key=lambda row: -len(row.ids))
-            size = self._num_fitting(
-                max(len(row.ids) for row in batch.rows + waiting[:1]), max_size
-            ) - len(batch.rows)
-            joining = waiting[: max(0, size)] if batch.takes_rows else []
-            waiting, together = waiting[len(joining) :], batch.rows + joining
+            joining = waiting[: self._num_joining(batch, waiting, max_size)]
+            waiting = waiting[len(joining) :]
+            together = batch.rows + joining
+            is_out_of_memory = False
+            ended: list[tuple[int, Answer]] = []
+            left_out: list[Row] = []
             try:
-                ended, left_out = self._round(batch, joining)
+                ended, left_out = self._decode_chunk(batch, joining)
             except torch.cuda.OutOfMemoryError as error:
                 if len(together) == 1:
-                    raise ExpertError(
-                        f"expert {self.config.name}: a single prompt of {len(together[0].ids)}"
-                        " tokens does not fit the GPU's memory"
-                    ) from error
-                ended = None
-            if ended is None:  # out here, where no traceback holds on to the tensors
-                for row in together:
-                    row.completion = []
-                ended, left_out, max_size, batch = (
-                    [],
-                    together,
-                    len(together) // 2,
-                    self._new_batch(),
-                )
-                torch.cuda.empty_cache()
+                    raise self._does_not_fit(together[0]) from error
+                is_out_of_memory = True
+            if is_out_of_memory:  # after the except clause, whose traceback holds on to the tensors
+                batch = self._start_again(together)
+                left_out = together
+                max_size = len(together) // 2
             waiting = left_out + waiting
             yield ended
 
-    def _new_batch(self) -> RunningBatch:
-        options = {
-            "end_ids": self._end_ids,
-            "pad_id": self.tokenizer.pad_token_id,
-            "in_chunks": not self.config.trust_remote_code,
-        }
-        return RunningBatch(self.model, self.config.decoding, **options, work=self.work)
-
-    def _rows(self, numbered: list[tuple[int, str]]) -> list[Row]:
-        """Prompts, tokenised."""
-        decoding, (ids, was_cut) = (
-            self.config.decoding,
-            self.encode([prompt for _, prompt in numbered]),
+    def _does_not_fit(self, row: Row) -> ExpertError:
+        return ExpertError(
+            f"expert {self.config.name}: a single prompt of {len(row.ids)} tokens does not fit the"
+            " GPU's memory"
         )
-        return [
-            Row(number, i, cut, SeededSampling.seed(decoding, prompt))
-            for (number, prompt), i, cut in zip(numbered, ids, was_cut, strict=True)
-        ]
+
+    def _start_again(self, rows: list[Row]) -> RunningBatch:
+        """Forget what the rows have generated; returns an empty batch to complete them in."""
+        for row in rows:
+            row.completion = []
+        batch = self._new_batch()
+        torch.cuda.empty_cache()
+        return batch
+
+    def _num_joining(self, batch: RunningBatch, waiting: list[Row], max_size: int) -> int:
+        """How many of the waiting rows, sorted by falling length, may join the batch now."""
+        if not batch.takes_rows:
+            return 0
+        longest = max(len(row.ids) for row in batch.rows + waiting[:1])
+        return max(0, self._num_fitting(longest, max_size) - len(batch.rows))
+
+    def _new_batch(self) -> RunningBatch:
+        return RunningBatch(
+            self.model,
+            self.config.decoding,
+            end_ids=self._end_ids,
+            pad_id=self.tokenizer.pad_token_id,
+            in_chunks=not self.config.trust_remote_code,
+            work=self.work,
+        )
+
+    def _rows(self, requests: list[tuple[int, str]]) -> list[Row]:
+        """Tokenise requests (request id, prompt)."""
+        ids, was_cut = self.encode([prompt for _, prompt in requests])
+        rows = []
+        for (request_id, prompt), row_ids, cut in zip(requests, ids, was_cut, strict=True):
+            seed = SeededSampling.seed(self.config.decoding, prompt)
+            rows.append(Row(request_id, row_ids, cut, seed))
+        return rows
 
     @torch.inference_mode()
-    def _round(
+    def _decode_chunk(
         self, batch: RunningBatch, joining: list[Row]
     ) -> tuple[list[tuple[int, Answer]], list[Row]]:
-        """Let rows join and generate a round of tokens for all; returns the answers that this ends,
-        and the rows that could not join yet.
+        """Let rows join and generate a chunk of tokens for all.
+
+        Returns the answers that have ended, as (request id, answer), and the rows that could not
+        join yet.
         """
         left_out = []
-        for opening, rows in self._groups(joining):
+        for prefix, rows in self._groups(joining):
             if batch.takes_rows:
-                batch.join(rows, *self._prefix(opening, [row.ids for row in rows]))
+                batch.join(rows, *self._inputs(prefix, [row.ids for row in rows]))
             else:
                 left_out += rows
         ended = batch.advance()
-        texts = (
-            self.tokenizer.batch_decode([row.completion for row in ended], skip_special_tokens=True)
-            if ended
-            else []
-        )
         self.work["answers"] += len(ended)
-        answers = [
-            Answer(
-                before_stop(text, self.config.stop),
-                len(row.ids),
-                len(row.completion),
-                row.seconds,
-                row.was_cut,
-            )
-            for row, text in zip(ended, texts, strict=True)
-        ]
-        return [
-            (row.request_id, answer) for row, answer in zip(ended, answers, strict=True)
-        ], left_out
+        if not ended:
+            return [], left_out
+        completions = [row.completion for row in ended]
+        texts = self.tokenizer.batch_decode(completions, skip_special_tokens=True)
+        answers = []
+        for row, text in zip(ended, texts, strict=True):
+            text = before_stop(text, self.config.stop)
+            answer = Answer(text, len(row.ids), len(row.completion), row.seconds, row.was_cut)
+            answers.append((row.request_id, answer))
+        return answers, left_out
 
     def _groups(self, rows: list[Row]) -> Iterator[tuple[tuple[int, ...], list[Row]]]:
-        """Openings, and the rows (by falling length) that are read together: of one opening, and of
-        lengths that leave little padding.
-        """
-        by_opening: dict[tuple[int, ...], list[Row]] = {}
-        for row in rows:
-            by_opening.setdefault(self._opening_of(row.ids), []).append(row)
-        for opening, group in by_opening.items():
-            while group:
-                spared = [
-                    (len(group[0].ids) - len(row.ids)) * (len(group) - index)
-                    for index, row in enumerate(group)
-                ]  # padding, if these and the rest are read apart
-                cut = spared.index(max(spared))
-                if (
-                    spared[cut] < SPARED_TOKENS or self.model_config.is_encoder_decoder
-                ):  # whose rows start together
-                    cut = len(group)
-                yield opening, group[:cut]
-                group = group[cut:]
+        """Prefixes, and the rows (by falling length) that are read together.
 
-    def _prefix(
-        self, opening: tuple[int, ...], ids: list[list[int]]
-    ) -> tuple[torch.Tensor, dict[str, Any]]:
-        """What generation starts from: tokens (B, T) to continue, and the other arguments of
-        `generate`.
+        Rows of a group share the prefix, and are of lengths that leave little padding.
         """
-        inputs = self.tokenizer.pad(
-            {"input_ids": [row[len(opening) :] for row in ids]}, return_tensors="pt"
-        ).to(self.model.device)  # (B, T)
+        by_prefix: dict[tuple[int, ...], list[Row]] = {}
+        for row in rows:
+            by_prefix.setdefault(self._prefix_of(row.ids), []).append(row)
+        for prefix, group in by_prefix.items():
+            while group:
+                size = self._num_read_together(group)
+                yield prefix, group[:size]
+                group = group[size:]
+
+    def _num_read_together(self, group: list[Row]) -> int:
+        """How many of the group's longest rows are read at a time."""
+        if self.model_config.is_encoder_decoder:  # its rows start together
+            return len(group)
+        most_spared = 0
+        size = 0
+        for index, row in enumerate(group):
+            # Padding that is saved if this row and all shorter ones are read apart
+            spared = (len(group[0].ids) - len(row.ids)) * (len(group) - index)
+            if spared > most_spared:
+                most_spared = spared
+                size = index
+        return len(group) if most_spared < SPARED_TOKENS else size
+
+    def _inputs(
+        self, prefix: tuple[int, ...], ids: list[list[int]]
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Tokens (B, T) that generation continues, and the other arguments of `generate`."""
+        rests = [row[len(prefix) :] for row in ids]
+        padded = self.tokenizer.pad({"input_ids": rests}, return_tensors="pt")
+        inputs = padded.to(self.model.device)  # (B, T)
         input_ids, mask = inputs["input_ids"], inputs["attention_mask"]
         if self.model_config.is_encoder_decoder:
-            settings = self.model.generation_config
-            first = (
-                settings.bos_token_id
-                if settings.decoder_start_token_id is None
-                else settings.decoder_start_token_id
-            )
-            tokens = input_ids.new_full((len(ids), 1), first)
-            encoded = self.model.get_encoder()(input_ids=input_ids, attention_mask=mask)
-            return tokens, {
-                "encoder_outputs": encoded,
-                "attention_mask": mask,
-                "decoder_attention_mask": torch.ones_like(tokens),
-            }
-        if not opening:
+            return self._decoder_inputs(input_ids, mask)
+        if not prefix:
             return input_ids, {"attention_mask": mask}
-        shared = input_ids.new_tensor(opening).expand(len(ids), -1)
-        mask = torch.cat([torch.ones_like(shared), mask], dim=1)
-        return torch.cat([shared, input_ids], dim=1), {
-            "attention_mask": mask,
-            "past_key_values": self._opening_cache(opening, len(ids)),
+        shared = input_ids.new_tensor(prefix).expand(len(ids), -1)
+        tokens = torch.cat([shared, input_ids], dim=1)
+        return tokens, {
+            "attention_mask": torch.cat([torch.ones_like(shared), mask], dim=1),
+            "past_key_values": self._prefix_cache(prefix, len(ids)),
         }
 
-    def _opening_cache(self, opening: tuple[int, ...], batch_size: int) -> Any:
-        """Keys and values of an opening for a batch; computed once while the model is loaded."""
-        if opening not in self._opening_caches:
-            ids = torch.tensor([opening], device=self.model.device)
-            self._opening_caches[opening] = self.model(
-                ids, use_cache=True, logits_to_keep=1
-            ).past_key_values
-        cache = copy.deepcopy(self._opening_caches[opening])
+    def _decoder_inputs(
+        self, input_ids: torch.Tensor, mask: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        """An encoder-decoder's start tokens (B, 1), and the encoded prompts."""
+        settings = self.model.generation_config
+        start_id = settings.decoder_start_token_id
+        if start_id is None:
+            start_id = settings.bos_token_id
+        tokens = input_ids.new_full((len(input_ids), 1), start_id)
+        encoded = self.model.get_encoder()(input_ids=input_ids, attention_mask=mask)
+        return tokens, {
+            "encoder_outputs": encoded,
+            "attention_mask": mask,
+            "decoder_attention_mask": torch.ones_like(tokens),
+        }
+
+    def _prefix_cache(self, prefix: tuple[int, ...], batch_size: int) -> Any:
+        """Keys and values of a prefix for a batch; computed once while the model is loaded."""
+        if prefix not in self._prefix_caches:
+            ids = torch.tensor([prefix], device=self.model.device)
+            output = self.model(ids, use_cache=True, logits_to_keep=1)
+            self._prefix_caches[prefix] = output.past_key_values
+        cache = copy.deepcopy(self._prefix_caches[prefix])
         cache.batch_repeat_interleave(batch_size)
         return cache
 
@@ -476,15 +487,15 @@ class HFExpert:
     def _end_ids(self) -> set[int]:
         """Tokens that end a completion: the model's own, and every token that holds a stop string.
 
-        A stop string that spans tokens ends the text all the same, only not the generation.
+        A stop string that spans tokens still ends the text, but not the generation.
         """
         ends = self.model.generation_config.eos_token_id
-        own = {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id} - {None}
+        end_ids = {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id}
+        end_ids.discard(None)
         if not self.config.stop:
-            return own
+            return end_ids
         pieces = self.tokenizer.batch_decode([[token] for token in range(len(self.tokenizer))])
-        return own | {
-            token
-            for token, piece in enumerate(pieces)
-            if any(stop in piece for stop in self.config.stop)
-        }
+        for token, piece in enumerate(pieces):
+            if any(stop in piece for stop in self.config.stop):
+                end_ids.add(token)
+        return end_ids

@@ -299,7 +299,7 @@ def test_keys_and_values_of_the_worked_examples_are_computed_once_and_change_no_
     ]
     monkeypatch.setattr(
         "backends.hf.SPARED_TOKENS", 10**6
-    )  # all prompts of an opening are read together
+    )  # all prompts of a prefix are read together
     expert = tiny(tiny_pool_dir, name, **few_shot)
     texts = [
         expert.render(question, previous, "paper-v1")
@@ -317,30 +317,30 @@ def test_keys_and_values_of_the_worked_examples_are_computed_once_and_change_no_
 
     monkeypatch.setattr(expert.model, "forward", counted)
     reused, _ = ask(expert, texts)
-    openings = sorted(expert._opening_caches, key=len)
+    prefixes = sorted(expert._prefix_caches, key=len)
     assert [
         sum(tuple(expert.tokenizer(text)["input_ids"][: len(o)]) == o for text in texts)
-        for o in openings
+        for o in prefixes
     ] == [12, 12]
-    assert sorted(n for n in read if n in map(len, openings)) == [
-        len(o) for o in openings
-    ]  # each opening read once, alone
+    assert sorted(n for n in read if n in map(len, prefixes)) == [
+        len(o) for o in prefixes
+    ]  # each prefix read once, alone
     num_read, read[:] = sum(read), []
-    monkeypatch.setattr("backends.hf.MIN_OPENING", 10**6)
+    monkeypatch.setattr("backends.hf.MIN_PREFIX", 10**6)
     whole = tiny(tiny_pool_dir, name, **few_shot)
     whole.model = expert.model
     plain, _ = ask(whole, texts)
     assert [replace(a, latency_s=0.0) for a in reused] == [
         replace(a, latency_s=0.0) for a in plain
-    ]  # the prompt's length counts the opening
+    ]  # the prompt's length counts the prefix
     assert num_read <= sum(read) - 11 * sum(
-        map(len, openings)
+        map(len, prefixes)
     )  # all but one of its twelve readings were saved
     alone, _ = ask(tiny(tiny_pool_dir, name, max_batch_size=1, **few_shot), texts)
     assert [a.text for a in alone] == [a.text for a in plain]
 
 
-def test_an_opening_is_not_reused_where_a_sliding_window_or_a_recurrent_state_would_see_the_padding(
+def test_a_prefix_is_not_reused_where_a_sliding_window_or_a_recurrent_state_would_see_the_padding(
     tiny_pool_dir, tmp_path
 ):
     (tmp_path / "examples.jsonl").write_text(
@@ -354,15 +354,15 @@ def test_an_opening_is_not_reused_where_a_sliding_window_or_a_recurrent_state_wo
     )
     expert.load()
     ids = expert.encode([expert.render("ba", None, "paper-v1")])[0][0]
-    assert len(expert._opening_of(ids)) >= 32
+    assert len(expert._prefix_of(ids)) >= 32
     expert.model_config.sliding_window = len(ids) + 40
-    assert len(expert._opening_of(ids)) >= 32
+    assert len(expert._prefix_of(ids)) >= 32
     expert.model_config.sliding_window = len(ids) + 39  # 40 new tokens
-    assert expert._opening_of(ids) == ()
+    assert expert._prefix_of(ids) == ()
     expert.model_config.sliding_window = None
     expert.model._is_stateful = True
-    del expert._reuses_openings  # looked at once
-    assert expert._opening_of(ids) == ()
+    del expert._reuses_prefixes  # looked at once
+    assert expert._prefix_of(ids) == ()
 
 
 SETTINGS = (
@@ -498,7 +498,7 @@ def test_windows_convolutions_and_counted_positions_give_in_a_batch_what_they_gi
     ]
     texts = [expert.render(question, None, "paper-v1") for question in questions]
     together = [answer.text for answer in ask(expert, texts)[0]]
-    assert len(expert._openings) > 0 and len(set(together)) > 6
+    assert len(expert._prefixes) > 0 and len(set(together)) > 6
     assert together == generated_alone(expert, texts)
 
 
@@ -511,7 +511,7 @@ def test_code_from_a_hub_is_handed_whole_prompts(tiny_pool_dir, tmp_path):
         expert = tiny(tiny_pool_dir, "llama-0.2m", trust_remote_code=trusts, **few_shot)
         expert.load()
         ids = expert.encode([expert.render("2 + 2?", None, "paper-v1")])[0][0]
-        assert bool(expert._opening_of(ids)) == reuses
+        assert bool(expert._prefix_of(ids)) == reuses
 
 
 def test_batches_stay_under_the_token_budget_longest_prompts_first(

@@ -58,7 +58,7 @@ def rows_of(expert, prompts):
 
 
 def join(batch, expert, rows):
-    batch.join(rows, *expert._prefix((), [row.ids for row in rows]))
+    batch.join(rows, *expert._inputs((), [row.ids for row in rows]))
 
 
 @torch.inference_mode()
@@ -109,7 +109,7 @@ def test_the_noise_of_a_token_depends_on_its_place_alone():
 @pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 @pytest.mark.parametrize("name", TINY_EXPERTS)
-def test_generation_in_rounds_gives_what_one_long_call_gives_and_finished_rows_leave(
+def test_generation_in_chunks_gives_what_one_long_call_gives_and_finished_rows_leave(
     tiny_pool_dir, prompts, monkeypatch, name, temperature
 ):
     expert = tiny(tiny_pool_dir, name, temperature=temperature)

@@ -78,13 +78,23 @@ def num_inputs(num_experts: int) -> int:
 
 
 @dataclass(frozen=True)
+class Order:
+    """Ask the experts in turn until the estimate of the best answer reaches the threshold."""
+
+    experts: tuple[int, ...]
+    threshold: float
+
+
+@dataclass(frozen=True)
 class Plan:
     """Weights (T, F): entry t values a call after t answers, in quality beyond stopping, before
-    its own cost. sizes (T, F): root mean square of the inputs that they were fitted on.
+    its own cost. sizes (T, F): root mean square of the inputs that they were fitted on. order: the
+    fixed order that the weights stand for, if they do.
     """
 
     weights: np.ndarray
     sizes: np.ndarray
+    order: Order | None = None
 
     def gains(self, belief: Belief | None, before: np.ndarray, expert_idx: int) -> np.ndarray:
         """Expected gain in quality (N,) of asking an expert, minus the cost of calls after it."""
@@ -135,6 +145,26 @@ def fit_plan(
             action = choose(advantages(plan, beliefs.get(asked), before, costs, alpha), num_asked)
             values[asked] = _follow(action, asked, stopped[asked], values, alpha * costs)
     return plan
+
+
+def play_plan(
+    plan: Plan,
+    beliefs: dict[Asked, Belief],
+    before: np.ndarray,
+    good: np.ndarray,
+    costs: np.ndarray,
+    alpha: float,
+) -> np.ndarray:
+    """The return (N,) of following a plan: whether the submitted answer is right, minus alpha C."""
+    stopped = _stop_values(beliefs, good)
+    t_max = len(plan.weights)
+    sets = asked_sets(before.shape[1], t_max)
+    values = {asked: stopped[asked] for asked in sets[-1]}
+    for num_asked in reversed(range(t_max)):
+        for asked in sets[num_asked]:
+            action = choose(advantages(plan, beliefs.get(asked), before, costs, alpha), num_asked)
+            values[asked] = _follow(action, asked, stopped[asked], values, alpha * costs)
+    return values[()].actual
 
 
 def _stop_values(beliefs: dict[Asked, Belief], good: np.ndarray) -> dict[Asked, Value]:

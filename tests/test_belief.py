@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
 from belief.arithmetic import check_equations, evaluate
 from belief.features import answer_features
+from belief.guard import fit_guarded_plans
+from belief.order import THRESHOLDS, plan_of, tabulate_orders
 from belief.outcome_model import OutcomeModel, Outcomes, cross_fit
-from belief.planner import Plan, advantages, choose, fit_plan, num_inputs
+from belief.planner import Order, Plan, advantages, choose, fit_plan, num_inputs, play_plan
 from belief.regression import Logistic, Ridge, sigmoid
 from belief.state import (
     Belief,
@@ -205,3 +209,109 @@ def test_a_plan_values_a_call_by_its_inputs_and_no_other_expert():
     one = advantages(plan, belief, before, np.array([0.1, 0.2, 0.3]), 0.1)[:, 0]
     other = advantages(plan, belief, swapped, np.array([0.1, 9.0, 9.0]), 0.1)[:, 0]
     assert other == pytest.approx(one)
+
+
+# --- the fixed order ---
+
+
+def test_an_order_as_a_plan_asks_in_turn_and_stops_at_the_threshold():
+    """Expert 1, then 0 while the estimate is below .7. Expert 2 is never asked."""
+    costs = np.array([0.2, 0.5, 0.1])
+    plan = plan_of(Order((1, 0), 0.7), costs, 0.3, np.ones((3, num_inputs(3))))
+    before = np.zeros((3, 3))
+    assert choose(advantages(plan, None, before, costs, 0.3), 0).tolist() == [1, 1, 1]
+    after_one = belief_of((1,), [0.69, 0.71, 0.95])
+    assert choose(advantages(plan, after_one, before, costs, 0.3), 1).tolist() == [0, -1, -1]
+    after_two = belief_of((0, 1), [0.1, 0.5, 0.9])
+    assert choose(advantages(plan, after_two, before, costs, 0.3), 2).tolist() == [-1, -1, -1]
+
+
+def belief_of(asked, estimates):
+    num = len(estimates)
+    none = np.zeros(num)
+    return Belief(
+        asked=asked,
+        p=np.array(estimates),
+        second=none,
+        size=none + 1,
+        distinct=none + len(asked),
+        submitted=np.full(num, asked[0]),
+        estimates=np.zeros((num, len(asked))),
+    )
+
+
+def test_every_order_is_played_as_a_loop_over_questions_would():
+    rng = np.random.default_rng(3)
+    num = 40
+    good = rng.random((num, 3)) < 0.6
+    costs = np.array([0.1, 0.3, 1.0])
+    beliefs = {}
+    for asked in itertools.chain.from_iterable(asked_sets(3, 2)[1:]):
+        belief = belief_of(asked, rng.random(num))
+        belief.submitted[:] = rng.choice(asked, size=num)
+        beliefs[asked] = belief
+    folds = np.arange(num) % 5
+    table = tabulate_orders(beliefs, good, costs, 2, folds)
+    assert len(table.orders) == 3 + 6 * len(THRESHOLDS)
+    place = table.orders.index(Order((2, 0), THRESHOLDS[4]))
+    returns = np.zeros(5)
+    for question in range(num):
+        paid = costs[2]
+        known = (2,)
+        if beliefs[known].p[question] < THRESHOLDS[4]:
+            paid += costs[0]
+            known = (0, 2)
+        is_right = good[question, beliefs[known].submitted[question]]
+        returns[folds[question]] += is_right - 0.4 * paid
+    assert table.returns(place, 0.4) == pytest.approx(returns)
+
+
+def test_a_played_plan_returns_what_a_loop_over_questions_returns():
+    rng = np.random.default_rng(4)
+    good = rng.random((60, 3)) < 0.6
+    same = agreement(np.where(good, 0, 1 + np.arange(3)[None]))
+    costs = np.array([0.1, 0.3, 1.0])
+    plan, beliefs, before = planned(good, same, costs, 0.1)
+    returns = play_plan(plan, beliefs, before, good, costs, 0.1)
+    for question in range(60):
+        asked = ()
+        paid = 0.0
+        while True:
+            if len(asked) == 2:
+                break
+            score = advantages(plan, beliefs.get(asked), before, costs, 0.1)[question]
+            if asked and score.max() <= 0:
+                break
+            paid += costs[score.argmax()]
+            asked = tuple(sorted((*asked, int(score.argmax()))))
+        is_right = good[question, beliefs[asked].submitted[question]]
+        assert returns[question] == pytest.approx(is_right - 0.1 * paid)
+
+
+def test_an_order_that_returns_more_on_held_out_questions_replaces_the_plan(monkeypatch):
+    """Expert 1 is right on 70% of the questions. The plan given asks expert 0, right on 40%."""
+    num = 100
+    good = np.zeros((num, 3), dtype=bool)
+    good[:40, 0] = True
+    good[:70, 1] = True
+    same = np.eye(3, dtype=bool)[None].repeat(num, axis=0)
+    costs = np.array([0.1, 0.2, 1.0])
+    _, beliefs, before = planned(good, same, costs, 0.2, 2, np.zeros((num, 3)))
+    bad = plan_of(Order((0,), 2.0), costs, 0.2, np.ones((2, num_inputs(3))))
+    plan_0 = Plan(bad.weights, bad.sizes)
+    monkeypatch.setattr("belief.guard.fit_plan", lambda *arguments: plan_0)
+    (plan,) = fit_guarded_plans(beliefs, before, good, costs, [0.2], 2, seed=0)
+    assert plan.order is not None
+    assert plan.order.experts[0] == 1
+
+
+def test_a_plan_stays_where_priors_tell_whom_to_ask():
+    """Two experts share the questions out; no fixed order asks the right one first."""
+    num = 100
+    good = np.eye(2, dtype=bool)[np.arange(num) % 2]
+    costs = np.array([0.5, 0.5])
+    same = np.eye(2, dtype=bool)[None].repeat(num, axis=0)
+    _, beliefs, _ = planned(good, same, costs, 0.5)
+    priors = np.where(good, 2.0, -2.0)
+    (plan,) = fit_guarded_plans(beliefs, priors, good, costs, [0.5], 2, seed=0)
+    assert plan.order is None

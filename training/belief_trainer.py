@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from belief.guard import fit_guarded_plans
 from belief.outcome_model import (
     CrossFitted,
     OutcomeModel,
@@ -23,7 +24,7 @@ from belief.outcome_model import (
     count_questions,
     cross_fit,
 )
-from belief.planner import Plan, fit_plan
+from belief.planner import Order, Plan, fit_plan
 from belief.state import (
     Asked,
     Belief,
@@ -101,11 +102,23 @@ class BeliefTrainer(Trainer):
         for asked in itertools.chain.from_iterable(asked_sets(len(self.pool), reader.t_max)[1:]):
             heard = hear(asked, before, self._fitted.after, same)
             beliefs[asked] = believe(heard, reader.candidates)
+        arrays = (beliefs, before, good, reader.costs)
         self.plans: list[Plan] = []
-        for alpha in self.alphas:
-            plan = fit_plan(beliefs, before, good, reader.costs, alpha, reader.t_max)
-            self.plans.append(plan)
+        if self.can_stop:
+            self.plans = fit_guarded_plans(*arrays, self.alphas, reader.t_max, self.config.seed)
+        else:  # the Terminator's threshold is chosen later: an order cannot stop by its own
+            for alpha in self.alphas:
+                self.plans.append(fit_plan(*arrays, alpha, reader.t_max))
         self.agent.set_plans(self.plans)
+
+    def summary(self) -> str:
+        """The trainer's line, and for each alpha the fixed order where that stands for a plan."""
+        lines = [super().summary()]
+        for alpha, plan in zip(self.alphas, self.plans, strict=True):
+            if plan.order:
+                rule = describe_order(plan.order, self.pool.names)
+                lines.append(f"alpha {alpha:g}: a fixed order beats the plan: {rule}")
+        return "\n".join(lines)
 
     @property
     def alphas(self) -> tuple[float, ...]:
@@ -293,3 +306,13 @@ class BeliefTrainer(Trainer):
         sizes = state["sizes"].numpy()
         self.plans = [Plan(weights, sizes) for weights in state["plans"].numpy()]
         self.agent.set_plans(self.plans)
+
+
+def describe_order(order: Order, names: Sequence[str]) -> str:
+    """Such as "small > large, until an answer is estimated at 0.70"."""
+    path = " > ".join(names[expert_idx] for expert_idx in order.experts)
+    if len(order.experts) == 1:
+        return f"{path} alone"
+    if order.threshold > 1:
+        return f"{path}, always all"
+    return f"{path}, until an answer is estimated at {order.threshold:.2f}"

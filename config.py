@@ -474,8 +474,10 @@ class EnvConfig(Section):
         "terminator",
         description="who ends a route: the Terminator (paper), or an action of the agent",
     )
-    ktp: Literal["paper-v1", "code-v1", "none-v1"] = Field(
-        "paper-v1", description="Knowledge Transfer Prompt wording; none-v1 is the ablation"
+    ktp: Literal["paper-v1", "code-v1", "all-v1", "none-v1"] = Field(
+        "paper-v1",
+        description="Knowledge Transfer Prompt: all-v1 hands on all different answers so far, the"
+        " others the last; none-v1 is the ablation",
     )
 
 

@@ -115,10 +115,11 @@ class Episode:
         return sum((step.cost for step in self.steps), Cost())
 
     def propose(self, expert_idx: int) -> Request:
-        """The call that action `expert_idx` asks for: the bare question first, with the current
-        answer afterwards.
+        """The call that action `expert_idx` asks for: the bare question first, with the answers so
+        far afterwards.
         """
-        return Request(int(expert_idx), self.question.text, self.answer)
+        earlier = tuple(self.answers[:-1])
+        return Request(int(expert_idx), self.question.text, self.answer, earlier)
 
     def hear(self, step: Step) -> None:
         """Append an answered call, not judged yet."""

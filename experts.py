@@ -35,7 +35,7 @@ from config import (
     RecordedExpertConfig,
 )
 from metrics.registry import check_metrics
-from prompts import answer_of, content
+from prompts import answer_of, content, handed_on
 from questions import Question
 from reward import Cost, call_cost
 from runtime.errors import BudgetError
@@ -53,6 +53,7 @@ class Request:
     expert_idx: int
     question: str
     previous_answer: str | None = None
+    earlier: tuple[str, ...] = ()  # the answers before the previous one
 
 
 @dataclass(eq=False)
@@ -203,14 +204,22 @@ class ExpertPool:
         recording = self.first_answers.get(request.expert_idx)
         if recording is None:
             return expert
-        asked = content(request.question, request.previous_answer, self.ktp)
+        asked = self.content(request)
         if asked == request.question and request.question in recording:
             return recording
         return expert
 
+    def content(self, request: Request) -> str:
+        """What a request says, before the format of its responder."""
+        return content(request.question, self._handed_on(request), self.ktp)
+
     def render(self, request: Request) -> str:
         """The prompt of a request, as its responder wants it."""
-        return self.responder(request).render(request.question, request.previous_answer, self.ktp)
+        handed = self._handed_on(request)
+        return self.responder(request).render(request.question, handed, self.ktp)
+
+    def _handed_on(self, request: Request) -> str | None:
+        return handed_on(request.previous_answer, request.earlier, self.ktp)
 
     def key(self, responder: Expert, prompt: str) -> bytes:
         """The store's key of a responder's answer to a prompt."""
@@ -275,7 +284,7 @@ class ExpertPool:
 
     def _call(self, request: Request) -> Call:
         responder = self.responder(request)
-        prompt = responder.render(request.question, request.previous_answer, self.ktp)
+        prompt = responder.render(request.question, self._handed_on(request), self.ktp)
         return Call(request.expert_idx, responder, prompt, self.key(responder, prompt))
 
     def _missing(self, calls: Sequence[Call], found: Mapping[bytes, Answer]) -> dict[bytes, Call]:

@@ -33,6 +33,12 @@ KTP_TEMPLATES: dict[str, str] = {
         "{question}\n\nThere are answers from other students: {answer}\n\nUsing them as additional"
         " advice, give a more satisfactory answer directly. Do not mention other students."
     ),
+    # All different answers so far, the latest last, instead of the latest alone.
+    "all-v1": (
+        "{question}\n\nThere are answers from other students:\n\n{answer}\n\n"
+        "Using them as additional advice, give a more satisfactory answer directly. Do not mention"
+        " other students."
+    ),
     # Ablation: the previous answer is paid for and thrown away.
     "none-v1": "{question}",
 }
@@ -56,6 +62,21 @@ def knowledge_transfer_prompt(
         if slot
         else filled
     )
+
+
+def handed_on(previous_answer: str | None, earlier: Sequence[str], version: str) -> str | None:
+    """What a call is handed of the answers so far: the previous one, or with all-v1 every one.
+
+    earlier: the answers before the previous one, in order. Equal answers are told once, where they
+    were given last. None before the first call.
+    """
+    if version != "all-v1" or previous_answer is None:
+        return previous_answer
+    answers = [answer.strip() or NO_ANSWER for answer in (*earlier, previous_answer)]
+    different = list(dict.fromkeys(reversed(answers)))
+    if len(different) == 1:
+        return different[0]
+    return "\n\n".join(f"Answer {i}: {text}" for i, text in enumerate(reversed(different), 1))
 
 
 def content(question: str, previous_answer: str | None, version: str) -> str:

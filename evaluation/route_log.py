@@ -15,7 +15,6 @@ from typing import Any, Literal, get_args
 from config import Config, RewardConfig
 from evaluation.route_schema import read_routes
 from experts import ExpertPool, Request
-from prompts import content
 from reward import Cost, charge
 from rollout import Route
 from runtime.errors import ReportError
@@ -139,16 +138,18 @@ def _step_records(
     """What the route log keeps of each call of a route."""
     text = route.episode.question.text
     records = []
-    previous = None
+    handed: list[str] = []
     for step, decision in zip(route.episode.steps, route.decisions, strict=True):
-        prompt = pool.render(Request(step.expert_idx, text, previous))
+        previous = handed[-1] if handed else None
+        request = Request(step.expert_idx, text, previous, tuple(handed[:-1]))
+        prompt = pool.render(request)
         record: Record = {
             "expert": pool.names[step.expert_idx],
             "prompt_hash": _hash(prompt),
         }
         if played.kind == "der":
             is_recorded = pool.is_recorded[step.expert_idx]
-            record["prompt"] = text if is_recorded else content(text, previous, pool.ktp)
+            record["prompt"] = text if is_recorded else pool.content(request)
         record["answer"] = step.answer.text
         if step.answer.whole_text is not None:
             record["whole_answer"] = step.answer.whole_text
@@ -160,7 +161,8 @@ def _step_records(
         record["entropy"] = decision.entropy
         record["p_stop"] = step.p_stop
         records.append(record)
-        previous = step.answer.text if played.hands_on else None
+        if played.hands_on:
+            handed.append(step.answer.text)
     return records
 
 

@@ -130,22 +130,24 @@ def grow(
     """
     levels = [_first_level(len(questions))]
     score_of: dict[tuple[int, Remembered], float] = {}
-    # What a node remembers of the calls before it: nothing, where only the last answer counts.
+    # What a node remembers of the calls before it: nothing, where only the last answer counts and
+    # is handed on.
+    remembers = submits != "last" or pool.ktp == "all-v1"
     histories: list[History] = [()] * len(questions)
     for depth in range(t_max):
         level = levels[-1]
         open_nodes = list(range(len(level.answers)))
         if not expand_solved:
             open_nodes = np.flatnonzero(level.quality < 1.0).tolist()
-        requests = _requests(questions, level, open_nodes, len(pool))
+        requests = _requests(questions, level, open_nodes, len(pool), histories)
         on_missing = None
         if on_level:
             on_missing = functools.partial(on_level, depth + 1, len(requests))
         answers = pool.answer(requests, on_missing)
         nodes = _expand(questions, pool, level, open_nodes, answers, histories)
-        levels.append(_judged_level(questions, nodes, score_of))
+        levels.append(_judged_level(questions, nodes, score_of, submits))
         histories = [()] * len(nodes)
-        if submits != "last":
+        if remembers:
             histories = [history for _, history in nodes]
     return RouteTree(questions, levels, len(pool), submits)
 
@@ -157,14 +159,19 @@ def _first_level(num_questions: int) -> Level:
 
 
 def _requests(
-    questions: Sequence[Question], level: Level, open_nodes: Sequence[int], num_experts: int
+    questions: Sequence[Question],
+    level: Level,
+    open_nodes: Sequence[int],
+    num_experts: int,
+    histories: Sequence[History],
 ) -> list[Request]:
     """Every expert in every open node of a level, node by node."""
     requests = []
     for node in open_nodes:
         text = questions[level.question[node]].text
+        earlier = tuple(answer for answer, _ in histories[node][:-1])
         for expert_idx in range(num_experts):
-            requests.append(Request(expert_idx, text, level.answers[node]))
+            requests.append(Request(expert_idx, text, level.answers[node], earlier))
     return requests
 
 
@@ -202,6 +209,7 @@ def _judged_level(
     questions: Sequence[Question],
     nodes: Mapping[Node, str],
     score_of: dict[tuple[int, Remembered], float],
+    submits: str,
 ) -> Level:
     """A level of nodes, each with the expert that answered it last.
 
@@ -214,7 +222,7 @@ def _judged_level(
     for owner, history in nodes:
         answers.append(history[-1][0])
         answer_quality.append(score_of[owner, history[-1]])
-        submitted = history[_submitted(questions[owner], history)]
+        submitted = history[_submitted(questions[owner], history, submits)]
         quality.append(score_of[owner, submitted])
     owners = np.array([owner for owner, _ in nodes], dtype=int)
     return Level(owners, answers, np.array(quality), np.array(answer_quality))
@@ -236,10 +244,10 @@ def _score_new(
     score_of.update(zip(new, scores, strict=True))
 
 
-def _submitted(question: Question, history: History) -> int:
-    """Which call of a history counts: the only one, or the one most agreed upon."""
-    if len(history) == 1:
-        return 0
+def _submitted(question: Question, history: History, submits: str) -> int:
+    """Which call of a history counts: the last, or the one most agreed upon."""
+    if submits == "last" or len(history) == 1:
+        return -1
     groups = group_question_answers(question, [text for text, _ in history])
     return best_answer("agreed", groups, [0.0] * len(groups))
 

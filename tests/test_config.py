@@ -85,7 +85,7 @@ def test_a_key_like_no_other_lists_the_known_ones(load):
         ("agent: {pooling: max}", "agent.pooling", "'max'", "'cls', 'mean' or 'last'"),
         ("reward: {kind: fianl}", "reward.kind", "'fianl'", "'final' or 'paper'"),
         ("ppo: {batch_size: lots}", "ppo.batch_size", "'lots'", "integer"),
-        ("env: {ktp: v9}", "env.ktp", "'v9'", "'paper-v1', 'code-v1' or 'none-v1'"),
+        ("env: {ktp: v9}", "env.ktp", "'v9'", "'paper-v1', 'code-v1', 'all-v1' or 'none-v1'"),
         ("env: {t_max: 0}", "env.t_max", "0", "greater than or equal to 1"),
         ("env: {p0: 1.5}", "env.p0", "1.5", "less than or equal to 1"),
         ("device: gpu", "device", "'gpu'", "cuda"),

@@ -12,10 +12,23 @@ from prompts import (
     StateTokenizer,
     answer_of,
     cut_middle,
+    handed_on,
     knowledge_transfer_prompt,
     read_few_shot,
 )
 from runtime.errors import PromptError
+
+
+def test_all_different_answers_are_handed_on_the_latest_last():
+    """Answers 7, 8, 7: the seven was given last. With any other wording only the last counts."""
+    assert handed_on("7", ["7", "8"], "all-v1") == "Answer 1: 8\n\nAnswer 2: 7"
+    assert (
+        handed_on("8", ["7", " "], "all-v1")
+        == "Answer 1: 7\n\nAnswer 2: (no answer)\n\nAnswer 3: 8"
+    )
+    assert handed_on("7", ["7 "], "all-v1") == "7"
+    assert handed_on("7", ["7", "8"], "paper-v1") == "7"
+    assert handed_on(None, [], "all-v1") is None
 
 
 def test_the_ktp_says_what_the_paper_says_about_one_other_student():
@@ -46,7 +59,7 @@ def test_the_ablation_throws_the_previous_answer_away():
 
 
 def test_an_unknown_ktp_version_names_the_known_ones():
-    with pytest.raises(PromptError, match="'v9'; known: paper-v1, code-v1, none-v1"):
+    with pytest.raises(PromptError, match="'v9'; known: paper-v1, code-v1, all-v1, none-v1"):
         knowledge_transfer_prompt("Why?", "because", "v9")
 
 

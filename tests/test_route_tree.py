@@ -12,7 +12,7 @@ import pytest
 from agent import build_agent
 from backends.answer_store import AnswerStore
 from config import AgentConfig, RewardConfig
-from der_env import Episode, OracleJudge
+from der_env import Episode, OracleJudge, Step
 from evaluation import full_information
 from evaluation.full_information import FullInformationRouter, fit_full_information, fit_key
 from evaluation.route_tree import best_fixed_route, grow, max_calls, optimal_routes, optimal_values
@@ -273,3 +273,28 @@ def test_a_fit_is_known_by_what_it_was_made_from(
     assert len({key, *(fit_key(agent, **given | other) for other in others)}) == 9
     next(agent.encoder.model.parameters()).data.add_(0.1)  # trained
     assert fit_key(agent, **given) != key
+
+
+def test_with_all_answers_handed_on_a_tree_asks_what_a_played_route_asks(
+    make_pool: Callable[..., ExpertPool],
+) -> None:
+    """Third calls after a, b and after b, a are told both answers; the order tells them apart."""
+    functions = [lambda q, a: "x" if a is None else f"x{a.count('Answer')}", lambda q, a: "y"]
+    pool = make_pool(functions).with_ktp("all-v1")
+    question = Question("a", "Q?", _reference="z")
+    grow([question], pool, 3, expand_solved=True)
+    asked = pool.experts[0].prompts
+    assert sum("Answer 1: x\n\nAnswer 2: y\n\n" in prompt for prompt in asked) == 1
+    assert sum("Answer 1: y\n\nAnswer 2: x0\n\n" in prompt for prompt in asked) == 1
+
+    def never(*arguments: object) -> str:
+        raise AssertionError("a played route asks nothing that the tree did not ask")
+
+    for expert in pool.experts:
+        expert.function = never
+    episode = Episode(question, 3)
+    for expert_idx in (0, 1, 0):
+        request = episode.propose(expert_idx)
+        (answer,) = pool.answer([request])
+        episode.hear(Step(expert_idx, answer, pool.cost(expert_idx, answer)))
+    assert episode.answers == ["x", "y", "x2"]

@@ -10,6 +10,7 @@ question; answers are read by counted features (`belief.features`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from belief.budget import Dial, Spent, dial_for
 from belief.outcome_model import (
     CrossFitted,
     ExpertRegression,
@@ -64,6 +66,7 @@ class BeliefReader:
         self.t_max = min(t_max, len(self.costs))
         self.embed = embed  # questions -> (N, D)
         self.alpha = alpha  # weight of cost on routes that bring none of their own
+        self.dial: Dial | None = None  # where a budget is to be met: the weight of each question
         self.before: dict[str, np.ndarray] = {}
         self.after: dict[tuple[str, int, str], float] = {}
         row = self.num_experts * (num_inputs(self.num_experts) + 2)
@@ -157,7 +160,9 @@ class BeliefReader:
         return out
 
     def alpha_of(self, episode: Episode) -> float:
-        return self.alpha if episode.alpha is None else episode.alpha
+        if episode.alpha is not None:
+            return episode.alpha
+        return self.dial.alpha_of(episode.question.text) if self.dial else self.alpha
 
     def alphas_of(self, episodes: Sequence[Episode]) -> np.ndarray:
         """Weights of cost (N,)."""
@@ -300,6 +305,8 @@ class BeliefAgent(Agent):
     beliefs: BeliefReader
     actor: BeliefActor
     critic: BeliefCritic
+    spent: Sequence[Spent] = ()  # at rising weights of cost, as training has found it
+    num_spent: int = 0  # on so many questions
 
     @property
     def reader(self) -> BeliefReader:
@@ -335,6 +342,28 @@ class BeliefAgent(Agent):
                 " train another one with reward.alphas"
             )
         self.reader.alpha = alpha
+        self.reader.dial = None
+
+    def spend(self, budget: float) -> Dial:
+        """Spend `budget` a question from now on: mean cost C. Raises AgentError where that is less
+        than the cheapest route costs, or where training has not found what is spent.
+        """
+        if not self.spent:
+            raise AgentError(
+                "this agent does not know what it spends at which weight of cost: a budget needs"
+                " agent.reads belief and reward.alphas, such as [0, 0.02, 0.1]; train again"
+            )
+        dial = dial_for(budget, self.spent, self.num_spent)
+        self.reader.dial = dial
+        return dial
+
+    def plan_at(self, alpha: float) -> Plan:
+        """The policy's weights at a weight of cost, as a plan: what PPO has learned included."""
+        with torch.no_grad():
+            shares = self.actor.shares(torch.tensor([alpha], dtype=torch.float32))[0]
+            plan = torch.einsum("a,atf->tf", shares, self.actor.plan.cpu())
+            weights = plan + (self.actor.scale * self.actor.learned).cpu()
+        return Plan(weights.numpy().astype(np.float64), np.ones(weights.shape))
 
     def set_plans(self, plans: Sequence[Plan]) -> None:
         """Start the policy from fitted dynamic programming, a plan for each alpha."""
@@ -379,6 +408,8 @@ class BeliefAgent(Agent):
             "alpha": self.reader.alpha,
             "alphas": self.actor.alphas.tolist(),
             "can_stop": self.actor.can_stop,
+            "spent": [list(astuple(one)) for one in self.spent],
+            "num_spent": self.num_spent,
         }
 
     def check_learned_state(self, state: dict[str, torch.Tensor], folder: Path) -> None:
@@ -410,6 +441,8 @@ class BeliefAgent(Agent):
             settings["alpha"],
         )
         self.set_reader(reader, settings["alphas"], can_stop=settings["can_stop"])
+        self.spent = [Spent(*one) for one in settings.get("spent", [])]
+        self.num_spent = settings.get("num_spent", 0)
         with torch.no_grad():
             self.actor.plan.copy_(state["actor.plan"])
             self.actor.scale.copy_(state["actor.scale"])

@@ -284,9 +284,6 @@ def terminator_figures(
     p, quality, formed = _submitted_answers(routes, questions, shapes)
     good = quality >= config.env.p0
     calibration = _calibration(p, good)
-    gaps = 0.0
-    for one in calibration:
-        gaps += one["count"] * abs(one["p"] - one["good"])
     thresholds = []
     for threshold in _thresholds_up_to(config.terminator.max_threshold, p, 41):
         ended = [cut_at(route, threshold) for route in routes]
@@ -297,10 +294,43 @@ def terminator_figures(
         "auroc_well_formed": _auroc(good[formed], p[formed]),
         "well_formed": float(formed.mean()),
         "brier": float(np.mean((p - good) ** 2)),
-        "ece": gaps / len(p),
+        "ece": calibration_error(p, good),
         "calibration": calibration,
         "thresholds": thresholds,
     }
+
+
+def pooled_figures(groups: Sequence[Sequence[Route]], p0: float) -> dict[str, Any]:
+    """The same over all routes of several groups, such as one for each alpha.
+
+    `ece_of_calibrated`: 95% interval of the calibration error of a calibrated model of this size,
+    whose answers are good with just the probability that it states.
+    """
+    p_stops = []
+    goods = []
+    for routes in groups:
+        for route in routes:
+            for num_calls, step in enumerate(route.episode.steps, start=1):
+                quality = route.episode.submitted_after(num_calls).quality
+                p_stops.append(step.p_stop)
+                goods.append(quality is not None and quality >= p0)
+    p, good = np.array(p_stops, dtype=float), np.array(goods)
+    rng = np.random.default_rng(0)
+    simulated = [calibration_error(p, rng.random(len(p)) < p) for _ in range(200)]
+    return {
+        "answers": len(p),
+        "auroc": _auroc(good, p),
+        "ece": calibration_error(p, good),
+        "ece_of_calibrated": np.quantile(simulated, [0.025, 0.975]).tolist(),
+    }
+
+
+def calibration_error(p: np.ndarray, good: np.ndarray) -> float:
+    """Mean absolute gap over ten bins of equal count (Naeini et al. 2015)."""
+    gaps = 0.0
+    for one in _calibration(p, good):
+        gaps += one["count"] * abs(one["p"] - one["good"])
+    return gaps / len(p)
 
 
 def _submitted_answers(

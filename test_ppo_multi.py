@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ from runtime.files import refuse_links, write_atomically
 if TYPE_CHECKING:
     from evaluation.route_log import Record
     from evaluation.runner import Evaluation
+    from rollout import Route
 
 
 @dataclass
@@ -56,8 +58,9 @@ class Report:
 # Playing
 
 
-def evaluate(evaluation: Evaluation) -> Report:
-    """Play everything on the test split."""
+def evaluate(evaluation: Evaluation, budgets: Sequence[float] | None = None) -> Report:
+    """Play everything on the test split; the agent at `budgets` as well, a sweep where empty."""
+    from evaluation.budgets import budget_section
     from evaluation.route_log import route_records
     from questions import repeats_line
     from report.results import build_results
@@ -72,6 +75,8 @@ def evaluate(evaluation: Evaluation) -> Report:
     extra: dict[str, Any] = {"terminator": evaluation.terminator_section()}
     if config.eval.full:
         extra["transfer"] = evaluation.transfer_section()
+    if budgets is not None:
+        extra["budgets"] = budget_section(evaluation, budgets)
     extra["evaluation"] = {
         "runs": [str(run.path) for run in evaluation.runs],
         "seconds": time.perf_counter() - start,
@@ -89,7 +94,12 @@ def evaluate(evaluation: Evaluation) -> Report:
 
 
 def evaluate_runs(
-    runs: Sequence[Path], out: Path | None, overrides: Sequence[str], *, other_pool: bool
+    runs: Sequence[Path],
+    out: Path | None,
+    overrides: Sequence[str],
+    *,
+    other_pool: bool,
+    budgets: Sequence[float] | None = None,
 ) -> Report:
     """Evaluate runs of one configuration and write their report.
 
@@ -104,7 +114,7 @@ def evaluate_runs(
     evaluation = Evaluation(runs, overrides, other_pool=other_pool, say=say)
     if out is None:
         refuse_to_replace(runs[0], evaluation.config)
-    report = evaluate(evaluation)
+    report = evaluate(evaluation, budgets)
     write_report(report, out or runs[0])
     return report
 
@@ -113,7 +123,22 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-# Several alphas
+# Budgets and several alphas
+
+
+def parse_budgets(text: str) -> list[float]:
+    """`5,10.5` in rising order; nothing for `all`, a sweep. Raises ConfigError."""
+    if text == "all":
+        return []
+    try:
+        budgets = sorted(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(
+            f"--budget {text}: expected numbers with commas between, or all"
+        ) from error
+    if not (budgets[0] > 0 and math.isfinite(budgets[-1])):
+        raise ConfigError(f"--budget {text}: expected finite numbers above 0")
+    return budgets
 
 
 def parse_alphas(text: str) -> list[float]:
@@ -141,8 +166,10 @@ def evaluate_alphas(
     The table and the other figures of the common report are those of the middle alpha.
     """
     from evaluation.runner import Evaluation
+    from terminator import pooled_figures
 
     reports = {}
+    routes: list[list[Route]] = []
     before: Evaluation | None = None
     for alpha, runs in groups.items():
         say(f"\nalpha {alpha:g}")
@@ -151,10 +178,13 @@ def evaluate_alphas(
         if before is not None:
             evaluation.take_over(before)
         reports[alpha] = evaluate(evaluation)
+        routes += evaluation.agent_routes()
         write_report(reports[alpha], out / f"alpha_{alpha:g}")
         before = evaluation
     say("\ncurves over all alphas")
     report = common_report(reports)
+    p0 = report.results["evaluation"]["config"]["env"]["p0"]
+    report.results["curves"]["terminator"] = pooled_figures(routes, p0)
     write_report(report, out)
     return report
 
@@ -340,6 +370,11 @@ def parser() -> argparse.ArgumentParser:
         help="the runs differ in reward.alpha, too: report quality against cost over these values",
     )
     made.add_argument(
+        "--budget",
+        metavar="B,...",
+        help="also hold the agent to a mean cost C of a question; all: sweep 20 budgets",
+    )
+    made.add_argument(
         "--reprice",
         choices=["params", "flops", "tokens", "latency", "usd"],
         help="only price the played routes again in this unit",
@@ -364,6 +399,9 @@ def main(arguments: list[str]) -> Path:
     runs = options.run or [newest_run()]
     if options.out is None and len(runs) > 1:
         raise ConfigError("several runs need --out FOLDER for their common report")
+    if options.budget and (alphas or options.reprice):
+        raise ConfigError("--budget goes with neither --alphas nor --reprice: evaluate apart")
+    budgets = parse_budgets(options.budget) if options.budget else None
     if options.reprice and alphas:
         raise ConfigError("--reprice prices one alpha: give it --out FOLDER/alpha_VALUE")
     out = options.out or runs[0]
@@ -379,7 +417,9 @@ def main(arguments: list[str]) -> Path:
         groups = runs_by_alpha(runs, alphas)
         report = evaluate_alphas(groups, out, overrides, other_pool=options.other_pool)
     else:
-        report = evaluate_runs(runs, options.out, overrides, other_pool=options.other_pool)
+        report = evaluate_runs(
+            runs, options.out, overrides, other_pool=options.other_pool, budgets=budgets
+        )
     print_report(report.results, out, folder)
     return folder / "results.json"
 

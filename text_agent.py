@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from belief.budget import Dial
 from config import AgentConfig
 from der_env import Episode, Observer, Reader, TextObserver, encode_states
 from encoder import ENCODE_ROWS, StateEncoder, position_offset
@@ -162,6 +163,13 @@ class Agent:
     def ask_with(self, alpha: float) -> None:
         """Weigh cost by alpha from now on: nothing to do, since this agent has learned one."""
         del alpha
+
+    def spend(self, budget: float) -> Dial:
+        """Raises AgentError: this agent has no weight of cost to set."""
+        raise AgentError(
+            f"budget {budget:g}: an agent that reads text has learned one weight of cost; train one"
+            " with agent.reads belief and reward.alphas"
+        )
 
     def settings(self) -> dict[str, Any]:
         """What of the agent is kept as JSON beside `learned_state`; nothing here."""

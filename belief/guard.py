@@ -6,13 +6,12 @@ order with a threshold does better on new questions.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
 from belief.order import OrderTable, plan_of, tabulate_orders
-from belief.planner import Plan, fit_plan, play_plan
+from belief.planner import Plan, fit_plan, follow
 from belief.state import Asked, Belief
 
 NUM_FOLDS = 5
@@ -56,11 +55,13 @@ def _held_out_return(
     is_held_out: np.ndarray,
 ) -> float:
     """Summed return on the questions held out (N,) of a plan fitted on the others."""
-    fitted_on = _take(beliefs, ~is_held_out)
+    fitted_on = {asked: belief.take(~is_held_out) for asked, belief in beliefs.items()}
     plan = fit_plan(fitted_on, before[~is_held_out], good[~is_held_out], costs, alpha, t_max)
-    new = _take(beliefs, is_held_out)
-    value = play_plan(plan, new, before[is_held_out], good[is_held_out], costs, alpha)
-    return float(value.sum())
+    new = {asked: belief.take(is_held_out) for asked, belief in beliefs.items()}
+    order, submitted = follow(plan, new, before[is_held_out], costs, alpha)
+    quality = good[is_held_out][np.arange(len(order)), submitted]
+    spent = np.where(order >= 0, costs[order], 0.0).sum()
+    return float(quality.sum() - alpha * spent)
 
 
 def _return_of_orders(table: OrderTable, alpha: float) -> float:
@@ -70,16 +71,3 @@ def _return_of_orders(table: OrderTable, alpha: float) -> float:
         others = np.delete(np.arange(NUM_FOLDS), fold)
         total += table.returns(table.best(alpha, others), alpha)[fold]
     return total
-
-
-def _take(beliefs: dict[Asked, Belief], rows: np.ndarray) -> dict[Asked, Belief]:
-    """The beliefs on some of the questions."""
-    taken = {}
-    for asked, belief in beliefs.items():
-        columns = {}
-        for field in dataclasses.fields(belief):
-            column = getattr(belief, field.name)
-            if isinstance(column, np.ndarray):
-                columns[field.name] = column[rows]
-        taken[asked] = dataclasses.replace(belief, **columns)
-    return taken

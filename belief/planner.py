@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from belief.regression import Ridge, sigmoid
-from belief.state import Asked, Belief, asked_sets
+from belief.state import Asked, Belief, asked_sets, by_asked
 
 PENALTY = 30.0  # of the ridge regressions, in rows
 SOFTNESS = 0.5  # share of the estimates in the targets; the rest are outcomes
@@ -147,24 +147,24 @@ def fit_plan(
     return plan
 
 
-def play_plan(
-    plan: Plan,
-    beliefs: dict[Asked, Belief],
-    before: np.ndarray,
-    good: np.ndarray,
-    costs: np.ndarray,
-    alpha: float,
-) -> np.ndarray:
-    """The return (N,) of following a plan: whether the submitted answer is right, minus alpha C."""
-    stopped = _stop_values(beliefs, good)
+def follow(
+    plan: Plan, beliefs: dict[Asked, Belief], before: np.ndarray, costs: np.ndarray, alpha: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Whom a plan asks on N questions (N, T), -1 where it has stopped, and whose answer it submits
+    (N,).
+    """
     t_max = len(plan.weights)
-    sets = asked_sets(before.shape[1], t_max)
-    values = {asked: stopped[asked] for asked in sets[-1]}
-    for num_asked in reversed(range(t_max)):
-        for asked in sets[num_asked]:
-            action = choose(advantages(plan, beliefs.get(asked), before, costs, alpha), num_asked)
-            values[asked] = _follow(action, asked, stopped[asked], values, alpha * costs)
-    return values[()].actual
+    order = np.full((len(before), t_max), -1)
+    for num_asked in range(t_max):
+        for asked, rows in by_asked(order, num_asked):
+            belief = beliefs[asked].take(rows) if asked else None
+            scores = advantages(plan, belief, before[rows], costs, alpha)
+            order[rows, num_asked] = choose(scores, num_asked)
+    submitted = np.zeros(len(before), dtype=int)
+    for num_asked in range(1, t_max + 1):
+        for asked, rows in by_asked(order, num_asked):
+            submitted[rows] = beliefs[asked].submitted[rows]
+    return order, submitted
 
 
 def _stop_values(beliefs: dict[Asked, Belief], good: np.ndarray) -> dict[Asked, Value]:

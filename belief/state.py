@@ -30,6 +30,19 @@ def asked_sets(num_experts: int, t_max: int) -> list[list[Asked]]:
     return [list(itertools.combinations(range(num_experts), size)) for size in sizes]
 
 
+def by_asked(order: np.ndarray, num_asked: int) -> list[tuple[Asked, np.ndarray]]:
+    """Sets of `num_asked` experts and the questions (M,) on which exactly these were asked.
+
+    order (N, T): whom each question's calls asked, -1 where none was made.
+    """
+    made = (order >= 0).sum(axis=1)
+    groups: dict[Asked, list[int]] = {}
+    for row in np.flatnonzero(made == num_asked).tolist():
+        asked = tuple(sorted(order[row, :num_asked].tolist()))
+        groups.setdefault(asked, []).append(row)
+    return [(asked, np.array(rows)) for asked, rows in groups.items()]
+
+
 def agreement(groups: np.ndarray) -> np.ndarray:
     """Which answers agree (N, S, S), from their groups (N, S). Group -1 is one of its own."""
     same = groups[:, :, None] == groups[:, None, :]
@@ -203,6 +216,18 @@ class Belief:
     distinct: np.ndarray
     submitted: np.ndarray
     estimates: np.ndarray
+
+    def take(self, rows: np.ndarray) -> Belief:
+        """The belief on some of the questions."""
+        return Belief(
+            self.asked,
+            self.p[rows],
+            self.second[rows],
+            self.size[rows],
+            self.distinct[rows],
+            self.submitted[rows],
+            self.estimates[rows],
+        )
 
 
 def believe(heard: Heard, model: CandidateModel) -> Belief:

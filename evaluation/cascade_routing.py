@@ -16,14 +16,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from belief.regression import sigmoid
-from belief.state import Asked
+from belief.state import by_asked
 from evaluation.answer_table import AnswerTable, Choices
-from evaluation.estimates import Estimates, known_to
+from evaluation.estimates import Estimates, log_odds
 
 NUM_DRAWS = 25  # of what each answer may look like
 PRICES = (0.25, 0.5, 1.0, 2.0, 4.0)  # of a unit of C, as multiples of alpha; the best is taken
 TIE = 1e-12  # of two sets with the same gain the smaller, cheaper one is asked
-SURE = 1e-4  # estimates are kept this far from 0 and 1, where log-odds are infinite
 
 
 @dataclass(frozen=True)
@@ -42,17 +41,17 @@ class CascadeRouting:
     looks_ahead: int
 
     def choose(self, table: AnswerTable, estimates: Estimates) -> Choices:
-        before = _log_odds(estimates.before)
+        before = estimates.log_odds_before
         order = np.full((len(table), self.t_max), -1)
         for num_asked in range(self.t_max):
-            for asked, rows in _by_asked(order, num_asked):
+            for asked, rows in by_asked(order, num_asked):
                 now = np.zeros(len(rows))
                 if asked:
                     now = estimates.beliefs[asked].p[rows]
                 order[rows, num_asked] = self._next(before[rows], asked, now)
         submitted = np.zeros(len(table), dtype=int)
         for num_asked in range(1, self.t_max + 1):
-            for asked, rows in _by_asked(order, num_asked):
+            for asked, rows in by_asked(order, num_asked):
                 submitted[rows] = estimates.beliefs[asked].submitted[rows]
         return Choices(order, submitted)
 
@@ -82,16 +81,6 @@ class CascadeRouting:
         return "a set" if self.looks_ahead > 1 else "one call ahead"
 
 
-def _by_asked(order: np.ndarray, num_asked: int) -> list[tuple[Asked, np.ndarray]]:
-    """Sets of `num_asked` experts and the questions (M,) on which exactly these were asked."""
-    made = (order >= 0).sum(axis=1)
-    groups: dict[Asked, list[int]] = {}
-    for row in np.flatnonzero(made == num_asked).tolist():
-        asked = known_to(order[row, :num_asked].tolist())
-        groups.setdefault(asked, []).append(row)
-    return [(asked, np.array(rows)) for asked, rows in groups.items()]
-
-
 def fit_cascade_routing(
     table: AnswerTable, estimates: Estimates, alpha: float, t_max: int, *, looks_ahead: int
 ) -> CascadeRouting:
@@ -115,13 +104,8 @@ def draw_scatter(estimates: Estimates) -> np.ndarray:
     """
     rng = np.random.default_rng(0)
     levels = (np.arange(NUM_DRAWS) + 0.5) / NUM_DRAWS
-    moved = _log_odds(estimates.after) - _log_odds(estimates.before)
+    moved = log_odds(estimates.after) - estimates.log_odds_before
     draws = []
     for column in moved.T:
         draws.append(rng.permutation(np.quantile(column, levels)))
     return np.array(draws)
-
-
-def _log_odds(p: np.ndarray) -> np.ndarray:
-    kept = np.clip(p, SURE, 1.0 - SURE)
-    return np.log(kept / (1.0 - kept))

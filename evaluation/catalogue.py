@@ -61,6 +61,7 @@ BASELINES: tuple[Baseline, ...] = (
     _known("threshold_cascade", "cascade", play_on_tables.threshold_cascade, TRAINING),
     _known("learned_stop", "cascade", play_on_tables.learned_stop, TRAINING),
     _known("cascade_routing", "cascade", play_on_tables.cascade_routing, TRAINING),
+    _known("plan", "learned", play_on_tables.plan, TRAINING),
     _known("vote", "ensemble", play_on_tables.vote),
     _known("full_information", "learned", play_on_routes.full_information, TREES),
     _known("ranker", "ensemble", play_on_tables.ranker, RANKER),

@@ -22,6 +22,8 @@ from belief.state import (
 from evaluation.answer_table import AnswerTable, can_be_kept, texts_of
 from evaluation.kept import kept
 
+SURE = 1e-4  # estimates are kept this far from 0 and 1, where log-odds are infinite
+
 
 @dataclass(frozen=True)
 class Estimates:
@@ -35,6 +37,10 @@ class Estimates:
     before: np.ndarray
     after: np.ndarray
     beliefs: dict[Asked, Belief]
+
+    @property
+    def log_odds_before(self) -> np.ndarray:
+        return log_odds(self.before)
 
 
 class Estimator:
@@ -119,3 +125,8 @@ def _count_all(table: AnswerTable) -> np.ndarray:
 def known_to(order: Sequence[int]) -> Asked:
     """The set of experts in an order, as `Estimates.beliefs` names it."""
     return tuple(sorted(order))
+
+
+def log_odds(p: np.ndarray) -> np.ndarray:
+    kept = np.clip(p, SURE, 1.0 - SURE)
+    return np.log(kept / (1.0 - kept))

@@ -23,6 +23,7 @@ from evaluation.ground import Ground
 from evaluation.learned_stop import fit_learned_stop
 from evaluation.outcome import Outcome
 from evaluation.pair_ranker import PairRanker
+from evaluation.planned import fit_planned
 from evaluation.route_log import Overhead
 from evaluation.views import Chosen, Fit, FittedRule, View, choose_variant
 from runtime.machine import pick_device
@@ -173,6 +174,27 @@ def cascade_routing(ground: Ground) -> Iterator[Outcome]:
 
     chosen = _choose(ground, [lambda view: fit(view, t_max), lambda view: fit(view, 1)])
     yield _outcome(ground, "cascade routing", chosen, reads_question=True)
+
+
+def plan(ground: Ground) -> Iterator[Outcome]:
+    """Fitted dynamic programming on the evaluation's own estimates."""
+    ground.say("fitted dynamic programming")
+    config, names = ground.config, ground.pool.names
+
+    def fit(view: View) -> FittedRule:
+        rule = fit_planned(
+            view.table,
+            view.estimates,
+            config.reward.alpha,
+            ground.t_max,
+            config.env.p0,
+            config.seed,
+        )
+        return _fitted(rule, names)
+
+    chosen = _choose(ground, [fit])
+    label = f"plan: {chosen.rule.description}"
+    yield _outcome(ground, label, chosen, reads_question=True)
 
 
 # --- all experts at once ---

@@ -37,7 +37,7 @@ Role = Literal[
     "cascade_routing",
     "knn_router",
     "logistic_router",
-    "belief_policy",
+    "plan",
     "full_information",
     "vote",
     "ranker",

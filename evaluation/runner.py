@@ -11,6 +11,7 @@ from evaluation.catalogue import TRAINING, TREES, chosen_baselines, needs_of
 from evaluation.ground import Ground, Say
 from evaluation.route_log import Played, Role
 from evaluation.transfer import audit, best_pairs, reading_experts
+from rollout import Route
 from terminator import answer_shape, terminator_figures
 
 
@@ -73,6 +74,10 @@ class Evaluation(Ground):
             kept = {name: section[name] for name in ("auroc", "auroc_well_formed", "ece")}
             each.append({"seed": run.seed, "threshold": run.terminator.threshold, **kept})
         return {"threshold": self.runs[0].terminator.threshold, **sections[0], "seeds": each}
+
+    def agent_routes(self) -> list[list[Route]]:
+        """The agent's scored test routes, a list for each run."""
+        return list(self.long_routes.values())
 
     def transfer_section(self) -> dict[str, Any]:
         """results.json's `transfer`: the knowledge-transfer audit on the test split."""

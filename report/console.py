@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 WIDTH = 120
@@ -17,8 +17,32 @@ def show(results: Mapping[str, Any]) -> str:
     curves = results.get("curves")
     if curves:
         parts += [curve_table(curves), "", *map(wrapped, curves["summary"]), ""]
+        if curves.get("terminator"):
+            parts += [wrapped(terminator_line(curves["terminator"])), ""]
+    if results.get("budgets"):
+        parts += [budget_table(results["budgets"]), ""]
     parts += map(wrapped, results["notes"])
     return "\n".join(parts)
+
+
+def budget_table(budgets: Sequence[Mapping[str, Any]]) -> str:
+    """Budgets asked for, what was expected to be spent and what was."""
+    lines = [f"{'budget':>8}  {'expected':<23} {'spent':<23} {'quality':<23} met"]
+    for one in budgets:
+        spans = [_interval(one[name]) for name in ("expected", "cost", "quality")]
+        met = "yes" if one["is_met"] else "no"
+        lines.append(f"{one['budget']:>8.4g}  {spans[0]:<23} {spans[1]:<23} {spans[2]:<23} {met}")
+    return "\n".join(lines)
+
+
+def terminator_line(figures: Mapping[str, Any]) -> str:
+    """How well estimates of answers hold, over the agent's routes at every alpha."""
+    low, high = figures["ece_of_calibrated"]
+    auroc = "-" if figures["auroc"] is None else f"{figures['auroc']:.3f}"
+    return (
+        f"Estimates of {figures['answers']} answers to submit, all alphas: AUROC {auroc},"
+        f" calibration error {figures['ece']:.3f} (a calibrated model's: {low:.3f} to {high:.3f})."
+    )
 
 
 def wrapped(sentence: str) -> str:

@@ -74,6 +74,7 @@ def draw_figures(results: Results, curves: LearningCurves) -> dict[str, Figure]:
     with matplotlib.rc_context(STYLE):
         figures = {
             "curves": curves_over_alphas(results),
+            "budgets": budgets_met(results),
             "quality_cost": quality_cost(results),
             "learning_curves": learning_curves(curves),
             "routes": routes(results),
@@ -230,6 +231,23 @@ def curves_over_alphas(results: Results) -> Figure | None:
         axes.set_xscale("log")
     axes.set(xlabel=view.cost_axis(results), ylabel="mean quality")
     figure.legend(loc="outside right upper")
+    return figure
+
+
+def budgets_met(results: Results) -> Figure | None:
+    """Spent against asked for, and quality against the budget, with 95% intervals."""
+    if not results.get("budgets"):
+        return None
+    figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+    spent, quality = figure.subplots(1, 2)
+    asked = [one["budget"] for one in results["budgets"]]
+    spent.plot(asked, asked, color=GREY, zorder=1)
+    for axes, name, label in ((spent, "cost", "spent"), (quality, "quality", "mean quality")):
+        means = [one[name]["mean"] for one in results["budgets"]]
+        below = [one[name]["mean"] - one[name]["lo"] for one in results["budgets"]]
+        above = [one[name]["hi"] - one[name]["mean"] for one in results["budgets"]]
+        axes.errorbar(asked, means, (below, above), fmt="o", color=VERMILLION, capsize=2)
+        axes.set(xlabel="budget, C a question", ylabel=label)
     return figure
 
 

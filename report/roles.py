@@ -29,7 +29,7 @@ YARDSTICK_ROLES = (
     "threshold_cascade",
     "learned_stop",
     "cascade_routing",
-    "belief_policy",
+    "plan",
 )  # the rules that a report of several alphas holds beside the agent, one by one
 
 

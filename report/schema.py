@@ -13,77 +13,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from config import CostUnit
+from report.entries import ROUNDING, Comparison, Difference, Entry, PairedTest, Span
 from runtime.errors import ReportError
 
 Kind = Literal["der", "single", "static", "random", "cascade", "learned", "ensemble", "oracle"]
-Verdict = Literal["better", "worse", "not separable"]
-Covers = Literal["questions", "seeds and questions"]
-ROUNDING = 1e-9
 ERRORS_SHOWN = 5
-
-
-class Entry(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
-    )
-
-
-class Span(Entry):
-    """A mean with its 95% interval."""
-
-    mean: float
-    lo: float
-    hi: float
-    covers: Covers | None = Field(
-        None, description="what the interval allows for, where it is not that of the whole report"
-    )
-
-    @model_validator(mode="after")
-    def _holds_the_mean(self) -> Span:
-        if not self.lo - ROUNDING <= self.mean <= self.hi + ROUNDING:
-            raise ValueError(f"the mean {self.mean} is outside its interval [{self.lo}, {self.hi}]")
-        return self
-
-
-class Difference(Entry):
-    """A paired mean difference with its 95% interval.
-
-    The verdict is whether the interval leaves out 0.
-    """
-
-    diff: float
-    lo: float
-    hi: float
-    verdict: Verdict
-
-
-class PairedTest(Difference):
-    p: float = Field(ge=0, le=1, description="two-sided")
-    wins: int = Field(
-        ge=0, description="questions whose difference, averaged over the seeds, is above 0"
-    )
-    ties: int = Field(ge=0)
-    losses: int = Field(ge=0)
-    covers: Covers
-
-
-class Comparison(PairedTest):
-    """a minus b."""
-
-    a: str
-    b: str
-    measure: Literal["quality", "return"]
-    p_adjusted: float = Field(
-        ge=0,
-        le=1,
-        description=(
-            "Holm's correction within the measure, over the agent's comparisons or over those of"
-            " the other policies"
-        ),
-    )
 
 
 class Expert(Entry):
@@ -346,6 +283,17 @@ class CurveCell(Difference):
     p_adjusted: float = Field(ge=0, le=1, description="Holm's correction over all cells")
 
 
+class PooledTerminator(Entry):
+    """Estimates of the answers to submit, over the agent's routes at every alpha and seed."""
+
+    answers: int = Field(ge=1)
+    auroc: float | None
+    ece: float
+    ece_of_calibrated: tuple[float, float] = Field(
+        description="95% interval of a calibrated model's ece on so many answers"
+    )
+
+
 class Curves(Entry):
     """Quality against cost over several alphas; report/curves.py has the definitions."""
 
@@ -356,6 +304,21 @@ class Curves(Entry):
     rows: list[CurveRow] = Field(min_length=1, description="the agent first")
     cells: list[CurveCell]
     summary: list[str] = Field(description="where reading answers pays, in sentences")
+    terminator: PooledTerminator | None = None
+
+
+class Budget(Entry):
+    """The first run's agent, held to a mean cost of a question."""
+
+    budget: float = Field(gt=0, description="mean cost C of a question that was asked for")
+    alphas: tuple[float, float] = Field(description="the two weights of cost that meet it")
+    share: float = Field(ge=0, le=1, description="of questions asked with the higher weight")
+    expected: Span = Field(
+        description="mean cost, by what training found, with a 95% interval for the test questions"
+    )
+    cost: Span = Field(description="on the test questions")
+    quality: Span
+    is_met: bool = Field(description="whether the cost lies in the expected interval")
 
 
 class Variants(Entry):
@@ -439,6 +402,7 @@ class Results(Entry):
     curves: Curves | None = Field(None, description="with --alphas")
     summary: list[str] = Field(description="what the numbers say, in sentences")
     notes: list[str] = Field(description="footnotes of the table")
+    budgets: list[Budget] | None = Field(None, description="played with --budget")
     evaluation: EvaluationFacts
 
     @model_validator(mode="after")

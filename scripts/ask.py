@@ -45,13 +45,15 @@ from terminator import load_terminator, make_judge
 class Router:
     """A run's agent, Terminator and pool, ready for questions without references."""
 
-    def __init__(self, run: Path, overrides: Sequence[str]):
+    def __init__(self, run: Path, overrides: Sequence[str], budget: float | None = None):
         self.config = evaluated_config(run, overrides)
         set_threads(self.config.threads)
         device = pick_device(self.config.device)
         self.pool: ExpertPool = build_pool(self.config)
         self.agent = load_agent(run / "agent", self.pool, device=device)
         self.agent.ask_with(self.config.reward.alpha)
+        if budget is not None:
+            self.agent.spend(budget)
         self.judge = make_judge(self.agent, load_terminator(run / "terminator", device))
 
     def route(self, questions: Sequence[Question]) -> list[Route]:
@@ -139,6 +141,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("question", nargs="?", help="none: interactive")
     parser.add_argument("--run", type=Path, help="folder of the run; default: the newest")
+    parser.add_argument(
+        "--budget", type=float, help="mean cost C of a question, instead of --reward.alpha=A"
+    )
     parser.add_argument("--file", type=Path, help="JSONL of questions")
     parser.add_argument(
         "--out", type=Path, help="with --file: where the routes go; default: routed.jsonl"
@@ -162,7 +167,7 @@ def main(arguments: list[str]) -> None:
                 f"unexpected {argument!r}: beside a question, settings are written --key=value, for"
                 " example --threads=1"
             )
-    router = Router(options.run or newest_run(), overrides)
+    router = Router(options.run or newest_run(), overrides, options.budget)
     if options.file is not None:
         ask_file(router, options.file, options.out or Path("routed.jsonl"))
     elif options.question is not None:

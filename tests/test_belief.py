@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from belief.arithmetic import check_equations, evaluate
+from belief.budget import Spent, dial_for
 from belief.features import answer_features
 from belief.guard import fit_guarded_plans
 from belief.order import THRESHOLDS, plan_of, tabulate_orders
 from belief.outcome_model import OutcomeModel, Outcomes, cross_fit
-from belief.planner import Order, Plan, advantages, choose, fit_plan, num_inputs, play_plan
+from belief.planner import Order, Plan, advantages, choose, fit_plan, follow, num_inputs
 from belief.regression import Logistic, Ridge, sigmoid
 from belief.state import (
     Belief,
@@ -25,6 +26,7 @@ from belief.state import (
     fit_candidates,
     hear,
 )
+from runtime.errors import AgentError
 
 
 @pytest.mark.parametrize(
@@ -266,13 +268,13 @@ def test_every_order_is_played_as_a_loop_over_questions_would():
     assert table.returns(place, 0.4) == pytest.approx(returns)
 
 
-def test_a_played_plan_returns_what_a_loop_over_questions_returns():
+def test_a_plan_is_followed_as_a_loop_over_questions_would():
     rng = np.random.default_rng(4)
     good = rng.random((60, 3)) < 0.6
     same = agreement(np.where(good, 0, 1 + np.arange(3)[None]))
     costs = np.array([0.1, 0.3, 1.0])
     plan, beliefs, before = planned(good, same, costs, 0.1)
-    returns = play_plan(plan, beliefs, before, good, costs, 0.1)
+    order, submitted = follow(plan, beliefs, before, costs, 0.1)
     for question in range(60):
         asked = ()
         paid = 0.0
@@ -284,8 +286,10 @@ def test_a_played_plan_returns_what_a_loop_over_questions_returns():
                 break
             paid += costs[score.argmax()]
             asked = tuple(sorted((*asked, int(score.argmax()))))
-        is_right = good[question, beliefs[asked].submitted[question]]
-        assert returns[question] == pytest.approx(is_right - 0.1 * paid)
+        calls = order[question][order[question] >= 0]
+        assert tuple(sorted(calls.tolist())) == asked
+        assert costs[calls].sum() == pytest.approx(paid)
+        assert submitted[question] == beliefs[asked].submitted[question]
 
 
 def test_an_order_that_returns_more_on_held_out_questions_replaces_the_plan(monkeypatch):
@@ -315,3 +319,32 @@ def test_a_plan_stays_where_priors_tell_whom_to_ask():
     priors = np.where(good, 2.0, -2.0)
     (plan,) = fit_guarded_plans(beliefs, priors, good, costs, [0.5], 2, seed=0)
     assert plan.order is None
+
+
+# --- budgets ---
+
+SPENT = [Spent(0.0, 2.0, 1.0, 0.9), Spent(0.1, 1.0, 0.5, 0.8), Spent(1.0, 0.5, 0.1, 0.6)]
+
+
+def test_a_budget_between_two_weights_of_cost_is_met_by_a_share_of_the_questions():
+    """1.25 is three quarters of the way from 2 to 1. The variance: 1/4 x 1 + 3/4 x .25 within the
+    two weights, 3/16 x 1 between them.
+    """
+    dial = dial_for(1.25, SPENT, 100)
+    assert (dial.alpha, dial.higher, dial.share) == (0.0, 0.1, 0.75)
+    assert dial.cost == pytest.approx(1.25)
+    assert dial.quality == pytest.approx(0.825)
+    assert dial.deviation**2 == pytest.approx(0.25 + 0.1875 + 0.1875)
+    low, high = dial.interval(300)
+    assert high - 1.25 == pytest.approx(1.96 * (0.625 * (1 / 100 + 1 / 300)) ** 0.5)
+    assert low + high == pytest.approx(2.5)
+    drawn = [dial.alpha_of(f"question {i}") for i in range(4000)]
+    assert drawn.count(0.1) / 4000 == pytest.approx(0.75, abs=0.03)
+    assert drawn[:20] == [dial.alpha_of(f"question {i}") for i in range(20)]
+
+
+def test_more_than_is_spent_at_alpha_0_buys_nothing_and_less_than_the_least_is_refused():
+    assert dial_for(5.0, SPENT, 100).cost == 2.0
+    assert dial_for(0.5, SPENT, 100).cost == pytest.approx(0.5)
+    with pytest.raises(AgentError, match=r"the cheapest route costs 0\.5"):
+        dial_for(0.4, SPENT, 100)

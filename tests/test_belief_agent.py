@@ -236,6 +236,16 @@ def test_agents_over_beliefs_are_evaluated_at_every_alpha(
     test_ppo_multi.main(arguments)
     results = json.loads((tmp_path / "runs/curves/report/results.json").read_text())
     assert results["curves"]["alphas"] == [0, 0.2, 1]
+    assert results["curves"]["terminator"]["answers"] >= 3 * results["num_questions"]
+    assert any(row["role"] == "plan" for row in results["rows"])
     agent = next(row for row in results["curves"]["rows"] if row["role"] == "der")
     spent = [point["cost"] for point in agent["points"]]
     assert spent == sorted(spent, reverse=True)
+    test_ppo_multi.main(["--run", "runs/curve", "--out", "runs/budgets", "--budget", "all"])
+    results = json.loads((tmp_path / "runs/budgets/report/results.json").read_text())
+    budgets = results["budgets"]
+    assert len(budgets) == 20
+    costs = [one["cost"]["mean"] for one in budgets]
+    assert costs == sorted(costs)  # a higher budget never spends less
+    assert sum(one["is_met"] for one in budgets) >= 18
+    assert (tmp_path / "runs/budgets/report/budgets.png").is_file()

@@ -27,6 +27,7 @@ from evaluation.cascades import (
 )
 from evaluation.estimates import Estimates, Estimator, TableFeatures
 from evaluation.learned_stop import LearnedStop, fit_learned_stop, stop_inputs
+from evaluation.planned import fit_planned
 from questions import Question
 from reward import Cost
 
@@ -377,6 +378,7 @@ def fitted_rules(table: AnswerTable, estimates: Estimates) -> list:
     rules.append(fit_learned_stop(table, estimates, ALPHA, T_MAX))
     for looks_ahead in (1, 3):
         rules.append(fit_cascade_routing(table, estimates, ALPHA, T_MAX, looks_ahead=looks_ahead))
+    rules.append(fit_planned(table, estimates, ALPHA, T_MAX, p0=1.0, seed=0))
     return rules
 
 

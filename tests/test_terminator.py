@@ -22,6 +22,7 @@ from terminator import (
     TerminatorData,
     TerminatorJudge,
     answer_shape,
+    calibration_error,
     choose_threshold,
     cut_at,
     load_terminator,
@@ -317,3 +318,12 @@ def test_a_saved_terminator_judges_as_before(agent: Agent, tmp_path: Path) -> No
         terminator.probabilities(agent, rows, [0, 1] * 3),
     )
     assert loaded.threshold == 0.375
+
+
+def test_the_calibration_error_of_twenty_answers_by_hand():
+    """Ten bins of two answers. Nine bins say .5 and have one good answer; the last says 1 and has
+    none: 2 of 20 answers, each 1 away.
+    """
+    p = np.array([0.5] * 18 + [1.0] * 2)
+    good = np.array([True, False] * 9 + [False, False])
+    assert calibration_error(p, good) == pytest.approx(2 / 20)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from belief.budget import ALPHAS, tabulate
 from belief.guard import fit_guarded_plans
 from belief.outcome_model import (
     CrossFitted,
@@ -24,7 +25,7 @@ from belief.outcome_model import (
     count_questions,
     cross_fit,
 )
-from belief.planner import Order, Plan, fit_plan
+from belief.planner import Order, Plan, fit_plan, follow
 from belief.state import (
     Asked,
     Belief,
@@ -90,6 +91,7 @@ class BeliefTrainer(Trainer):
         self.agent.set_reader(reader, self.alphas, can_stop=self.can_stop)
         self._fitted = fitted
         self._texts = texts
+        self._table = table
         self._fit_plans(reader, same, outcomes.good)
 
     def _fit_plans(self, reader: BeliefReader, same: np.ndarray, good: np.ndarray) -> None:
@@ -99,6 +101,7 @@ class BeliefTrainer(Trainer):
         """
         before = self._fitted.before
         beliefs: dict[Asked, Belief] = {}
+        self._beliefs = beliefs
         for asked in itertools.chain.from_iterable(asked_sets(len(self.pool), reader.t_max)[1:]):
             heard = hear(asked, before, self._fitted.after, same)
             beliefs[asked] = believe(heard, reader.candidates)
@@ -265,7 +268,26 @@ class BeliefTrainer(Trainer):
         with torch.no_grad():
             self.agent.actor.learned.copy_(self.best_learned["actor"])
             self.agent.critic.weights.copy_(self.best_learned["critic"])
+        self._tabulate_spending()
         self.save_learned()
+
+    def _tabulate_spending(self) -> None:
+        """What the agent spends on the known questions at each weight of cost, judged by estimates
+        that have not seen their answers.
+        """
+        if not (self.can_stop and self.config.reward.alphas):
+            return
+        table, before = self._table, self._fitted.before
+        rows = np.arange(len(table))
+        costs = self.agent.reader.costs
+        spent = []
+        for alpha in ALPHAS:
+            plan = self.agent.plan_at(alpha)
+            order, submitted = follow(plan, self._beliefs, before, costs, alpha)
+            charges = np.where(order >= 0, table.charge[rows[:, None], order], 0.0).sum(1)
+            spent.append(tabulate(alpha, charges, table.quality[rows, submitted]))
+        self.agent.spent = spent
+        self.agent.num_spent = len(table)
 
     def learners_state(self) -> dict[str, Any]:
         reader = self.agent.reader

@@ -1,0 +1,90 @@
+"""What an agent spends at each weight of cost, and the weights at which it spends a given budget.
+
+A budget is the mean cost C of a question. Between two weights of the grid the mean cost jumps. So
+a share of the questions is asked with one weight and the others with the next: every budget between
+the least and the most that the agent spends can be met.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from runtime.errors import AgentError
+
+ALPHAS = (0.0, *np.geomspace(1e-4, 1e3, 141).tolist())  # at the last only cost counts
+
+
+@dataclass(frozen=True)
+class Spent:
+    """At one alpha: mean cost of a question, its standard deviation, mean quality."""
+
+    alpha: float
+    cost: float
+    deviation: float
+    quality: float
+
+
+@dataclass(frozen=True)
+class Dial:
+    """Two weights of cost; `share` of the questions are asked with the higher one.
+
+    cost and deviation: what is expected of a question's cost. quality: of its answer's quality.
+    num_questions: how many these expectations come from.
+    """
+
+    alpha: float
+    higher: float
+    share: float
+    cost: float
+    deviation: float
+    quality: float
+    num_questions: int
+
+    def alpha_of(self, text: str) -> float:
+        """The weight for a question, by a hash of its text: the same whenever it is asked."""
+        digest = hashlib.sha256(text.encode()).digest()[:8]
+        drawn = int.from_bytes(digest, "big") / 2**64
+        return self.higher if drawn < self.share else self.alpha
+
+    def interval(self, num_new: int) -> tuple[float, float]:
+        """95% prediction interval of the mean cost of so many new questions: the noise of what it
+        was estimated on, and theirs.
+        """
+        error = self.deviation * np.sqrt(1.0 / self.num_questions + 1.0 / num_new)
+        return self.cost - 1.96 * error, self.cost + 1.96 * error
+
+
+def tabulate(alpha: float, charges: np.ndarray, quality: np.ndarray) -> Spent:
+    """From what each question cost (N,) and brought (N,)."""
+    deviation = float(charges.std(ddof=1)) if len(charges) > 1 else 0.0
+    return Spent(alpha, float(charges.mean()), deviation, float(quality.mean()))
+
+
+def dial_for(budget: float, table: Sequence[Spent], num_questions: int) -> Dial:
+    """The weights of cost that spend a budget; table: by rising alpha.
+
+    More than the agent spends at alpha 0 buys nothing, so that is the most it spends. Raises
+    AgentError for a budget below the least.
+    """
+    if not budget >= table[-1].cost - 1e-9:
+        raise AgentError(
+            f"budget {budget:g}: the cheapest route costs {table[-1].cost:.4g} a question, in the"
+            " unit of reward.cost times reward.cost_scale"
+        )
+    place = 0
+    while place + 2 < len(table) and table[place + 1].cost >= budget:
+        place += 1
+    low, high = table[place], table[place + 1]  # low alpha, high cost
+    share = 0.0
+    if low.cost > budget:
+        share = (low.cost - budget) / (low.cost - high.cost)
+    cost = (1 - share) * low.cost + share * high.cost
+    within = (1 - share) * low.deviation**2 + share * high.deviation**2
+    between = share * (1 - share) * (low.cost - high.cost) ** 2
+    quality = (1 - share) * low.quality + share * high.quality
+    deviation = float(np.sqrt(within + between))
+    return Dial(low.alpha, high.alpha, share, cost, deviation, quality, num_questions)

@@ -9,6 +9,7 @@ here.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -371,6 +372,7 @@ def _mean_figures(routes: Sequence[Route], reward: RewardConfig) -> dict[str, fl
     }
 
 
+@functools.lru_cache(maxsize=1 << 17)  # the same answers come back at every alpha
 def answer_shape(text: str) -> str:
     """The form of an answer: each run of letters, digits or spaces becomes one sign.
 

@@ -22,7 +22,8 @@ OPERATORS: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Div: operator.truediv,
 }
 
-# LaTeX and typography to plain arithmetic, in this order.
+# LaTeX and typography to plain arithmetic, in this order. A pattern that repeats without a bound
+# before something that may be missing takes quadratic time on thousands of digits.
 REWRITES = (
     (r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}", r"((\1)/(\2))"),
     (r"\\(?:text|mathrm|textbf|mbox)\{[^{}]*\}", " "),
@@ -31,7 +32,7 @@ REWRITES = (
     (r"\u2212|\u2013", "-"),
     (r"≈|\\approx", "="),
     (r"(?<=\d),(?=\d{3})", ""),
-    (r"(\d+\.?\d*)\s*\\?%", r"(\1*0.01)"),
+    (r"(?<![\d.])(\d{1,15}(?:\.\d{0,15})?)\s{0,3}\\?%", r"(\1*0.01)"),
     (r"\\boxed|[$€£*]{2}|[$€£]", ""),
     (r"[{\[]", "("),
     (r"[}\]]", ")"),
@@ -41,8 +42,6 @@ REWRITES = (
     (r"(?<=\d)\.(?!\d)", ";"),
 )
 COMPILED_REWRITES = [(re.compile(pattern), plain) for pattern, plain in REWRITES]
-ARITHMETIC_END = re.compile(r"[-+*/(). \d\t]+$")
-ARITHMETIC_START = re.compile(r"[-+*/(). \d\t]+")
 HAS_OPERATION = re.compile(r"\d\s*\)*\s*[-+*/]\s*\(*\s*-?\d")
 
 
@@ -104,12 +103,12 @@ def check_equations(text: str) -> Equations:
 
 def _claim(before: str, after: str) -> tuple[float, float] | None:
     """The values of both sides of an equality sign; None where the left is no calculation."""
-    left = ARITHMETIC_END.search(before)
-    right = ARITHMETIC_START.match(after)
-    if left is None or right is None or not HAS_OPERATION.search(left[0]):
+    left = before.rpartition(";")[2].strip().lstrip("*/+.) ")
+    right = after.partition(";")[0].strip().rstrip("(+-*/. ")
+    if len(left) > MAX_CHARACTERS or not HAS_OPERATION.search(left):
         return None
-    value = evaluate(left[0].strip().lstrip("*/+.) "))
-    claimed = evaluate(right[0].strip().rstrip("(+-*/. "))
+    value = evaluate(left)
+    claimed = evaluate(right)
     if value is None or claimed is None:
         return None
     return value, claimed

@@ -35,7 +35,7 @@ DOUBT_PATTERNS = {name: re.compile(words, re.IGNORECASE) for name, words in DOUB
 CODE_BLOCK = re.compile(r"```(?:python)?\n(.*?)(?:```|$)", re.DOTALL)
 BOX = re.compile(r"\\boxed\s*\{\s*([^{}]*)")
 BARE_NUMBER = re.compile(r"\\?\$?-?[\d,]*\.?\d+\s*")
-STEP = re.compile(r"^\W*(?:step|\d+[.)])", re.IGNORECASE | re.MULTILINE)
+STEP = re.compile(r"^\W{0,20}(?:step|\d+[.)])", re.IGNORECASE | re.MULTILINE)
 ENDINGS = (".", "!", "?", "}", "$", ")", "]", "`", "*", "\\")
 VALUE_FEATURES = (
     "reading_is_number",

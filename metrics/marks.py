@@ -6,8 +6,12 @@ last counts.
 
 from __future__ import annotations
 
+import collections
 import re
 from collections.abc import Iterator, Sequence
+
+MOST_MARKS = 50  # of a kind, the last ones: an answer may repeat itself thousands of times
+LONGEST_BOX = 2_000  # characters; a box that is not closed by then ends with its line
 
 Mark = tuple[str, re.Pattern[str], str]
 
@@ -56,7 +60,8 @@ def last_line(text: str) -> str:
 def marked_parts(text: str, marks: Sequence[Mark] = MARKS) -> Iterator[str]:
     """What each kind of mark marks, the strongest kind first; of one kind the last mark first."""
     for name, pattern, _ in marks:
-        for match in reversed(list(pattern.finditer(text))):
+        last = collections.deque(pattern.finditer(text), maxlen=MOST_MARKS)
+        for match in reversed(last):
             part = _in_braces(text, match.end()) if name == "box" else match[1]
             if part.strip():
                 yield part.strip()
@@ -67,7 +72,7 @@ def _in_braces(text: str, start: int) -> str:
     does.
     """
     depth = 1
-    for position in range(start, len(text)):
+    for position in range(start, min(start + LONGEST_BOX, len(text))):
         character = text[position]
         if text[position - 1] == "\\" and character in "{}":
             continue

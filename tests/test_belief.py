@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from belief.state import (
     fit_candidates,
     hear,
 )
+from metrics.agreement import read_answer
 from runtime.errors import AgentError
 
 
@@ -348,3 +350,24 @@ def test_more_than_is_spent_at_alpha_0_buys_nothing_and_less_than_the_least_is_r
     assert dial_for(0.5, SPENT, 100).cost == pytest.approx(0.5)
     with pytest.raises(AgentError, match=r"the cheapest route costs 0\.5"):
         dial_for(0.4, SPENT, 100)
+
+
+# --- answers that repeat themselves until their tokens run out ---
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "7" * 40_000,
+        "\n" * 40_000,
+        "1,1," * 10_000,
+        "\\boxed{" * 6_000,
+        "(1)" * 15_000,
+        "9x" * 20_000,
+    ],
+)
+def test_features_of_an_answer_that_never_ends_are_counted_in_seconds(text):
+    start = time.process_time()
+    for metric in ("numeric_match", "multiple_choice"):
+        answer_features("What is 7 + 5?", text, read_answer(metric, text))
+    assert time.process_time() - start < 20

@@ -45,18 +45,14 @@ POLL_S = 0.2  # between two looks whether more is asked, while a replica has not
 # two to be seen
 EVICT_AFTER_S = 5.0
 MAX_LOSSES = 3  # replicas lost in a row, for each one wanted, without an answer in between
-TRAVELLING = (
-    "backends",
-    "runtime",
-    "config.py",
-    "prompts.py",
-    "questions.py",
-)  # what an actor imports
+# What an actor imports
+TRAVELLING = ("backends", "runtime", "settings", "config.py", "prompts.py", "questions.py")
 OBJECT_STORE_BYTES = 100 << 20  # of a cluster started here: prompts and answers are small
 
-_placed: dict[
-    RayExpert, None
-] = {}  # experts of this process that hold resources, the least recently used first
+# Experts of this process that hold resources, the least recently used first
+Rows = list[tuple[int, str]]  # numbers and prompts
+
+_placed: dict[RayExpert, None] = {}
 _lock = threading.Lock()  # of _placed and of who is answering
 
 
@@ -279,12 +275,10 @@ class RayExpert:
             self._is_answering = False
 
     def _answer(self, inbox: Inbox) -> Iterator[list[tuple[int, Answer]]]:
-        chunks: collections.deque[list[tuple[int, str]]] = collections.deque()
+        chunks: collections.deque[Rows] = collections.deque()
         idle = [slot for slot in self._slots if slot.replica]
         num_losses = 0
-        at_work: dict[
-            Any, tuple[Slot, list[tuple[int, str]]]
-        ] = {}  # call -> slot, numbers and prompts
+        at_work: dict[Any, tuple[Slot, Rows]] = {}  # by the call that Ray knows
         while inbox or chunks or at_work:
             if inbox and not chunks:
                 chunks.extend(self._chunks(inbox.take()))
@@ -293,27 +287,36 @@ class RayExpert:
             idle += self._start_placed()
             while chunks and idle:
                 slot, rows = idle.pop(), chunks.popleft()
-                at_work[slot.replica.answer.remote([prompt for _, prompt in rows])] = (slot, rows)
+                call = slot.replica.answer.remote([prompt for _, prompt in rows])
+                at_work[call] = (slot, rows)
             for call in self._finished(at_work, POLL_S if idle else EVICT_AFTER_S):
                 slot, rows = at_work.pop(call)
-                try:
-                    answers = ray.get(call)
-                except (
-                    RayTaskError
-                ) as error:  # raised by the model or its files: any replica would raise it
-                    raise (error.cause if isinstance(error.cause, DERError) else error) from None
-                except RayError as error:  # the process, its node or the way there is lost
+                answers = self._answers_of(call)
+                if isinstance(answers, RayError):
                     chunks.appendleft(rows)
                     num_losses += 1
-                    self._replace(slot, num_losses, error)
-                else:
-                    idle.append(slot)
-                    num_losses = 0
-                    yield [
-                        (number, answer) for (number, _), answer in zip(rows, answers, strict=True)
-                    ]
+                    self._replace(slot, num_losses, answers)
+                    continue
+                idle.append(slot)
+                num_losses = 0
+                numbers = [number for number, _ in rows]
+                yield list(zip(numbers, answers, strict=True))
 
-    def _chunks(self, rows: list[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+    @staticmethod
+    def _answers_of(call: Any) -> list[Answer] | RayError:
+        """The answers of a finished call, or how its process, its node or the way there was lost.
+
+        Raises what the model or its files raised: any replica would raise it.
+        """
+        try:
+            answers: list[Answer] = ray.get(call)
+        except RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, DERError) else error) from None
+        except RayError as error:
+            return error
+        return answers
+
+    def _chunks(self, rows: Rows) -> Iterator[Rows]:
         """Numbers and prompts that a replica is given at a time: a batch, the longest prompts
         first, and no more than its share.
         """
@@ -342,9 +345,8 @@ class RayExpert:
         finished, _ = ray.wait(list(at_work), timeout=timeout_s)
         if not finished:
             for slot, _ in at_work.values():
-                if (
-                    not slot.is_placed
-                ):  # its node was lost while it started; Ray would wait for a new place for ever
+                # Its node was lost while it started; Ray would wait for a new place for ever
+                if not slot.is_placed:
                     ray.kill(slot.replica)
         return finished
 

@@ -365,11 +365,14 @@ def _calibration(p: np.ndarray, good: np.ndarray) -> list[dict[str, Any]]:
 
 
 def _mean_figures(routes: Sequence[Route], reward: RewardConfig) -> dict[str, float]:
-    return {
-        "quality": float(np.mean([route.quality for route in routes])),
-        "return": float(np.mean([route.value_under(reward) for route in routes])),
-        "cost": float(np.mean([charge(route.episode.cost, reward) for route in routes])),
-    }
+    outcomes = np.empty((len(routes), 3))
+    for idx, route in enumerate(routes):
+        cost = charge(route.episode.cost, reward)
+        outcomes[idx] = (route.quality, route.value_under(reward), cost)
+    means = {}
+    for column, name in enumerate(("quality", "return", "cost")):
+        means[name] = float(outcomes[:, column].mean())
+    return means
 
 
 @functools.lru_cache(maxsize=1 << 17)  # the same answers come back at every alpha

@@ -64,9 +64,8 @@ def connect(address: str | None) -> None:
     if ray.is_initialized():
         return
     root = Path(__file__).parents[1]
-    modules = [
-        str(root / name) for name in TRAVELLING
-    ]  # not the whole project: runs/ and models/ would be sent to every node
+    # Not the whole project: runs/ and models/ would be sent to every node
+    modules = [str(root / name) for name in TRAVELLING]
     options = {
         "runtime_env": {"py_modules": modules},
         "log_to_driver": False,
@@ -74,18 +73,16 @@ def connect(address: str | None) -> None:
     }
     try:
         if address is None:
-            os.environ.setdefault(
-                "RAY_USAGE_STATS_ENABLED", "0"
-            )  # a cluster started here reports to nobody
+            # A cluster started here reports to nobody
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             ray.init(
                 "local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **options
             )
         else:
             host, _, port = address.rpartition("/")[2].rpartition(":")
             if port.isdigit():
-                socket.create_connection(
-                    (host, int(port)), timeout=10
-                ).close()  # Ray itself would try for minutes
+                # Ray itself would try for minutes
+                socket.create_connection((host, int(port)), timeout=10).close()
             ray.init(address, **options)
     except (OSError, RuntimeError, ValueError) as error:
         hint = "start one with `ray start --head`, or set it to null to start one on this machine"
@@ -107,7 +104,9 @@ class Replica:
         """
         if self.expert.model is None:
             self._check_weights()
-        answers = dict(pair for batch in self.expert.answer(prompts) for pair in batch)
+        answers: dict[int, Answer] = {}
+        for batch in self.expert.answer(prompts):
+            answers.update(batch)
         return [answers[index] for index in range(len(prompts))]
 
     def _check_weights(self) -> None:
@@ -137,6 +136,10 @@ class Slot:
     @property
     def is_placed(self) -> bool:
         return placement_group_table(self.group)["state"] == "CREATED"
+
+    def ask(self, rows: Rows) -> Any:
+        """Start answering; returns the call, as Ray knows it."""
+        return self.replica.answer.remote([prompt for _, prompt in rows])
 
 
 class RayExpert:
@@ -206,11 +209,10 @@ class RayExpert:
         """
         with _lock:
             _placed.pop(self, None)
-        self._slots += [Slot(self._wanted) for _ in range(self.config.replicas - len(self._slots))]
+        while len(self._slots) < self.config.replicas:
+            self._slots.append(Slot(self._wanted))
         deadline = time.monotonic() + self.wait_s
-        while not any(slot.replica or slot.is_placed for slot in self._slots) and not self._slots[
-            0
-        ].group.wait(min(EVICT_AFTER_S, self.wait_s)):
+        while not self._is_placed():
             if self._fits_a_node() and self._evict_another():
                 deadline = time.monotonic() + self.wait_s
             elif time.monotonic() > deadline:
@@ -219,6 +221,13 @@ class RayExpert:
                 raise ExpertError(message)
         with _lock:
             _placed[self] = None
+
+    def _is_placed(self) -> bool:
+        """Whether a replica has room, or gets it within EVICT_AFTER_S."""
+        for slot in self._slots:
+            if slot.replica or slot.is_placed:
+                return True
+        return bool(self._slots[0].group.wait(min(EVICT_AFTER_S, self.wait_s)))
 
     def unload(self) -> None:
         """Kill the replicas, which frees what they held."""
@@ -245,10 +254,10 @@ class RayExpert:
         return bool(others)
 
     def _fits_a_node(self) -> bool:
-        return any(
-            all(node.get(name, 0) >= amount for name, amount in self._wanted.items())
-            for node in _nodes()
-        )
+        for node in _nodes():
+            if all(node.get(name, 0) >= amount for name, amount in self._wanted.items()):
+                return True
+        return False
 
     def _no_room(self) -> str:
         total = "; ".join(_amounts(node, self._wanted) for node in _nodes())
@@ -287,8 +296,7 @@ class RayExpert:
             idle += self._start_placed()
             while chunks and idle:
                 slot, rows = idle.pop(), chunks.popleft()
-                call = slot.replica.answer.remote([prompt for _, prompt in rows])
-                at_work[call] = (slot, rows)
+                at_work[slot.ask(rows)] = (slot, rows)
             for call in self._finished(at_work, POLL_S if idle else EVICT_AFTER_S):
                 slot, rows = at_work.pop(call)
                 answers = self._answers_of(call)

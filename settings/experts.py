@@ -14,6 +14,8 @@ TEMPLATE_ARGUMENTS = {
     "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "messages",
     "return_dict", "return_tensors", "tokenize",
 }  # fmt: skip
+# Device maps that spread the weights; the others name one device
+SPREADING_MAPS = frozenset({"auto", "balanced", "balanced_low_0", "sequential"})
 DEVICE_MAPS = r"^(auto|balanced|balanced_low_0|sequential|cpu|mps|cuda(:\d+)?)$"
 
 
@@ -194,12 +196,7 @@ class HFExpertConfig(PromptedExpertConfig):
             raise ValueError(
                 "quantization and gguf_file exclude each other: GGUF weights are quantised already"
             )
-        if self.max_memory and self.device_map not in (
-            "auto",
-            "balanced",
-            "balanced_low_0",
-            "sequential",
-        ):
+        if self.max_memory and self.device_map not in SPREADING_MAPS:
             raise ValueError("max_memory needs a device_map that spreads the weights, such as auto")
         return self
 

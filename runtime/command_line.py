@@ -25,6 +25,7 @@ from pydantic_core import ErrorDetails
 from config import EXPERT_KINDS, SPLITS, Config, Section
 from runtime.errors import ConfigError, DERError
 from runtime.files import shown
+from runtime.settings_list import settings_help
 from runtime.signals import INTERRUPTED, TERMINATED, WORDS, Terminated, end, watch_signals
 from runtime.yaml_reader import parse_yaml
 
@@ -48,10 +49,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def parse(
     parser: argparse.ArgumentParser, arguments: Sequence[str]
 ) -> tuple[argparse.Namespace, list[str]]:
-    """A script's own options, and what is left for `overrides_from`.
+    """A script's own options, and what is left for `overrides_from`. --help lists both.
 
     Raises ConfigError for what looks like a misspelt option of its own.
     """
+    if "--help" in arguments or "-h" in arguments:
+        parser.epilog = settings_help()
     options, rest = parser.parse_known_args(arguments)
     names = [name.replace("-", "_") for name in parser._option_string_actions]
     for argument in rest:

@@ -26,6 +26,7 @@ from settings.experts import (
     RecordedExpertConfig,
 )
 from settings.section import Section
+from settings.units import UNITS, CostKind, parse_unit
 
 __all__ = [
     "EXPERT_KINDS",
@@ -33,7 +34,7 @@ __all__ = [
     "AgentConfig",
     "AnyExpertConfig",
     "Config",
-    "CostUnit",
+    "CostKind",
     "DataConfig",
     "DecodingConfig",
     "EndpointExpertConfig",
@@ -53,7 +54,6 @@ __all__ = [
     "TrainConfig",
 ]
 
-CostUnit = Literal["params", "flops", "tokens", "latency", "usd"]
 MAX_CALLS = 1000  # of a question
 MAX_SIZE = 65_536  # of a layer
 NAME_CHARS, NAME_BYTES = 100, 200  # of a run; file systems take 255 bytes
@@ -218,14 +218,12 @@ class RewardConfig(Section):
             " alpha it is asked with; empty: alpha alone"
         ),
     )
-    cost: CostUnit = Field(
-        "params",
+    cost_unit: str = Field(
+        "billion parameters",
         description=(
-            "what a call costs: params (billions), flops (1e12), tokens (1000s), latency (s), usd"
+            f"what the cost C of a call counts: {', '.join(UNITS)}; a number before it makes a"
+            " larger unit: 34.4 billion parameters, 0.001 USD (authors: trillion parameters)"
         ),
-    )
-    cost_scale: float = Field(
-        1.0, gt=0, le=WEIGHT, description="C = raw units x cost_scale (authors: 0.001)"
     )
     beta: float = Field(
         5.0,
@@ -240,6 +238,26 @@ class RewardConfig(Section):
         description="reward paper: bonus for reaching p0, penalty for not",
     )
     discount: float = Field(1.0, gt=0, le=1, description="discount of a step (paper: 0.95)")
+
+    @field_validator("cost_unit")
+    @classmethod
+    def _cost_unit_is_of_usual_size(cls, cost_unit: str) -> str:
+        _, scale = parse_unit(cost_unit)
+        if not 1 / WEIGHT <= scale <= WEIGHT:
+            raise ValueError(f"at most {WEIGHT:g} times larger or smaller than the usual units")
+        return cost_unit
+
+    @property
+    def cost(self) -> CostKind:
+        """What is counted."""
+        kind, _ = parse_unit(self.cost_unit)
+        return kind
+
+    @property
+    def cost_scale(self) -> float:
+        """C of one raw unit, as reward.py:Cost.in_unit returns it."""
+        _, scale = parse_unit(self.cost_unit)
+        return scale
 
 
 class AgentConfig(Section):
@@ -282,8 +300,6 @@ class PPOConfig(Section):
         0.95, ge=0, le=1, description="lambda of generalised advantage estimation; 1: full returns"
     )
     ent_coef: float = Field(0.01, ge=0, description="weight of the entropy bonus")
-    vf_coef: float = Field(0.5, ge=0, description="weight of the value loss")
-    max_grad_norm: float = Field(0.5, gt=0, description="gradient norm above which it is scaled")
 
 
 class TrainConfig(Section):
@@ -316,8 +332,6 @@ class TrainConfig(Section):
 class TerminatorConfig(Section):
     hidden_size: int = Field(64, ge=1, le=MAX_SIZE, description="hidden units")
     steps: int = Field(400, ge=1, description="optimiser steps of a fit")
-    lr: float = Field(2e-3, gt=0, le=RATE, description="learning rate of a fit")
-    weight_decay: float = Field(1e-2, ge=0, description="weight decay of a fit")
     dropout: float = Field(
         0.0, ge=0, lt=1, description="dropout of features and hidden units during a fit"
     )
@@ -433,7 +447,8 @@ class Config(Section):
         ]
         if self.reward.cost == "usd" and unpriced:
             raise ValueError(
-                f"reward.cost is usd, but these experts have no price: {', '.join(unpriced)}"
+                f"reward.cost_unit is {self.reward.cost_unit}, but these experts have no price:"
+                f" {', '.join(unpriced)}"
             )
         return self
 
@@ -466,7 +481,7 @@ class Config(Section):
         ]
         if self.reward.cost == "latency" and untimed:
             raise ValueError(
-                "reward.cost is latency, but recorded answers took no time that is known:"
-                f" {', '.join(untimed)}"
+                f"reward.cost_unit is {self.reward.cost_unit}, but recorded answers took no time"
+                f" that is known: {', '.join(untimed)}"
             )
         return self

@@ -30,6 +30,8 @@ from runtime.model_folder import ModelSpec, check_shapes, read_model_folder, wri
 from text_agent import Agent
 
 NEVER = 2.0  # a threshold no probability reaches
+LR = 2e-3  # of a fit
+WEIGHT_DECAY = 1e-2
 FIT_BATCH = 256
 
 
@@ -124,9 +126,7 @@ class Terminator(nn.Module):
         labels = torch.from_numpy(good).to(device)
         generator = torch.Generator().manual_seed(seed)
         self._reset_weights(generator)
-        optimizer = torch.optim.AdamW(
-            self.parameters(), lr=config.lr, weight_decay=config.weight_decay
-        )
+        optimizer = torch.optim.AdamW(self.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
         self.train()
         with torch.random.fork_rng():
             torch.manual_seed(seed)  # dropout draws from the global generator

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 from backends.answer_store import Answer
 from backends.dispatch import Expert, Inbox
 from backends.model_source import resolve_source, weights_fingerprint
-from config import TOKEN_UNITS, CostUnit, PromptedExpertConfig, RecordedExpertConfig
+from config import TOKEN_UNITS, CostKind, PromptedExpertConfig, RecordedExpertConfig
 from questions import Question, text_key
 from runtime.errors import ExpertError
 from runtime.files import read_lines
@@ -253,7 +253,7 @@ class RecordedExpert:
             else hasattr(type(self.first_of), "tokenizer")
         )
 
-    def check_charge(self, unit: CostUnit) -> None:
+    def check_charge(self, unit: CostKind) -> None:
         """Raise ExpertError where `unit` charges for tokens that nobody has counted."""
         if unit not in TOKEN_UNITS:
             return
@@ -264,13 +264,13 @@ class RecordedExpert:
                 else "no tokenizer is named to count them"
             )
             raise ExpertError(
-                f"{line}: reward.cost is {unit}, but meta.tokens has no count of"
+                f"{line}: reward.cost_unit charges {unit}, but meta.tokens has no count of"
                 f" {self.config.name}'s answer, and {remedy}"
             )
         if self.first_of is not None and not self._can_count:
             raise ExpertError(
-                f"expert {self.config.name}: reward.cost is {unit}, but nothing counts the prompts"
-                " of its first_answers; charge params, or leave them out"
+                f"expert {self.config.name}: reward.cost_unit charges {unit}, but nothing counts"
+                " the prompts of its first_answers; charge parameters, or leave them out"
             )
 
     @functools.cached_property

@@ -59,7 +59,7 @@ def _run_size(plan: Plan) -> list[str]:
         f"questions   {sizes}; metrics: {', '.join(plan.metrics)}",
         (
             f"pool        {num_experts} experts, T_max {t_max}: {num_routes:,} routes a question;"
-            f" the reward charges {config.reward.cost}"
+            f" C counts {config.reward.cost_unit}"
         ),
         (
             f"training    {num_episodes:,} episodes of 1 to {t_max} calls, and {train.epochs}"

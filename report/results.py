@@ -162,6 +162,5 @@ def _settings(agent: PolicyResults, config: Config) -> dict[str, Any]:
         "seeds": agent.seeds,
         "reward": config.reward.kind,
         "alpha": config.reward.alpha,
-        "cost_unit": config.reward.cost,
-        "cost_scale": config.reward.cost_scale,
+        "cost_unit": config.reward.cost_unit,
     }

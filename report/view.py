@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from report.roles import ORACLE_ROLES
-from report.summary import cost_words
+from settings.units import in_units
 
 Results = Mapping[str, Any]  # results.json, as report/schema.py describes it
 LearningCurves = Mapping[Any, Sequence[Mapping[str, Any]]]  # seed -> lines of metrics.jsonl
@@ -65,7 +65,7 @@ def reach(span: Mapping[str, float]) -> tuple[float, float]:
 
 
 def cost_axis(results: Results) -> str:
-    return f"experts' cost C ({cost_words(results['cost_unit'], results.get('cost_scale', 1.0))})"
+    return f"experts' cost C ({in_units(results['cost_unit'])})"
 
 
 def needs_log(costs: Sequence[float]) -> bool:

@@ -28,6 +28,7 @@ from runtime.files import shown
 from runtime.settings_list import settings_help
 from runtime.signals import INTERRUPTED, TERMINATED, WORDS, Terminated, end, watch_signals
 from runtime.yaml_reader import parse_yaml
+from settings import former
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -158,6 +159,8 @@ def _hint(location: Sequence[int | str]) -> str:
     """What may have been meant by an unknown key: a near one of its section, else one of that name
     elsewhere, else the section's keys.
     """
+    if instead := former.hint(".".join(map(str, location))):
+        return instead
     key, known = str(location[-1]), list(_section(location[:-1]).model_fields)
     if near := difflib.get_close_matches(key, known, n=1):
         return f"did you mean {near[0]!r}?"
@@ -233,15 +236,26 @@ def validate(
     Raises ConfigError listing every problem.
     """
     try:
-        return Config.model_validate(data)
+        return Config.model_validate(current(data, origin))
     except ValidationError as error:
         raise ConfigError(_explain(error, origin, options or {})) from error
+
+
+def current(data: dict[str, Any], origin: str) -> dict[str, Any]:
+    """A configuration that may hold settings of an older version, as this one writes it.
+
+    Raises ConfigError where an older setting has no counterpart.
+    """
+    try:
+        return former.current(data)
+    except ValueError as error:
+        raise ConfigError(f"{origin}: {error}") from error
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> Config:
     """Read a YAML file, put command-line overrides on top, check the result. Raises ConfigError."""
     options = overrides_from(overrides or [])
-    given = merge(read_yaml(path), options)
+    given = merge(current(read_yaml(path), str(path)), options)
     origin = f"{path} and the command line" if options else str(path)
     config = validate(merge(Config().model_dump(mode="json"), given), origin, options)
     named = []

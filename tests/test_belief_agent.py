@@ -30,7 +30,7 @@ SETTINGS = {
     "threads": 1,
     "device": "cpu",
     "env": {"t_max": 3, "submits": "best", "stop": "action", "continue_past_p0": 0},
-    "reward": {"alpha": 0.2, "cost_scale": 0.125},
+    "reward": {"alpha": 0.2, "cost_unit": "8 billion parameters"},
     "agent": {"reads": "belief", "max_tokens": 32},
     "ppo": {"lr": 1e-4, "batch_size": 16, "repeats": 1},
     "train": {"epochs": 2, "updates_per_epoch": 2, "episodes_per_update": 16, "num_envs": 8},

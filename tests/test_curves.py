@@ -227,7 +227,7 @@ def test_a_sweeps_agents_are_means_over_seeds_with_intervals_at_one_price() -> N
     ]
     others = made_records("small", "single", 0, [0, 0, 0, 0], charge=9.0, params_b=0.001)
     found = experiment.family(
-        {0.5: [*others, *cheap], 0.1: dear}, RewardConfig(cost="params", cost_scale=1000.0)
+        {0.5: [*others, *cheap], 0.1: dear}, RewardConfig(cost_unit="million parameters")
     )
     assert [(p["policy"], p["kind"], p["value"]) for p in found] == [
         ("DER", "der", "0.5"),

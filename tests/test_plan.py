@@ -307,7 +307,7 @@ def test_a_plan_by_hand(workplace):
     }
     text = plan_text(
         make_plan(
-            _config([expert], data=DATA, env={"t_max": 1}, train=train, reward={"cost": "usd"})
+            _config([expert], data=DATA, env={"t_max": 1}, train=train, reward={"cost_unit": "USD"})
         )
     )
     assert "train 10, validation 2, test 3; metrics: exact_match" in text

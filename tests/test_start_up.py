@@ -39,7 +39,7 @@ print("imported:", *sorted(name for name in sys.modules if "." not in name))
     ("arguments", "said"),
     [
         (["train_ppo_multi.py", "--help"], "--reward.alpha"),
-        (["train_ppo_multi.py", "--print_config"], "cost_scale:"),
+        (["train_ppo_multi.py", "--print_config"], "cost_unit:"),
         (["train_ppo_multi.py", "--reward.alhpa", "0.1"], "did you mean 'alpha'"),
         (["test_ppo_multi.py", "--help"], "--reprice"),
         (["test_ppo_multi.py", "--alphas", "0.1"], "expected two or more"),

@@ -77,7 +77,7 @@ def new_terminator(agent: Agent) -> Terminator:
 def test_it_learns_a_separable_rule_and_applies_it_to_new_questions(agent: Agent) -> None:
     terminator = new_terminator(agent)
     loss = terminator.fit(
-        agent, toy_data(agent, QUESTIONS[:24]), TerminatorConfig(steps=200, lr=0.01), seed=0
+        agent, toy_data(agent, QUESTIONS[:24]), TerminatorConfig(steps=1000), seed=0
     )
     unseen = QUESTIONS[24:]
     rows = judged_states(agent, unseen, ["yes"] * len(unseen))
@@ -96,7 +96,7 @@ def test_it_learns_from_the_answer_too(agent: Agent) -> None:
             judged_states(agent, QUESTIONS[:24], [text] * 24), [0] * 24, [text == "paris"] * 24
         )
     terminator = new_terminator(agent)
-    terminator.fit(agent, data, TerminatorConfig(steps=300, lr=0.01), seed=0)
+    terminator.fit(agent, data, TerminatorConfig(steps=1500), seed=0)
     good, bad = (
         terminator.probabilities(agent, judged_states(agent, QUESTIONS[24:], [text] * 24), [0] * 24)
         for text in texts
@@ -255,9 +255,7 @@ def test_the_judge_never_asks_for_a_reference(
 
     monkeypatch.setattr(Question, "reference", property(asked))
     terminator = new_terminator(agent)
-    terminator.fit(
-        agent, toy_data(agent, QUESTIONS[:10]), TerminatorConfig(steps=100, lr=0.01), seed=0
-    )
+    terminator.fit(agent, toy_data(agent, QUESTIONS[:10]), TerminatorConfig(steps=500), seed=0)
     pool = make_pool([lambda q, a: "yes", lambda q, a: "no"])
     for threshold, calls, reason in (
         (0.0, 1, "satisfied"),

@@ -26,7 +26,7 @@ from evaluation.route_tree import grow
 from prompts import StateTokenizer
 from runtime.command_line import load_config
 from runtime.run_folder import RunFolder
-from training.ppo import TwoRates
+from training.ppo import MAX_GRAD_NORM, VALUE_WEIGHT, TwoRates
 from training.trainer import Trainer
 
 INSTANT = Answer("no", prompt_tokens=20, completion_tokens=1, latency_s=0.0)
@@ -118,8 +118,11 @@ def stock_ppo(trainer: Trainer) -> PPO:
     critic = DiscreteCritic(preprocess_net=encoder, hidden_sizes=config.agent.hidden_sizes)
     policy = DiscreteActorPolicy(actor=actor, action_space=trainer.envs.envs[0].action_space)
     same = {
-        name: getattr(config.ppo, name)
-        for name in ("eps_clip", "vf_coef", "ent_coef", "max_grad_norm", "gae_lambda")
+        "eps_clip": config.ppo.eps_clip,
+        "vf_coef": VALUE_WEIGHT,
+        "ent_coef": config.ppo.ent_coef,
+        "max_grad_norm": MAX_GRAD_NORM,
+        "gae_lambda": config.ppo.gae_lambda,
     }
     return PPO(
         policy=policy,

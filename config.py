@@ -21,6 +21,7 @@ from settings.experts import (
     EndpointExpertConfig,
     ExpertConfig,
     HFExpertConfig,
+    ImportedExpertConfig,
     PromptedExpertConfig,
     RayExpertConfig,
     RecordedExpertConfig,
@@ -42,6 +43,7 @@ __all__ = [
     "EvalConfig",
     "ExpertConfig",
     "HFExpertConfig",
+    "ImportedExpertConfig",
     "PPOConfig",
     "PoolConfig",
     "PromptedExpertConfig",
@@ -356,8 +358,9 @@ class EvalConfig(Section):
         (),
         description=(
             "policies to compare with, by name (see docs/evaluation.md) or import path"
-            " package.module:name; none: those that ask nothing but the test and validation"
-            " questions, where answers are recorded also those that learn from training questions"
+            " package.module:name of a Baseline or of a policy's class; none: those that ask"
+            " nothing but the test and validation questions, where answers are recorded also those"
+            " that learn from training questions"
         ),
     )
     tree_questions: int | None = Field(
@@ -476,9 +479,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _timed_where_latency_counts(self) -> Config:
-        untimed = [
-            e.name for e in self.pool.experts if e.kind == "recorded" or e.first_answers is not None
-        ]
+        untimed = []
+        for expert in self.pool.experts:
+            if isinstance(expert, RecordedExpertConfig) or expert.first_answers is not None:
+                untimed.append(expert.name)
         if self.reward.cost == "latency" and untimed:
             raise ValueError(
                 f"reward.cost_unit is {self.reward.cost_unit}, but recorded answers took no time"

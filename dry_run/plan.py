@@ -27,6 +27,7 @@ from config import (
     Config,
     EndpointExpertConfig,
     HFExpertConfig,
+    ImportedExpertConfig,
     PromptedExpertConfig,
     RayExpertConfig,
     RecordedExpertConfig,
@@ -372,8 +373,9 @@ def plan_expert(
     if isinstance(expert, HFExpertConfig):
         local = _local_model(expert, notes)
         weights_gb = HFExpert(expert, torch.device("cpu")).memory_gb
-    if isinstance(expert, EndpointExpertConfig) and find_spec("openai"):
-        # Refuses addresses that cannot be right
+    is_served = isinstance(expert, EndpointExpertConfig) and find_spec("openai")
+    if is_served or isinstance(expert, ImportedExpertConfig):
+        # Refuses addresses and classes that cannot be right
         build_expert(expert, config.pool, torch.device("cpu"))
     first, later = prompt_tokens(expert, local, texts, config.env.ktp)
     answer = measured.completion_tokens if measured else expert.decoding.max_new_tokens

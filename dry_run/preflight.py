@@ -270,7 +270,7 @@ def check_needs(config: Config) -> dict[str, bool]:
             needs["package accelerate (device_map)"] = find_spec("accelerate") is not None
     devices = {config.device}
     for expert in config.pool.experts:
-        if expert.kind == "hf" and expert.device_map:
+        if isinstance(expert, HFExpertConfig) and expert.kind == "hf" and expert.device_map:
             devices.add(expert.device_map)
     for device in sorted(devices - SPREADING_MAPS):
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from statistics import fmean
 
+from config import RayExpertConfig
 from dry_run.plan import (
     CHARS_PER_TOKEN,
     ExpertPlan,
@@ -206,7 +207,7 @@ def _placement(plan: Plan) -> list[str]:
         config = expert.config
         if config.kind == "hf":
             sizes[config.name] = expert.weights_gb or 0.0
-        elif config.kind == "ray":
+        elif isinstance(config, RayExpertConfig):
             lines.append(
                 f"cluster     {config.name}: {config.replicas} x {expert.weights_gb:.3g} GB on"
                 f" {config.num_gpus:g} GPUs each"

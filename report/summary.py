@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from config import Config
+from config import Config, RecordedExpertConfig
 from evaluation.route_log import Record
 from evaluation.stats import few_seeds_note
 from questions import RECORDED
@@ -223,7 +223,7 @@ def _notes_on_recorded(config: Config, records: Sequence[Record]) -> Iterator[st
     recorded = []
     first_answers = []
     for expert in config.pool.experts:
-        if expert.kind == "recorded":
+        if isinstance(expert, RecordedExpertConfig):
             recorded.append(expert.name)
         elif expert.first_answers is not None:
             first_answers.append(expert.name)
@@ -271,7 +271,7 @@ def uncounted(records: Sequence[Record], config: Config) -> list[str]:
     """Experts with recorded answers of unknown length."""
     recorded = set()
     for expert in config.pool.experts:
-        if expert.kind == "recorded" or expert.first_answers is not None:
+        if isinstance(expert, RecordedExpertConfig) or expert.first_answers is not None:
             recorded.add(expert.name)
     found = set()
     for record in records:

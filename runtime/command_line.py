@@ -22,13 +22,14 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from config import EXPERT_KINDS, SPLITS, Config, Section
+from config import SPLITS, Config, Section
 from runtime.errors import ConfigError, DERError
 from runtime.files import shown
 from runtime.settings_list import settings_help
 from runtime.signals import INTERRUPTED, TERMINATED, WORDS, Terminated, end, watch_signals
 from runtime.yaml_reader import parse_yaml
 from settings import former
+from settings.experts import expert_section
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -135,7 +136,7 @@ def _section(location: Sequence[int | str]) -> type[Section]:
         if isinstance(part, int):
             continue
         if place and isinstance(location[place - 1], int):  # the kind of an expert in a list
-            section = EXPERT_KINDS[part]
+            section = expert_section(part)
             continue
         annotation = section.model_fields[part].annotation
         arguments = getattr(annotation, "__args__", ())

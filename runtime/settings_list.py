@@ -17,6 +17,7 @@ from settings.experts import (
     EndpointExpertConfig,
     ExpertConfig,
     HFExpertConfig,
+    ImportedExpertConfig,
     PromptedExpertConfig,
     RayExpertConfig,
     RecordedExpertConfig,
@@ -26,11 +27,12 @@ from settings.section import Section
 RUN = "The run"
 EXPERT_GROUPS = (
     ("of every kind", ExpertConfig, Section),
-    ("of kinds that read a prompt: hf, ray, endpoint", PromptedExpertConfig, ExpertConfig),
+    ("of kinds that read a prompt: all but recorded", PromptedExpertConfig, ExpertConfig),
     ("of kind hf, and of kind ray", HFExpertConfig, PromptedExpertConfig),
     ("of kind ray", RayExpertConfig, HFExpertConfig),
     ("of kind endpoint", EndpointExpertConfig, PromptedExpertConfig),
     ("of kind recorded", RecordedExpertConfig, ExpertConfig),
+    ("of a class of your own", ImportedExpertConfig, PromptedExpertConfig),
 )
 BOUNDS = (
     ("minimum", "at least"),

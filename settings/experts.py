@@ -16,6 +16,8 @@ TEMPLATE_ARGUMENTS = {
 }  # fmt: skip
 # Device maps that spread the weights; the others name one device
 SPREADING_MAPS = frozenset({"auto", "balanced", "balanced_low_0", "sequential"})
+IMPORTED = "imported"  # tag of the union, for a kind that is an import path
+IMPORT_PATH = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
 DEVICE_MAPS = r"^(auto|balanced|balanced_low_0|sequential|cpu|mps|cuda(:\d+)?)$"
 
 
@@ -267,6 +269,18 @@ class EndpointExpertConfig(PromptedExpertConfig):
     )
 
 
+class ImportedExpertConfig(PromptedExpertConfig):
+    """An expert of a class of the user's own; docs/extending.md has an example."""
+
+    kind: str = Field(
+        pattern=IMPORT_PATH,
+        description="import path of a class of your own: my_package.my_module:MyExpert",
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="what the class is told beside its configuration"
+    )
+
+
 EXPERT_KINDS: dict[str, type[ExpertConfig]] = {
     "hf": HFExpertConfig,
     "recorded": RecordedExpertConfig,
@@ -276,17 +290,29 @@ EXPERT_KINDS: dict[str, type[ExpertConfig]] = {
 
 
 def _kind_of(expert: Any) -> str | None:
-    return expert.get("kind", "hf") if isinstance(expert, dict) else getattr(expert, "kind", None)
+    kind = getattr(expert, "kind", None)
+    if isinstance(expert, dict):
+        kind = expert.get("kind", "hf")
+    return IMPORTED if isinstance(kind, str) and ":" in kind else kind
+
+
+def expert_section(kind: str) -> type[ExpertConfig]:
+    """The settings of an expert of this kind."""
+    return EXPERT_KINDS.get(kind, ImportedExpertConfig)
 
 
 AnyExpertConfig = Annotated[
     Annotated[HFExpertConfig, Tag("hf")]
     | Annotated[RecordedExpertConfig, Tag("recorded")]
     | Annotated[EndpointExpertConfig, Tag("endpoint")]
-    | Annotated[RayExpertConfig, Tag("ray")],
+    | Annotated[RayExpertConfig, Tag("ray")]
+    | Annotated[ImportedExpertConfig, Tag(IMPORTED)],
     Discriminator(
         _kind_of,
         custom_error_type="expert_kind",
-        custom_error_message=f"unknown kind of expert; known: {', '.join(EXPERT_KINDS)}",
+        custom_error_message=(
+            f"unknown kind of expert; known: {', '.join(EXPERT_KINDS)}, or the import path of a"
+            " class, package.module:Class"
+        ),
     ),
 ]

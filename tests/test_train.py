@@ -464,7 +464,7 @@ def test_the_agent_learns_whom_to_ask(
         "num_envs": 16,
     }
     settings["ppo"] |= {"lr": 0.01, "repeats": 4, "batch_size": 32}
-    settings["terminator"] |= {"steps": 200, "lr": 0.01}
+    settings["terminator"] |= {"steps": 1000}
     run = train_ppo_multi.main(
         ["--config", str(dump_yaml(tmp_path / "easy.yaml", settings)), "--name", "easy"]
     )

@@ -73,7 +73,7 @@ def connect(address: str | None) -> None:
     }
     try:
         if address is None:
-            # A cluster started here reports to nobody
+            # A cluster started here sends no usage statistics
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             ray.init(
                 "local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **options
@@ -243,7 +243,7 @@ class RayExpert:
     def _evict_another(self) -> bool:
         """Let the least recently used expert leave that is not answering, if there is one.
 
-        False: no other holds anything, so waiting may be in vain.
+        False: no other holds anything, so waiting may not help.
         """
         with _lock:
             others = [expert for expert in _placed if expert is not self]

@@ -24,6 +24,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from backends.model_source import LOCAL_MODELS, resolve_source
 from config import (
+    SPLITS,
     AnyExpertConfig,
     Config,
     DataConfig,
@@ -38,7 +39,6 @@ from runtime.errors import ConfigError, DERError
 from runtime.machine import pick_device
 from settings.experts import SPREADING_MAPS
 
-SPLITS = ("train", "validation", "test")
 SAMPLE = 200  # questions whose prompts are measured
 ASSUMED_CHARS = 400  # of a question that is not here yet
 
@@ -67,7 +67,7 @@ METRIC_PACKAGES = {
 
 @contextmanager
 def noting(problems: list[str]) -> Iterator[None]:
-    """Keep what a user has to mend and go on, so that one dry run names every problem."""
+    """Keep what a user has to correct and go on, so that one dry run names every problem."""
     try:
         yield
     except DERError as error:
@@ -188,7 +188,7 @@ def plan_splits(data: DataConfig, problems: list[str], notes: list[str]) -> dict
 
 
 def stated_size(name: str, source: SourceConfig, notes: list[str]) -> int:
-    """Questions of a split that is not here, 0 where nobody knows.
+    """Questions of a split that is not here, 0 where it is not known.
 
     Raises ConfigError for a path that nothing will bring.
     """

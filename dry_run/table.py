@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from config import RayExpertConfig
+from config import SPLITS, RayExpertConfig
 from dry_run.plan import (
     CHARS_PER_TOKEN,
     ExpertPlan,
@@ -13,7 +13,6 @@ from dry_run.plan import (
     fit_together,
     max_loads,
 )
-from dry_run.preflight import SPLITS
 from reward import call_cost
 
 ROW_BYTES = 250  # of a stored answer without prompt and text: key, numbers, library versions

@@ -93,7 +93,7 @@ class Played:
     routes: list[Route]
     overheads: list[Overhead] | None = None  # one per route; none: nothing had to be computed
     seed: int = 0
-    hands_on: bool = True  # whether each call is given the answer before it
+    passes_answers: bool = True  # whether each call is given the answer before it
     role: Role = "custom"
     validation_return: float | None = None  # mean return on the validation questions, if known
 
@@ -161,7 +161,7 @@ def _step_records(
         record["entropy"] = decision.entropy
         record["p_stop"] = step.p_stop
         records.append(record)
-        if played.hands_on:
+        if played.passes_answers:
             handed.append(step.answer.text)
     return records
 

@@ -238,7 +238,7 @@ def _check_recorded(question: Question, experts: Sequence[ExpertConfig]) -> None
         if not isinstance(expert, RecordedExpertConfig):
             raise MetricError(
                 f"question {question.id}: metric recorded judges experts of kind recorded only;"
-                f" nobody has scored what {expert.name} will answer"
+                f" there are no scores of what {expert.name} will answer"
             )
         if expert.name not in question.scores:
             raise MetricError(

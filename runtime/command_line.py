@@ -282,8 +282,8 @@ def dump_config(config: Config) -> str:
 def run_command(main: Callable[[list[str]], Any]) -> None:
     """Run a script's main on the command line and end the process as its user should see it.
 
-    An error that a user can mend is one line. A defect of ours is one line, too, and a traceback in
-    a file that the line names.
+    An error that a user can correct is one line. A defect of ours is one line, too, and a traceback
+    in a file that the line names.
     """
     watch_signals()
     try:

@@ -45,7 +45,7 @@ from report.schema import read_results
 from runtime.command_line import load_config, overrides_from, parse, run_command, validate
 from runtime.errors import ConfigError, DERError, NotRunError, ReportError
 from runtime.machine import pick_device
-from runtime.run_folder import LEARNED
+from runtime.run_folder import TRAINING_SECTIONS
 from scripts.experiment import evaluate, parse_seeds, train, trained_otherwise
 
 TABLES = ROOT / "docs" / "paper_tables.yaml"
@@ -278,7 +278,7 @@ def left_to_evaluation(settings: list[str]) -> list[str]:
     """The options without those that training has settled: finished runs have their own."""
     options = []
     for name, part in overrides_from(settings).items():
-        if name not in LEARNED:
+        if name not in TRAINING_SECTIONS:
             value = yaml.safe_dump(part, default_flow_style=True, allow_unicode=True)
             options.append(f"--{name}={value}")
     return options

@@ -369,7 +369,7 @@ def test_rows_without_the_scores_that_the_metric_needs_are_refused(
         MetricError, match=r"question q-000000 .*: metric recorded, but no score of expert dear"
     ):
         pool_of([row("a?")]).check_questions([question])
-    with pytest.raises(MetricError, match="nobody has scored what e0 will answer"):
+    with pytest.raises(MetricError, match="there are no scores of what e0 will answer"):
         make_pool([lambda q, a: "yes"]).check_questions([question])
 
 

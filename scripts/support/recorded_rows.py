@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from config import SPLITS
 from questions import RECORDED, text_key
 from runtime.errors import DataError
 from runtime.files import whole_text, write_atomically
 
 TRAIN_BELOW = 102  # of 256 values of a digest's first byte: 40% of the questions
 VALIDATION_BELOW = 128  # another 10%
-SPLITS = ("train", "validation", "test")
 
 Row = dict[str, Any]
 
@@ -33,7 +33,7 @@ class Reply(NamedTuple):
     reference: str  # "" where none was published
     task: str
     answer: str
-    score: float | None  # None: nobody judged the answer
+    score: float | None  # None: the answer was not judged
     place: str  # file and line, or file and key, for messages
     usd: float | None = None  # what the call cost
 

@@ -74,6 +74,7 @@ def new_terminator(agent: Agent) -> Terminator:
     return Terminator(agent.encoder.width, 2, T_MAX, hidden_size=16, dropout=0.1)
 
 
+@pytest.mark.slow
 def test_it_learns_a_separable_rule_and_applies_it_to_new_questions(agent: Agent) -> None:
     terminator = new_terminator(agent)
     loss = terminator.fit(
@@ -89,6 +90,7 @@ def test_it_learns_a_separable_rule_and_applies_it_to_new_questions(agent: Agent
     assert loss < np.log(2) / 4  # a coin's cross-entropy is ln 2
 
 
+@pytest.mark.slow
 def test_it_learns_from_the_answer_too(agent: Agent) -> None:
     data, texts = TerminatorData(), ["paris", "backward"]
     for text in texts:
@@ -243,6 +245,7 @@ def test_the_form_of_an_answer(text: str, shape: str) -> None:
     assert answer_shape(text) == shape
 
 
+@pytest.mark.slow
 def test_the_judge_never_asks_for_a_reference(
     agent: Agent, make_pool: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -395,6 +395,16 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def check_options(options: argparse.Namespace, num_runs: int) -> None:
+    """Raises ConfigError for options that do not go together."""
+    if options.out is None and num_runs > 1:
+        raise ConfigError("several runs need --out FOLDER for their common report")
+    if options.budget and (options.alphas or options.reprice):
+        raise ConfigError("--budget goes with neither --alphas nor --reprice: evaluate apart")
+    if options.reprice and options.alphas:
+        raise ConfigError("--reprice prices one alpha: give it --out FOLDER/alpha_VALUE")
+
+
 def main(arguments: list[str]) -> Path:
     """Run the command; returns the path of results.json."""
     options, overrides = parse(parser(), arguments)
@@ -405,13 +415,8 @@ def main(arguments: list[str]) -> Path:
     from runtime.run_folder import newest_run
 
     runs = options.run or [newest_run()]
-    if options.out is None and len(runs) > 1:
-        raise ConfigError("several runs need --out FOLDER for their common report")
-    if options.budget and (alphas or options.reprice):
-        raise ConfigError("--budget goes with neither --alphas nor --reprice: evaluate apart")
+    check_options(options, len(runs))
     budgets = parse_budgets(options.budget) if options.budget else None
-    if options.reprice and alphas:
-        raise ConfigError("--reprice prices one alpha: give it --out FOLDER/alpha_VALUE")
     out = options.out or runs[0]
     refuse_links(out, ReportError)
     learning_curves([str(run) for run in runs])  # damage is named before anything is played

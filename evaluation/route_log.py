@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from config import Config, RewardConfig
+from der_env import Step
 from evaluation.route_schema import read_routes
 from experts import ExpertPool, Request
 from reward import Cost, charge
@@ -150,13 +151,7 @@ def _step_records(
         if played.kind == "der":
             is_recorded = pool.is_recorded[step.expert_idx]
             record["prompt"] = text if is_recorded else pool.content(request)
-        record["answer"] = step.answer.text
-        if step.answer.whole_text is not None:
-            record["whole_answer"] = step.answer.whole_text
-        record["quality"] = step.quality
-        record["prompt_cut"] = step.answer.prompt_cut
-        record["cost"] = asdict(step.cost)
-        record["charge"] = charge(step.cost, reward)
+        record |= _answer_record(step, reward)
         record["value"] = decision.value
         record["entropy"] = decision.entropy
         record["p_stop"] = step.p_stop
@@ -164,6 +159,18 @@ def _step_records(
         if played.passes_answers:
             handed.append(step.answer.text)
     return records
+
+
+def _answer_record(step: Step, reward: RewardConfig) -> Record:
+    """What was answered, how good it is and what it cost."""
+    record: Record = {"answer": step.answer.text}
+    if step.answer.whole_text is not None:
+        record["whole_answer"] = step.answer.whole_text
+    record["quality"] = step.quality
+    record["prompt_cut"] = step.answer.prompt_cut
+    record["cost"] = asdict(step.cost)
+    record["charge"] = charge(step.cost, reward)
+    return record
 
 
 def _hash(prompt: str) -> str:

@@ -138,9 +138,7 @@ def grow(
     histories: list[History] = [()] * len(questions)
     for depth in range(t_max):
         level = levels[-1]
-        open_nodes = list(range(len(level.answers)))
-        if not expand_solved:
-            open_nodes = np.flatnonzero(level.quality < 1.0).tolist()
+        open_nodes = _open_nodes(level, expand_solved=expand_solved)
         requests = _requests(questions, level, open_nodes, len(pool), histories)
         on_missing = None
         if on_level:
@@ -152,6 +150,13 @@ def grow(
         if remembers:
             histories = [history for _, history in nodes]
     return RouteTree(questions, levels, len(pool), submits)
+
+
+def _open_nodes(level: Level, *, expand_solved: bool) -> list[int]:
+    """The nodes of a level from which experts are asked."""
+    if expand_solved:
+        return list(range(len(level.answers)))
+    return list(map(int, np.flatnonzero(level.quality < 1.0)))
 
 
 def _first_level(num_questions: int) -> Level:

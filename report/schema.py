@@ -80,9 +80,7 @@ class Row(Entry):
         None, description="mean return on the validation questions, where it was played there"
     )
     calls: Span
-    charge: float = Field(
-        description="C per question, in the report's cost_unit"
-    )
+    charge: float = Field(description="C per question, in the report's cost_unit")
     cost: ExpertsCost
     overhead: DecidingCost
     vs_best_single: Difference = Field(

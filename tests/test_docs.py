@@ -22,6 +22,7 @@ import train_ppo_multi
 from config import Section
 from metrics.registry import get_metric
 from runtime.command_line import load_config
+from runtime.settings_list import all_settings
 from scripts.build_docs import generated
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -258,6 +259,22 @@ def quickstart_pool() -> dict[str, Any]:
 def test_the_readme_installs_the_torch_that_is_required() -> None:
     (version,) = re.findall(r"pip install (torch==[\d.]+)", read(README))
     assert version in read(ROOT / "requirements.txt").splitlines()
+
+
+def test_every_setting_stands_in_a_shipped_configuration_or_a_page() -> None:
+    texts = [path.read_text() for path in (ROOT / "configs").glob("*.yaml")]
+    for page in PAGES:
+        if page.name not in ("settings.md", "CHANGELOG.md"):
+            texts.append(read(page))
+    everything = "\n".join(texts)
+    unused = []
+    for group in all_settings():
+        for setting in group.settings:
+            assert setting.meaning, f"{setting.name} has no description"
+            name = setting.name.rpartition(".")[2]
+            if not re.search(rf"\b{name}\b", everything):
+                unused.append(setting.name)
+    assert unused == [], "show how they are used, or make them constants"
 
 
 # --- recipes of docs/extending.md ---

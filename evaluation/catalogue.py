@@ -134,8 +134,8 @@ def import_baseline(name: str) -> Baseline:
     if isinstance(found, type) and hasattr(found, "act"):
         return Baseline(found.__name__, "custom", "static", partial(_play_policy, found))
     raise ConfigError(
-        f"eval.baselines: {name} is neither a evaluation.catalogue.Baseline nor a class with a"
-        " method act (a policy)"
+        f"eval.baselines: {name} is a {type(found).__name__}, expected a"
+        " evaluation.catalogue.Baseline, or a policy: a class with a method act"
     )
 
 

@@ -122,8 +122,8 @@ def test_a_dry_run_names_a_class_that_is_not_there(config_of, project: Path) -> 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("own_module:NoPolicy", "neither a evaluation.catalogue.Baseline nor a class with"),
-        ("own_module:NUMBER", "neither a evaluation.catalogue.Baseline nor a class with"),
+        ("own_module:NoPolicy", "is a type, expected a evaluation.catalogue.Baseline, or a policy"),
+        ("own_module:NUMBER", "is a int, expected a evaluation.catalogue.Baseline, or a policy"),
         ("own_module:Nothing", "has no attribute 'Nothing'"),
     ],
 )

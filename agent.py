@@ -108,6 +108,32 @@ def save_agent(agent: Agent, folder: Path, pool: ExpertPool) -> None:
     (folder / "README.md").write_text(card)
 
 
+def _check_pool(folder: Path, spec: AgentSpec, pool: ExpertPool, *, other_pool: bool) -> None:
+    """Raise AgentError where the pool or its prompt wording is not what the agent was trained with.
+
+    `other_pool` accepts everything but another number of experts.
+    """
+    if len(spec.pool) != len(pool):
+        raise AgentError(f"{folder}: trained on {len(spec.pool)} experts, the pool has {len(pool)}")
+    if other_pool:
+        return
+    differing = []
+    fingerprint = json.loads(json.dumps(pool.fingerprint()))
+    for trained_on, present in zip(spec.pool, fingerprint, strict=True):
+        if trained_on != present:
+            differing.append(present["name"])
+    if differing:
+        raise AgentError(
+            f"{folder}: these experts differ from those it was trained on: {', '.join(differing)}."
+            " test_ppo_multi.py --other_pool evaluates it all the same"
+        )
+    if spec.ktp.hash != ktp_hash(pool.ktp):
+        raise AgentError(
+            f"{folder}: trained with Knowledge Transfer Prompt {spec.ktp.version}, the pool"
+            f" uses {pool.ktp}"
+        )
+
+
 def load_agent(
     folder: Path | str,
     pool: ExpertPool,
@@ -122,23 +148,7 @@ def load_agent(
     """
     folder = Path(folder)
     spec, tensors = read_model_folder(folder, AgentSpec, AgentError)
-    if len(spec.pool) != len(pool):
-        raise AgentError(f"{folder}: trained on {len(spec.pool)} experts, the pool has {len(pool)}")
-    differing = [
-        new["name"]
-        for old, new in zip(spec.pool, json.loads(json.dumps(pool.fingerprint())), strict=True)
-        if old != new
-    ]
-    if differing and not other_pool:
-        raise AgentError(
-            f"{folder}: these experts differ from those it was trained on: {', '.join(differing)}."
-            " test_ppo_multi.py --other_pool evaluates it all the same"
-        )
-    if spec.ktp.hash != ktp_hash(pool.ktp) and not other_pool:
-        raise AgentError(
-            f"{folder}: trained with Knowledge Transfer Prompt {spec.ktp.version}, the pool"
-            f" uses {pool.ktp}"
-        )
+    _check_pool(folder, spec, pool, other_pool=other_pool)
     agent = build_agent(spec.agent, len(pool), spec.t_max)
     try:
         agent.check_learned_state(tensors, folder)

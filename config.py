@@ -1,5 +1,5 @@
 """Everything that can be set, typed, with its default and its meaning; runtime/command_line.py
-reads it from YAML and options.
+reads it from YAML and options. The settings of an expert are in settings/experts.py.
 
 A YAML file holds only what differs from the defaults below. Every field is checked; an error names
 the field, the value, what is allowed and, for an unknown key, the nearest known one.
@@ -9,28 +9,53 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationInfo,
-    field_validator,
-    model_validator,
+from pydantic import Field, field_validator, model_validator
+
+from settings.experts import (
+    EXPERT_KINDS,
+    THINKING_TAGS,
+    AnyExpertConfig,
+    DecodingConfig,
+    EndpointExpertConfig,
+    ExpertConfig,
+    HFExpertConfig,
+    ImportedExpertConfig,
+    PromptedExpertConfig,
+    RayExpertConfig,
+    RecordedExpertConfig,
 )
+from settings.section import Section
+from settings.units import UNITS, CostKind, parse_unit
 
-CostUnit = Literal["params", "flops", "tokens", "latency", "usd"]
-THINKING_TAGS = ("think", "thinking", "reasoning")
-# of transformers' apply_chat_template, which are no business of a template
-TEMPLATE_ARGUMENTS = {
-    "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "messages",
-    "return_dict", "return_tensors", "tokenize",
-}  # fmt: skip
-DEVICE_MAPS = r"^(auto|balanced|balanced_low_0|sequential|cpu|mps|cuda(:\d+)?)$"
-LARGEST = 2**32  # no setting needs a number beyond; products of some stay finite
+__all__ = [
+    "EXPERT_KINDS",
+    "THINKING_TAGS",
+    "AgentConfig",
+    "AnyExpertConfig",
+    "Config",
+    "CostKind",
+    "DataConfig",
+    "DecodingConfig",
+    "EndpointExpertConfig",
+    "EnvConfig",
+    "EvalConfig",
+    "ExpertConfig",
+    "HFExpertConfig",
+    "ImportedExpertConfig",
+    "PPOConfig",
+    "PoolConfig",
+    "PromptedExpertConfig",
+    "RayExpertConfig",
+    "RecordedExpertConfig",
+    "RewardConfig",
+    "Section",
+    "SourceConfig",
+    "TerminatorConfig",
+    "TrainConfig",
+]
+
 MAX_CALLS = 1000  # of a question
 MAX_SIZE = 65_536  # of a layer
 NAME_CHARS, NAME_BYTES = 100, 200  # of a run; file systems take 255 bytes
@@ -39,29 +64,6 @@ WEIGHT = 1e6  # in a reward, at most: sums and squares stay finite
 RATE = 10.0  # of learning, at most
 SPLITS = ("train", "validation", "test")
 TOKEN_UNITS = ("flops", "tokens", "usd")  # costs that depend on how long prompts and answers are
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
-    )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _is_plain(cls, given: Any, info: ValidationInfo) -> Any:
-        field = cls.model_fields[info.field_name or ""]
-        if isinstance(given, bool) and field.annotation is not bool:
-            raise ValueError("true and false (yes and no) are no values of this setting")
-        if isinstance(given, str) and any(c == "\0" or "\ud800" <= c <= "\udfff" for c in given):
-            raise ValueError("holds a character that no path or text may have")
-        return given
-
-    @field_validator("*", mode="after")
-    @classmethod
-    def _is_of_this_world(cls, value: Any) -> Any:
-        if isinstance(value, int | float) and abs(value) > LARGEST:
-            raise ValueError(f"at most {LARGEST:g} in size")
-        return value
 
 
 class SourceConfig(Section):
@@ -134,284 +136,6 @@ class DataConfig(Section):
             " evaluate:NAME; a row may name no other code"
         ),
     )
-
-
-class DecodingConfig(Section):
-    """How an expert generates.
-
-    Temperature 0 is greedy; above 0, sampling is seeded per prompt and so repeatable.
-    """
-
-    max_new_tokens: int = Field(64, ge=1, description="most tokens of one answer")
-    temperature: float = Field(0.0, ge=0.0, description="0: greedy decoding; above 0: sampling")
-    top_p: float = Field(
-        1.0, gt=0.0, le=1.0, description="sampling: probability mass of the tokens to draw from"
-    )
-    seed: int = Field(0, description="sampling: seed, combined with each prompt")
-
-
-class ExpertConfig(Section):
-    """One LLM of the pool: what every kind of expert has."""
-
-    name: str = Field(description="name in tables and logs; unique in the pool")
-    params_b: float = Field(gt=0, description="parameters in billions; what the paper charges")
-    usd_per_million_prompt_tokens: float | None = Field(
-        None, ge=0, description="price of a million tokens read; none: prompts cost nothing"
-    )
-    usd_per_million_completion_tokens: float | None = Field(
-        None, ge=0, description="price of a million tokens generated; none: the expert has no price"
-    )
-    tokens_per_second: float | None = Field(
-        None, gt=0, description="generation speed to plan with where none was measured (--dry_run)"
-    )
-    thinking_tags: tuple[Annotated[str, Field(pattern=r"^[^<>/\s]+$")], ...] = Field(
-        THINKING_TAGS,
-        description=(
-            "tags of the part in which a model thinks: <think>...</think>; the answer is what"
-            " follows it; empty: texts are answers as they are"
-        ),
-    )
-
-
-class RecordedExpertConfig(ExpertConfig):
-    """Answers that exist already, replayed. They do not react to the prompt: a second call gets the
-    same text as a first.
-
-    The expert's name is its key in the file's answers. Prompt tokens are the question's, 0 without
-    a tokenizer; no call takes any time.
-    """
-
-    kind: Literal["recorded"] = Field(description="replays recorded answers")
-    path: str | tuple[str, ...] = Field(
-        description=(
-            "JSONL, one file or several, with an object a question: {question, reference, answers:"
-            " {expert: text}, scores?, meta?}"
-        )
-    )
-    tokenizer: str | None = Field(
-        None,
-        description=(
-            "folder or hub id that counts tokens: of questions, and of answers where the file's"
-            " meta.tokens does not"
-        ),
-    )
-    revision: str | None = Field(None, description="hub commit of the tokenizer")
-
-    @model_validator(mode="after")
-    def _priced_prompts_are_counted(self) -> RecordedExpertConfig:
-        if self.usd_per_million_prompt_tokens and self.tokenizer is None:
-            raise ValueError(
-                "usd_per_million_prompt_tokens needs a tokenizer to count the prompts with"
-            )
-        return self
-
-
-class PromptedExpertConfig(ExpertConfig):
-    """An LLM that reads a prompt."""
-
-    prompt_format: Literal["chat", "plain", "few_shot", "template"] = Field(
-        "chat",
-        description=(
-            "chat: the tokenizer's template; plain and few_shot: 'Question ... Answer:' for base"
-            " models; template: prompt_template"
-        ),
-    )
-    system_prompt: str | None = Field(None, description="for prompt_format chat")
-    system_role: Literal["auto", "system", "user"] = Field(
-        "auto",
-        description=(
-            "who says the system prompt: user puts it before the question, auto does so where the"
-            " chat template has no system role (servers apply their own: name it there)"
-        ),
-    )
-    chat_template_kwargs: dict[str, Any] | None = Field(
-        None,
-        description=(
-            "for prompt_format chat: what the chat template is told, e.g. {enable_thinking: false}"
-        ),
-    )
-    prompt_template: str | None = Field(
-        None,
-        description=(
-            "for prompt_format template: what the model was tuned on, {prompt} standing for what is"
-            " asked"
-        ),
-    )
-    few_shot: str | None = Field(
-        None,
-        description=(
-            "JSONL of examples {question, previous_answer, answer} for prompt_format few_shot"
-        ),
-    )
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        (), description="the answer ends before any of these"
-    )
-    decoding: DecodingConfig = Field(DecodingConfig(), description="how answers are generated")
-    first_answers: str | tuple[str, ...] | None = Field(
-        None,
-        description=(
-            "recorded answers (as kind recorded reads them) that serve as this expert's first"
-            " calls: no generation, but the same charge"
-        ),
-    )
-
-    @model_validator(mode="after")
-    def _format_has_what_it_needs(self) -> PromptedExpertConfig:
-        if (self.prompt_format == "few_shot") != (self.few_shot is not None):
-            raise ValueError("prompt_format few_shot and a few_shot file belong together")
-        if (self.prompt_format == "template") != (self.prompt_template is not None):
-            raise ValueError("prompt_format template and a prompt_template belong together")
-        if self.prompt_template is not None and self.prompt_template.count("{prompt}") != 1:
-            raise ValueError("prompt_template needs {prompt} once, where the question goes")
-        if self.chat_template_kwargs and self.prompt_format != "chat":
-            raise ValueError("chat_template_kwargs are for prompt_format chat")
-        if taken := TEMPLATE_ARGUMENTS & set(self.chat_template_kwargs or {}):
-            raise ValueError(f"chat_template_kwargs: DER sets {', '.join(sorted(taken))} itself")
-        if self.system_prompt is not None and self.prompt_format != "chat":
-            raise ValueError(
-                "system_prompt is for prompt_format chat; other formats would leave it out"
-            )
-        return self
-
-
-class HFExpertConfig(PromptedExpertConfig):
-    """A Hugging Face causal or sequence-to-sequence model run in this process."""
-
-    kind: Literal["hf"] = Field("hf", description="a Hugging Face model in this process")
-    source: str = Field(description="local folder or hub id")
-    revision: str | None = Field(None, description="hub commit; pin it for a result to stand")
-    gguf_file: str | None = Field(
-        None, description="file in the source to read instead of safetensors"
-    )
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
-        "float32", description="precision of the weights; auto: as they are stored"
-    )
-    quantization: Literal["8bit", "4bit"] | None = Field(
-        None, description="weights in 8 or 4 bits through bitsandbytes"
-    )
-    device_map: str | None = Field(
-        None,
-        pattern=DEVICE_MAPS,
-        description=(
-            "auto: over all GPUs, then CPU memory, then disk (accelerate); or one device, e.g."
-            " cuda:1; none: the run's device"
-        ),
-    )
-    max_memory: dict[Annotated[int | str, Field(union_mode="left_to_right")], str] | None = Field(
-        None,
-        description=(
-            "for device_map auto: most that each device may hold, e.g. {0: 20GiB, cpu: 60GiB}"
-        ),
-    )
-    trust_remote_code: bool = Field(
-        False, description="run Python code that comes with the weights; only for sources you trust"
-    )
-
-    @model_validator(mode="after")
-    def _weights_can_be_held_so(self) -> HFExpertConfig:
-        if self.quantization and self.gguf_file:
-            raise ValueError(
-                "quantization and gguf_file exclude each other: GGUF weights are quantised already"
-            )
-        if self.max_memory and self.device_map not in (
-            "auto",
-            "balanced",
-            "balanced_low_0",
-            "sequential",
-        ):
-            raise ValueError("max_memory needs a device_map that spreads the weights, such as auto")
-        return self
-
-
-class RayExpertConfig(HFExpertConfig):
-    """The same model as Ray actors, on one machine or many."""
-
-    # The tag of a union: no value fits both classes, whatever their order of inheritance.
-    kind: Literal["ray"] = Field(  # type: ignore[assignment]
-        description="a Hugging Face model as Ray actors"
-    )
-    replicas: int = Field(
-        1,
-        ge=1,
-        description=(
-            "actors that share this expert's requests; one is enough to go on, the others join when"
-            " there is room"
-        ),
-    )
-    num_gpus: float = Field(
-        0.0, ge=0, description="GPUs each replica holds; fractions share a card"
-    )
-    num_cpus: float = Field(1.0, gt=0, description="CPU cores each replica holds")
-
-    @field_validator("num_gpus")
-    @classmethod
-    def _gpus_are_whole_or_one_is_shared(cls, num_gpus: float) -> float:
-        if num_gpus > 1 and num_gpus != int(num_gpus):
-            raise ValueError("a share of one GPU (up to 1) or a whole number")
-        return num_gpus
-
-
-class EndpointExpertConfig(PromptedExpertConfig):
-    """A model behind an OpenAI-compatible server: vLLM, SGLang, TGI, llama.cpp, Ollama,
-    transformers serve.
-    """
-
-    kind: Literal["endpoint"] = Field(description="a model behind an OpenAI-compatible server")
-    model: str = Field(description="model name as the server knows it")
-    urls: tuple[str, ...] = Field(
-        min_length=1, description="base URLs of replicas, e.g. http://localhost:8000/v1"
-    )
-    revision: str | None = Field(
-        None,
-        description=(
-            "what tells these weights from others of the same name; part of every answer's key"
-        ),
-    )
-    api_key_env: str | None = Field(
-        None,
-        description=(
-            "environment variable that holds the key; keys are never read from a file or logged"
-        ),
-    )
-    concurrency: int = Field(16, ge=1, description="requests in flight per replica")
-    timeout_s: float = Field(120.0, gt=0, description="deadline of one try")
-    max_retries: int = Field(
-        5,
-        ge=0,
-        description="tries after the first, with growing waits, on whichever replica is healthy",
-    )
-    on_failure: Literal["stop", "empty"] = Field(
-        "stop",
-        description=(
-            "when a request fails for good: end the run, or go on with an empty answer that is not"
-            " stored"
-        ),
-    )
-
-
-EXPERT_KINDS: dict[str, type[ExpertConfig]] = {
-    "hf": HFExpertConfig,
-    "recorded": RecordedExpertConfig,
-    "endpoint": EndpointExpertConfig,
-    "ray": RayExpertConfig,
-}
-
-
-def _kind_of(expert: Any) -> str | None:
-    return expert.get("kind", "hf") if isinstance(expert, dict) else getattr(expert, "kind", None)
-
-
-AnyExpertConfig = Annotated[
-    Annotated[HFExpertConfig, Tag("hf")]
-    | Annotated[RecordedExpertConfig, Tag("recorded")]
-    | Annotated[EndpointExpertConfig, Tag("endpoint")]
-    | Annotated[RayExpertConfig, Tag("ray")],
-    Discriminator(
-        _kind_of,
-        custom_error_type="expert_kind",
-        custom_error_message=f"unknown kind of expert; known: {', '.join(EXPERT_KINDS)}",
-    ),
-]
 
 
 class PoolConfig(Section):
@@ -496,14 +220,12 @@ class RewardConfig(Section):
             " alpha it is asked with; empty: alpha alone"
         ),
     )
-    cost: CostUnit = Field(
-        "params",
+    cost_unit: str = Field(
+        "billion parameters",
         description=(
-            "what a call costs: params (billions), flops (1e12), tokens (1000s), latency (s), usd"
+            f"what the cost C of a call counts: {', '.join(UNITS)}; a number before it makes a"
+            " larger unit: 34.4 billion parameters, 0.001 USD (authors: trillion parameters)"
         ),
-    )
-    cost_scale: float = Field(
-        1.0, gt=0, le=WEIGHT, description="C = raw units x cost_scale (authors: 0.001)"
     )
     beta: float = Field(
         5.0,
@@ -518,6 +240,26 @@ class RewardConfig(Section):
         description="reward paper: bonus for reaching p0, penalty for not",
     )
     discount: float = Field(1.0, gt=0, le=1, description="discount of a step (paper: 0.95)")
+
+    @field_validator("cost_unit")
+    @classmethod
+    def _cost_unit_is_of_usual_size(cls, cost_unit: str) -> str:
+        _, scale = parse_unit(cost_unit)
+        if not 1 / WEIGHT <= scale <= WEIGHT:
+            raise ValueError(f"at most {WEIGHT:g} times larger or smaller than the usual units")
+        return cost_unit
+
+    @property
+    def cost(self) -> CostKind:
+        """What is counted."""
+        kind, _ = parse_unit(self.cost_unit)
+        return kind
+
+    @property
+    def cost_scale(self) -> float:
+        """C of one raw unit, as reward.py:Cost.in_unit returns it."""
+        _, scale = parse_unit(self.cost_unit)
+        return scale
 
 
 class AgentConfig(Section):
@@ -560,8 +302,6 @@ class PPOConfig(Section):
         0.95, ge=0, le=1, description="lambda of generalised advantage estimation; 1: full returns"
     )
     ent_coef: float = Field(0.01, ge=0, description="weight of the entropy bonus")
-    vf_coef: float = Field(0.5, ge=0, description="weight of the value loss")
-    max_grad_norm: float = Field(0.5, gt=0, description="gradient norm above which it is scaled")
 
 
 class TrainConfig(Section):
@@ -594,8 +334,6 @@ class TrainConfig(Section):
 class TerminatorConfig(Section):
     hidden_size: int = Field(64, ge=1, le=MAX_SIZE, description="hidden units")
     steps: int = Field(400, ge=1, description="optimiser steps of a fit")
-    lr: float = Field(2e-3, gt=0, le=RATE, description="learning rate of a fit")
-    weight_decay: float = Field(1e-2, ge=0, description="weight decay of a fit")
     dropout: float = Field(
         0.0, ge=0, lt=1, description="dropout of features and hidden units during a fit"
     )
@@ -620,8 +358,9 @@ class EvalConfig(Section):
         (),
         description=(
             "policies to compare with, by name (see docs/evaluation.md) or import path"
-            " package.module:name; none: those that ask nothing but the test and validation"
-            " questions, where answers are recorded also those that learn from training questions"
+            " package.module:name of a Baseline or of a policy's class; none: those that ask"
+            " nothing but the test and validation questions, where answers are recorded also those"
+            " that learn from training questions"
         ),
     )
     tree_questions: int | None = Field(
@@ -711,7 +450,8 @@ class Config(Section):
         ]
         if self.reward.cost == "usd" and unpriced:
             raise ValueError(
-                f"reward.cost is usd, but these experts have no price: {', '.join(unpriced)}"
+                f"reward.cost_unit is {self.reward.cost_unit}, but these experts have no price:"
+                f" {', '.join(unpriced)}"
             )
         return self
 
@@ -739,12 +479,13 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _timed_where_latency_counts(self) -> Config:
-        untimed = [
-            e.name for e in self.pool.experts if e.kind == "recorded" or e.first_answers is not None
-        ]
+        untimed = []
+        for expert in self.pool.experts:
+            if isinstance(expert, RecordedExpertConfig) or expert.first_answers is not None:
+                untimed.append(expert.name)
         if self.reward.cost == "latency" and untimed:
             raise ValueError(
-                "reward.cost is latency, but recorded answers took no time that is known:"
-                f" {', '.join(untimed)}"
+                f"reward.cost_unit is {self.reward.cost_unit}, but recorded answers took no time"
+                f" that is known: {', '.join(untimed)}"
             )
         return self

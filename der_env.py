@@ -67,7 +67,7 @@ class Episode:
     t_max: int
     steps: list[Step] = field(default_factory=list)
     stop_reason: str = "running"
-    runs_on: bool = False  # to T_max, whatever the judge says
+    ignores_judge: bool = False  # to T_max, whatever the judge says
     submits: str = "last"  # see EnvConfig.submits
     alpha: float | None = None  # weight of cost; None: the one that the agent was asked with
     estimates: list[float] = field(default_factory=list)
@@ -138,7 +138,7 @@ class Episode:
         the agent can see it.
         """
         self.steps[-1] = replace(self.steps[-1], quality=judgement.quality, p_stop=judgement.p_stop)
-        if judgement.is_satisfied and not self.runs_on:
+        if judgement.is_satisfied and not self.ignores_judge:
             self.stop_reason = "satisfied"
         elif self.calls_left == 0:
             self.stop_reason = "t_max"
@@ -360,13 +360,13 @@ class DEREnv(gym.Env):
         self.observation_space = observer.space
         self.begin(0)
 
-    def begin(self, question_idx: int, *, runs_on: bool = False) -> None:
-        """Start an episode on a question; `runs_on` makes it ignore the judge's satisfaction."""
+    def begin(self, question_idx: int, *, ignores_judge: bool = False) -> None:
+        """Start an episode on a question; `ignores_judge` lets it run on to T_max."""
         self.question_idx = question_idx
         self.episode = Episode(
             self.questions[question_idx],
             self.config.t_max,
-            runs_on=runs_on,
+            ignores_judge=ignores_judge,
             submits=self.config.submits,
             alpha=self.reward_config.alpha,
         )
@@ -376,8 +376,8 @@ class DEREnv(gym.Env):
     ) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         drawn = int(self.np_random.integers(len(self.questions)))
-        runs_on = bool(self.np_random.random() < self.config.continue_past_p0)
-        self.begin((options or {}).get("question_idx", drawn), runs_on=runs_on)
+        ignores_judge = bool(self.np_random.random() < self.config.continue_past_p0)
+        self.begin((options or {}).get("question_idx", drawn), ignores_judge=ignores_judge)
         return self.observer.observe([self.episode])[0], self.info()
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:

@@ -23,12 +23,14 @@ import torch
 from backends.answer_store import Answer, AnswerStore, StoredAnswer, answer_key
 from backends.dispatch import Dispatcher, Expert
 from backends.hf import HFExpert
+from backends.imported import imported_expert
 from backends.recorded import RecordedExpert, first_answers_of
 from config import (
     AnyExpertConfig,
     Config,
     EndpointExpertConfig,
     HFExpertConfig,
+    ImportedExpertConfig,
     PoolConfig,
     PromptedExpertConfig,
     RayExpertConfig,
@@ -404,6 +406,8 @@ def build_expert(expert: AnyExpertConfig, pool: PoolConfig, device: torch.device
             from backends.endpoint import EndpointExpert
 
             return EndpointExpert(expert)
+        case ImportedExpertConfig():
+            return imported_expert(expert)
         case RayExpertConfig():
             from backends.ray_actors import RayExpert
 

@@ -174,15 +174,13 @@ class PromptFormat:
         if self.kind == "plain":
             return f"{text}\nAnswer:"
         if self.kind == "few_shot":
-            given = [
-                None if previous_answer is None else example.previous_answer
-                for example in self.examples
-            ]
-            worked = [
-                f"Question: {content(e.question, previous, version)}\nAnswer: {e.answer}\n\n"
-                for e, previous in zip(self.examples, given, strict=True)
-            ]
-            return "".join(worked) + f"Question: {text}\nAnswer:"
+            parts = []
+            for example in self.examples:
+                given = None if previous_answer is None else example.previous_answer
+                asked = content(example.question, given, version)
+                parts.append(f"Question: {asked}\nAnswer: {example.answer}\n\n")
+            parts.append(f"Question: {text}\nAnswer:")
+            return "".join(parts)
         if self.kind == "template":
             return text.join((self.template or "").split("{prompt}"))
         if apply_chat_template is None:

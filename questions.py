@@ -209,10 +209,9 @@ def _question_of(
     row: dict[str, Any], fields: Mapping[str, str], source: SourceConfig, place: str, number: int
 ) -> Question:
     """The question of a row. Raises DataError where it has no text, or no score it needs."""
-    values = {
-        ours: _pick(row, fields.get(ours, ours))
-        for ours in ("id", "text", "reference", "task", "metric", "agreement")
-    }
+    values = {}
+    for ours in ("id", "text", "reference", "task", "metric", "agreement"):
+        values[ours] = _pick(row, fields.get(ours, ours))
     text, metric = values["text"], str(values["metric"] or source.metric)
     if not isinstance(text, str) or not text.strip():
         raise DataError(
@@ -318,18 +317,19 @@ def load_splits(data: DataConfig) -> Splits:
     split.
     """
     taken: set[str] = set()
-    read = {
-        name: read_questions(getattr(data, name), metrics=data.metrics)
-        for name in ("test", "validation", "train")
-    }
-    kept = {name: merge_repeats(questions, taken) for name, questions in read.items()}
+    kept = {}
+    num_read = 0
+    for name in ("test", "validation", "train"):
+        read = read_questions(getattr(data, name), metrics=data.metrics)
+        num_read += len(read)
+        kept[name] = merge_repeats(read, taken)
     for name, questions in kept.items():
         if not questions:
             raise DataError(f"data.{name}: every question in it also occurs in another split")
         most_common = Counter(question.id for question in questions).most_common(1)
         if most_common[0][1] > 1:
             raise DataError(f"data.{name}: id {shown(most_common[0][0])} occurs twice")
-    return Splits(**kept, num_merged=sum(map(len, read.values())) - len(taken))
+    return Splits(**kept, num_merged=num_read - len(taken))
 
 
 class QuestionSampler:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from config import CostUnit, ExpertConfig, RewardConfig
+from config import CostKind, ExpertConfig, RewardConfig
 from runtime.errors import MetricError
 
 
@@ -30,7 +30,7 @@ class Cost:
             usd=usd,
         )
 
-    def in_unit(self, unit: CostUnit) -> float:
+    def in_unit(self, unit: CostKind) -> float:
         """Raw units: billions of parameters, 1e12 FLOPs, thousands of tokens, seconds, USD."""
         if unit == "params":
             return self.params_b
@@ -67,7 +67,7 @@ def call_cost(
 
 
 def charge(cost: Cost, reward: RewardConfig) -> float:
-    """C of the paper: raw units x cost_scale."""
+    """C of the paper, in units of reward.cost_unit."""
     return cost.in_unit(reward.cost) * reward.cost_scale
 
 

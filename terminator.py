@@ -30,6 +30,8 @@ from runtime.model_folder import ModelSpec, check_shapes, read_model_folder, wri
 from text_agent import Agent
 
 NEVER = 2.0  # a threshold no probability reaches
+LR = 2e-3  # of a fit
+WEIGHT_DECAY = 1e-2
 FIT_BATCH = 256
 
 
@@ -124,9 +126,7 @@ class Terminator(nn.Module):
         labels = torch.from_numpy(good).to(device)
         generator = torch.Generator().manual_seed(seed)
         self._reset_weights(generator)
-        optimizer = torch.optim.AdamW(
-            self.parameters(), lr=config.lr, weight_decay=config.weight_decay
-        )
+        optimizer = torch.optim.AdamW(self.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
         self.train()
         with torch.random.fork_rng():
             torch.manual_seed(seed)  # dropout draws from the global generator
@@ -365,11 +365,14 @@ def _calibration(p: np.ndarray, good: np.ndarray) -> list[dict[str, Any]]:
 
 
 def _mean_figures(routes: Sequence[Route], reward: RewardConfig) -> dict[str, float]:
-    return {
-        "quality": float(np.mean([route.quality for route in routes])),
-        "return": float(np.mean([route.value_under(reward) for route in routes])),
-        "cost": float(np.mean([charge(route.episode.cost, reward) for route in routes])),
-    }
+    outcomes = np.empty((len(routes), 3))
+    for idx, route in enumerate(routes):
+        cost = charge(route.episode.cost, reward)
+        outcomes[idx] = (route.quality, route.value_under(reward), cost)
+    means = {}
+    for column, name in enumerate(("quality", "return", "cost")):
+        means[name] = float(outcomes[:, column].mean())
+    return means
 
 
 @functools.lru_cache(maxsize=1 << 17)  # the same answers come back at every alpha

@@ -35,9 +35,18 @@ if __name__ == "__main__":  # before the imports that take seconds
 from config import TOKEN_UNITS, Config
 from report.console import show
 from report.schema import read_results, to_json
-from runtime.command_line import load_config, merge, overrides_from, parse, run_command, validate
+from runtime.command_line import (
+    current,
+    load_config,
+    merge,
+    overrides_from,
+    parse,
+    run_command,
+    validate,
+)
 from runtime.errors import ConfigError, ReportError
 from runtime.files import refuse_links, write_atomically
+from settings.units import RAW_UNITS, CostKind, in_units
 
 # What plays and draws loads libraries for seconds. It is imported where it is used, so that --help
 # and a mistake in a setting are answered at once.
@@ -214,7 +223,7 @@ def common_report(reports: Mapping[float, Report]) -> Report:
 # Other prices
 
 
-def repriced(folder: Path, unit: str, overrides: list[str]) -> Report:
+def repriced(folder: Path, unit: CostKind, overrides: list[str]) -> Report:
     """A finished evaluation in another cost unit, from the folder's own results and route log.
 
     Without the optimum, which was searched with the old prices.
@@ -222,7 +231,7 @@ def repriced(folder: Path, unit: str, overrides: list[str]) -> Report:
     from evaluation.route_log import read_records, reprice
     from evaluation.route_schema import check_complete
     from report.results import build_results
-    from report.summary import cost_words, uncounted
+    from report.summary import uncounted
 
     records = read_records(folder / "routes.jsonl")
     before = read_results(folder / "report" / "results.json")
@@ -243,24 +252,25 @@ def repriced(folder: Path, unit: str, overrides: list[str]) -> Report:
     results = build_results(records, config, before["experts"], extra)
     results["notes"].append(
         "Priced again: every policy acts as it was trained, fitted or chosen for alpha ="
-        f" {chosen_for.alpha} and C = {cost_words(chosen_for.cost, chosen_for.cost_scale)}. The"
-        " optimum in hindsight would take other routes at these prices and is left out."
+        f" {chosen_for.alpha} and C {in_units(chosen_for.cost_unit)}. The optimum in hindsight"
+        " would take other routes at these prices and is left out."
     )
     return Report(results, records)
 
 
 def _priced_config(
-    before: Mapping[str, Any], folder: Path, unit: str, overrides: list[str]
+    before: Mapping[str, Any], folder: Path, unit: CostKind, overrides: list[str]
 ) -> Config:
     """The evaluation's configuration with other prices. Raises ConfigError for other changes."""
-    options = overrides_from([*overrides, "--reward.cost", unit])
+    options = overrides_from(["--reward.cost_unit", RAW_UNITS[unit], *overrides])
     other = options.keys() - {"reward", "threads", "device"}
     if other:
         raise ConfigError(
             f"--{min(other)}: routes that were played are only priced again, by --reward settings;"
             " evaluate again to change what is played"
         )
-    return validate(merge(before["evaluation"]["config"], options), f"{folder}, priced in {unit}")
+    played = current(before["evaluation"]["config"], f"{folder}, as evaluated")
+    return validate(merge(played, options), f"{folder}, priced in {unit}")
 
 
 def _kept_sections(before: Mapping[str, Any], config: Config) -> dict[str, Any]:
@@ -330,11 +340,9 @@ def learning_curves(runs: Sequence[str]) -> dict[int, list[Record]]:
 
 def print_report(results: Mapping[str, Any], out: Path, folder: Path) -> None:
     """The table and what it says; where the report lies comes last."""
-    from report.summary import cost_words
-
     seeds = ", ".join(map(str, results["seeds"]))
-    cost = cost_words(results["cost_unit"], results["cost_scale"])
-    facts = f"seed {seeds}, alpha {results['alpha']:g}, cost C = {cost}"
+    cost = in_units(results["cost_unit"])
+    facts = f"seed {seeds}, alpha {results['alpha']:g}, cost C {cost}"
     say(f"\n{out}: {results['num_questions']} test questions, {facts}\n")
     say(show(results))
     played = results["evaluation"]
@@ -376,7 +384,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--reprice",
-        choices=["params", "flops", "tokens", "latency", "usd"],
+        choices=list(RAW_UNITS),
         help="only price the played routes again in this unit",
     )
     made.add_argument(
@@ -385,6 +393,16 @@ def parser() -> argparse.ArgumentParser:
         help="evaluate although the pool differs from the one trained on",
     )
     return made
+
+
+def check_options(options: argparse.Namespace, num_runs: int) -> None:
+    """Raises ConfigError for options that do not go together."""
+    if options.out is None and num_runs > 1:
+        raise ConfigError("several runs need --out FOLDER for their common report")
+    if options.budget and (options.alphas or options.reprice):
+        raise ConfigError("--budget goes with neither --alphas nor --reprice: evaluate apart")
+    if options.reprice and options.alphas:
+        raise ConfigError("--reprice prices one alpha: give it --out FOLDER/alpha_VALUE")
 
 
 def main(arguments: list[str]) -> Path:
@@ -397,13 +415,8 @@ def main(arguments: list[str]) -> Path:
     from runtime.run_folder import newest_run
 
     runs = options.run or [newest_run()]
-    if options.out is None and len(runs) > 1:
-        raise ConfigError("several runs need --out FOLDER for their common report")
-    if options.budget and (alphas or options.reprice):
-        raise ConfigError("--budget goes with neither --alphas nor --reprice: evaluate apart")
+    check_options(options, len(runs))
     budgets = parse_budgets(options.budget) if options.budget else None
-    if options.reprice and alphas:
-        raise ConfigError("--reprice prices one alpha: give it --out FOLDER/alpha_VALUE")
     out = options.out or runs[0]
     refuse_links(out, ReportError)
     learning_curves([str(run) for run in runs])  # damage is named before anything is played

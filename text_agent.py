@@ -85,9 +85,8 @@ class Agent:
             getattr(model.config, "max_position_embeddings", config.max_tokens)
             - position_offset(model, tokenizer),
         )
-        self.state_tokenizer = StateTokenizer(
-            tokenizer, limit
-        )  # an encoder shorter than max_tokens reads what it can
+        # An encoder shorter than max_tokens reads what it can
+        self.state_tokenizer = StateTokenizer(tokenizer, limit)
         self.observer: Observer = TextObserver(self.state_tokenizer)
         self.encoder = StateEncoder(config, model, tokenizer, t_max)
         self.actor = TextActor(self.encoder, num_experts, config.hidden_sizes)
@@ -114,29 +113,36 @@ class Agent:
         logits, _ = self.actor(obs)  # (B, N)
         values = self.critic(obs).flatten()
         entropies = torch.distributions.Categorical(logits=logits).entropy()
-        return [
-            Decision(int(a), float(v), float(h))
-            for a, v, h in zip(logits.argmax(1), values, entropies, strict=True)
-        ]
+        decisions = []
+        for row, expert_idx in enumerate(logits.argmax(1)):
+            decisions.append(Decision(int(expert_idx), float(values[row]), float(entropies[row])))
+        return decisions
 
     @torch.no_grad()
     def row_features(self, rows: np.ndarray) -> torch.Tensor:
         """Standardised features (B, D) of observation rows, without calls left; no gradient."""
-        size = (
-            16 * ENCODE_ROWS if self.config.freeze_encoder else ENCODE_ROWS
-        )  # a frozen encoder batches by itself what is not cached
-        parts = [self.encoder(rows[start : start + size])[0] for start in range(0, len(rows), size)]
+        # A frozen encoder batches by itself what is not cached
+        size = 16 * ENCODE_ROWS if self.config.freeze_encoder else ENCODE_ROWS
+        parts = []
+        for start in range(0, len(rows), size):
+            features, _ = self.encoder(rows[start : start + size])
+            parts.append(features)
         return torch.cat(parts)[:, : self.encoder.width]
 
     def learned_state(self) -> dict[str, torch.Tensor]:
         """Everything learned, by name; a frozen encoder is left out, being its source's."""
-        state = {f"actor.{k}": v for k, v in self.actor.last.state_dict().items()} | {
-            f"critic.{k}": v for k, v in self.critic.last.state_dict().items()
+        parts = {
+            "actor": self.actor.last.state_dict(),
+            "critic": self.critic.last.state_dict(),
+            "features": {"mean": self.encoder.mean, "scale": self.encoder.scale},
         }
-        state |= {"features.mean": self.encoder.mean, "features.scale": self.encoder.scale}
         if not self.config.freeze_encoder:
-            state |= {f"encoder.{k}": v for k, v in self.encoder.model.state_dict().items()}
-        return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+            parts["encoder"] = self.encoder.model.state_dict()
+        state = {}
+        for part, tensors in parts.items():
+            for name, tensor in tensors.items():
+                state[f"{part}.{name}"] = tensor.detach().cpu().contiguous().clone()
+        return state
 
     def encoder_hash(self) -> str:
         """Hash of the encoder's weights: of the first 4,096 numbers of each tensor, a retrained
@@ -185,11 +191,12 @@ class Agent:
         """Take over what `learned_state` and `settings` kept."""
         del settings
 
-        def part(prefix: str) -> dict[str, torch.Tensor]:
-            return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-
-        self.actor.last.load_state_dict(part("actor."))
-        self.critic.last.load_state_dict(part("critic."))
-        self.encoder.load_state_dict({k: v for k, v in part("features.").items()}, strict=False)
-        if encoder := part("encoder."):
-            self.encoder.model.load_state_dict(encoder)
+        parts: dict[str, dict[str, torch.Tensor]] = {"features": {}, "encoder": {}}
+        for key, tensor in state.items():
+            part, _, name = key.partition(".")
+            parts.setdefault(part, {})[name] = tensor
+        self.actor.last.load_state_dict(parts["actor"])
+        self.critic.last.load_state_dict(parts["critic"])
+        self.encoder.load_state_dict(parts["features"], strict=False)
+        if parts["encoder"]:
+            self.encoder.model.load_state_dict(parts["encoder"])

@@ -45,18 +45,14 @@ POLL_S = 0.2  # between two looks whether more is asked, while a replica has not
 # two to be seen
 EVICT_AFTER_S = 5.0
 MAX_LOSSES = 3  # replicas lost in a row, for each one wanted, without an answer in between
-TRAVELLING = (
-    "backends",
-    "runtime",
-    "config.py",
-    "prompts.py",
-    "questions.py",
-)  # what an actor imports
+# What an actor imports
+TRAVELLING = ("backends", "runtime", "settings", "config.py", "prompts.py", "questions.py")
 OBJECT_STORE_BYTES = 100 << 20  # of a cluster started here: prompts and answers are small
 
-_placed: dict[
-    RayExpert, None
-] = {}  # experts of this process that hold resources, the least recently used first
+# Experts of this process that hold resources, the least recently used first
+Rows = list[tuple[int, str]]  # numbers and prompts
+
+_placed: dict[RayExpert, None] = {}
 _lock = threading.Lock()  # of _placed and of who is answering
 
 
@@ -68,9 +64,8 @@ def connect(address: str | None) -> None:
     if ray.is_initialized():
         return
     root = Path(__file__).parents[1]
-    modules = [
-        str(root / name) for name in TRAVELLING
-    ]  # not the whole project: runs/ and models/ would be sent to every node
+    # Not the whole project: runs/ and models/ would be sent to every node
+    modules = [str(root / name) for name in TRAVELLING]
     options = {
         "runtime_env": {"py_modules": modules},
         "log_to_driver": False,
@@ -78,18 +73,16 @@ def connect(address: str | None) -> None:
     }
     try:
         if address is None:
-            os.environ.setdefault(
-                "RAY_USAGE_STATS_ENABLED", "0"
-            )  # a cluster started here reports to nobody
+            # A cluster started here sends no usage statistics
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             ray.init(
                 "local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **options
             )
         else:
             host, _, port = address.rpartition("/")[2].rpartition(":")
             if port.isdigit():
-                socket.create_connection(
-                    (host, int(port)), timeout=10
-                ).close()  # Ray itself would try for minutes
+                # Ray itself would try for minutes
+                socket.create_connection((host, int(port)), timeout=10).close()
             ray.init(address, **options)
     except (OSError, RuntimeError, ValueError) as error:
         hint = "start one with `ray start --head`, or set it to null to start one on this machine"
@@ -111,7 +104,9 @@ class Replica:
         """
         if self.expert.model is None:
             self._check_weights()
-        answers = dict(pair for batch in self.expert.answer(prompts) for pair in batch)
+        answers: dict[int, Answer] = {}
+        for batch in self.expert.answer(prompts):
+            answers.update(batch)
         return [answers[index] for index in range(len(prompts))]
 
     def _check_weights(self) -> None:
@@ -141,6 +136,10 @@ class Slot:
     @property
     def is_placed(self) -> bool:
         return placement_group_table(self.group)["state"] == "CREATED"
+
+    def ask(self, rows: Rows) -> Any:
+        """Start answering; returns the call, as Ray knows it."""
+        return self.replica.answer.remote([prompt for _, prompt in rows])
 
 
 class RayExpert:
@@ -210,11 +209,10 @@ class RayExpert:
         """
         with _lock:
             _placed.pop(self, None)
-        self._slots += [Slot(self._wanted) for _ in range(self.config.replicas - len(self._slots))]
+        while len(self._slots) < self.config.replicas:
+            self._slots.append(Slot(self._wanted))
         deadline = time.monotonic() + self.wait_s
-        while not any(slot.replica or slot.is_placed for slot in self._slots) and not self._slots[
-            0
-        ].group.wait(min(EVICT_AFTER_S, self.wait_s)):
+        while not self._is_placed():
             if self._fits_a_node() and self._evict_another():
                 deadline = time.monotonic() + self.wait_s
             elif time.monotonic() > deadline:
@@ -223,6 +221,13 @@ class RayExpert:
                 raise ExpertError(message)
         with _lock:
             _placed[self] = None
+
+    def _is_placed(self) -> bool:
+        """Whether a replica has room, or gets it within EVICT_AFTER_S."""
+        for slot in self._slots:
+            if slot.replica or slot.is_placed:
+                return True
+        return bool(self._slots[0].group.wait(min(EVICT_AFTER_S, self.wait_s)))
 
     def unload(self) -> None:
         """Kill the replicas, which frees what they held."""
@@ -238,7 +243,7 @@ class RayExpert:
     def _evict_another(self) -> bool:
         """Let the least recently used expert leave that is not answering, if there is one.
 
-        False: no other holds anything, so waiting may be in vain.
+        False: no other holds anything, so waiting may not help.
         """
         with _lock:
             others = [expert for expert in _placed if expert is not self]
@@ -249,10 +254,10 @@ class RayExpert:
         return bool(others)
 
     def _fits_a_node(self) -> bool:
-        return any(
-            all(node.get(name, 0) >= amount for name, amount in self._wanted.items())
-            for node in _nodes()
-        )
+        for node in _nodes():
+            if all(node.get(name, 0) >= amount for name, amount in self._wanted.items()):
+                return True
+        return False
 
     def _no_room(self) -> str:
         total = "; ".join(_amounts(node, self._wanted) for node in _nodes())
@@ -279,12 +284,10 @@ class RayExpert:
             self._is_answering = False
 
     def _answer(self, inbox: Inbox) -> Iterator[list[tuple[int, Answer]]]:
-        chunks: collections.deque[list[tuple[int, str]]] = collections.deque()
+        chunks: collections.deque[Rows] = collections.deque()
         idle = [slot for slot in self._slots if slot.replica]
         num_losses = 0
-        at_work: dict[
-            Any, tuple[Slot, list[tuple[int, str]]]
-        ] = {}  # call -> slot, numbers and prompts
+        at_work: dict[Any, tuple[Slot, Rows]] = {}  # by the call that Ray knows
         while inbox or chunks or at_work:
             if inbox and not chunks:
                 chunks.extend(self._chunks(inbox.take()))
@@ -293,27 +296,35 @@ class RayExpert:
             idle += self._start_placed()
             while chunks and idle:
                 slot, rows = idle.pop(), chunks.popleft()
-                at_work[slot.replica.answer.remote([prompt for _, prompt in rows])] = (slot, rows)
+                at_work[slot.ask(rows)] = (slot, rows)
             for call in self._finished(at_work, POLL_S if idle else EVICT_AFTER_S):
                 slot, rows = at_work.pop(call)
-                try:
-                    answers = ray.get(call)
-                except (
-                    RayTaskError
-                ) as error:  # raised by the model or its files: any replica would raise it
-                    raise (error.cause if isinstance(error.cause, DERError) else error) from None
-                except RayError as error:  # the process, its node or the way there is lost
+                answers = self._answers_of(call)
+                if isinstance(answers, RayError):
                     chunks.appendleft(rows)
                     num_losses += 1
-                    self._replace(slot, num_losses, error)
-                else:
-                    idle.append(slot)
-                    num_losses = 0
-                    yield [
-                        (number, answer) for (number, _), answer in zip(rows, answers, strict=True)
-                    ]
+                    self._replace(slot, num_losses, answers)
+                    continue
+                idle.append(slot)
+                num_losses = 0
+                numbers = [number for number, _ in rows]
+                yield list(zip(numbers, answers, strict=True))
 
-    def _chunks(self, rows: list[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+    @staticmethod
+    def _answers_of(call: Any) -> list[Answer] | RayError:
+        """The answers of a finished call, or how its process, its node or the way there was lost.
+
+        Raises what the model or its files raised: any replica would raise it.
+        """
+        try:
+            answers: list[Answer] = ray.get(call)
+        except RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, DERError) else error) from None
+        except RayError as error:
+            return error
+        return answers
+
+    def _chunks(self, rows: Rows) -> Iterator[Rows]:
         """Numbers and prompts that a replica is given at a time: a batch, the longest prompts
         first, and no more than its share.
         """
@@ -342,9 +353,8 @@ class RayExpert:
         finished, _ = ray.wait(list(at_work), timeout=timeout_s)
         if not finished:
             for slot, _ in at_work.values():
-                if (
-                    not slot.is_placed
-                ):  # its node was lost while it started; Ray would wait for a new place for ever
+                # Its node was lost while it started; Ray would wait for a new place for ever
+                if not slot.is_placed:
                     ray.kill(slot.replica)
         return finished
 

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 from backends.answer_store import Answer
 from backends.dispatch import Expert, Inbox
 from backends.model_source import resolve_source, weights_fingerprint
-from config import TOKEN_UNITS, CostUnit, PromptedExpertConfig, RecordedExpertConfig
+from config import TOKEN_UNITS, CostKind, PromptedExpertConfig, RecordedExpertConfig
 from questions import Question, text_key
 from runtime.errors import ExpertError
 from runtime.files import read_lines
@@ -253,7 +253,7 @@ class RecordedExpert:
             else hasattr(type(self.first_of), "tokenizer")
         )
 
-    def check_charge(self, unit: CostUnit) -> None:
+    def check_charge(self, unit: CostKind) -> None:
         """Raise ExpertError where `unit` charges for tokens that nobody has counted."""
         if unit not in TOKEN_UNITS:
             return
@@ -264,13 +264,13 @@ class RecordedExpert:
                 else "no tokenizer is named to count them"
             )
             raise ExpertError(
-                f"{line}: reward.cost is {unit}, but meta.tokens has no count of"
+                f"{line}: reward.cost_unit charges {unit}, but meta.tokens has no count of"
                 f" {self.config.name}'s answer, and {remedy}"
             )
         if self.first_of is not None and not self._can_count:
             raise ExpertError(
-                f"expert {self.config.name}: reward.cost is {unit}, but nothing counts the prompts"
-                " of its first_answers; charge params, or leave them out"
+                f"expert {self.config.name}: reward.cost_unit charges {unit}, but nothing counts"
+                " the prompts of its first_answers; charge parameters, or leave them out"
             )
 
     @functools.cached_property
@@ -296,20 +296,16 @@ class RecordedExpert:
         """Tokens of each text; 0 without a tokenizer."""
         if self._tokenizer is None or not texts:
             return [0] * len(texts)
-        return [
-            len(ids)
-            for ids in self._tokenizer(list(texts), add_special_tokens=special)["input_ids"]
-        ]
+        rows = self._tokenizer(list(texts), add_special_tokens=special)["input_ids"]
+        return list(map(len, rows))
 
     def _count_prompts(self, questions: Sequence[str]) -> list[int]:
         if self.first_of is None or not self._can_count:
             return self._count(questions)
         config = self.first_of.config
         is_chat = isinstance(config, PromptedExpertConfig) and config.prompt_format == "chat"
-        return self._count(
-            [self.first_of.render(question, None, "paper-v1") for question in questions],
-            special=not is_chat,
-        )
+        prompts = [self.first_of.render(question, None, "paper-v1") for question in questions]
+        return self._count(prompts, special=not is_chat)
 
     def _count_answers(self, texts: Sequence[str]) -> list[int]:
         if self.first_of is None or not self._can_count:
@@ -324,26 +320,31 @@ class RecordedExpert:
         inbox = Inbox.of(prompts)
         while inbox:
             numbers, questions = zip(*inbox.take(BATCH), strict=True)
-            if missing := next((question for question in questions if question not in self), None):
-                raise self._has_no_answer(missing)
-            rows = [self.recording.row(question) for question in questions]
-            texts = [row.answers[self.config.name] for row in rows]
-            given = [row.tokens.get(self.config.name, 0) for row in rows]
-            counted = iter(
-                self._count_answers(
-                    [text for text, tokens in zip(texts, given, strict=True) if not tokens]
-                )
-            )
+            texts = []
+            for question in questions:
+                if question not in self:
+                    raise self._has_no_answer(question)
+                texts.append(self.recording.row(question).answers[self.config.name])
             lengths = zip(
-                texts,
-                self._count_prompts(questions),
-                (tokens or next(counted) for tokens in given),
-                strict=True,
+                self._count_prompts(questions), self._answer_tokens(questions, texts), strict=True
             )
-            yield [
-                (number, Answer(text, prompt_tokens, tokens, latency_s=0.0))
-                for number, (text, prompt_tokens, tokens) in zip(numbers, lengths, strict=True)
-            ]
+            batch = []
+            for number, text, (asked, told) in zip(numbers, texts, lengths, strict=True):
+                batch.append((number, Answer(text, asked, told, latency_s=0.0)))
+            yield batch
+
+    def _answer_tokens(self, questions: Sequence[str], texts: Sequence[str]) -> list[int]:
+        """Tokens of each answer: as recorded, else as counted."""
+        tokens = []
+        uncounted = []
+        for row, question in enumerate(questions):
+            tokens.append(self.recording.row(question).tokens.get(self.config.name, 0))
+            if not tokens[row]:
+                uncounted.append(row)
+        counts = self._count_answers([texts[row] for row in uncounted])
+        for row, count in zip(uncounted, counts, strict=True):
+            tokens[row] = count
+        return tokens
 
 
 def first_answers_of(expert: Expert, config: PromptedExpertConfig) -> RecordedExpert:

@@ -72,8 +72,8 @@ def dial_for(budget: float, table: Sequence[Spent], num_questions: int) -> Dial:
     """
     if not budget >= table[-1].cost - 1e-9:
         raise AgentError(
-            f"budget {budget:g}: the cheapest route costs {table[-1].cost:.4g} a question, in the"
-            " unit of reward.cost times reward.cost_scale"
+            f"budget {budget:g}: the cheapest route costs {table[-1].cost:.4g} a question, in"
+            " reward.cost_unit"
         )
     place = 0
     while place + 2 < len(table) and table[place + 1].cost >= budget:

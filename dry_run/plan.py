@@ -27,6 +27,7 @@ from config import (
     Config,
     EndpointExpertConfig,
     HFExpertConfig,
+    ImportedExpertConfig,
     PromptedExpertConfig,
     RayExpertConfig,
     RecordedExpertConfig,
@@ -372,9 +373,7 @@ def plan_expert(
     if isinstance(expert, HFExpertConfig):
         local = _local_model(expert, notes)
         weights_gb = HFExpert(expert, torch.device("cpu")).memory_gb
-    if isinstance(expert, EndpointExpertConfig) and find_spec("openai"):
-        # Refuses addresses that cannot be right
-        build_expert(expert, config.pool, torch.device("cpu"))
+    _check_built(expert, config)
     first, later = prompt_tokens(expert, local, texts, config.env.ktp)
     answer = measured.completion_tokens if measured else expert.decoding.max_new_tokens
     share = 1 / len(config.pool.experts)
@@ -391,6 +390,13 @@ def plan_expert(
         weights_gb=weights_gb,
         kv_gb=_kv_gb(local, config.pool.max_batch_tokens),
     )
+
+
+def _check_built(expert: AnyExpertConfig, config: Config) -> None:
+    """Raise ConfigError or ExpertError for an address or a class that cannot be right."""
+    is_served = isinstance(expert, EndpointExpertConfig) and find_spec("openai")
+    if is_served or isinstance(expert, ImportedExpertConfig):
+        build_expert(expert, config.pool, torch.device("cpu"))
 
 
 def _check_recorded(

@@ -24,6 +24,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from backends.model_source import LOCAL_MODELS, resolve_source
 from config import (
+    SPLITS,
     AnyExpertConfig,
     Config,
     DataConfig,
@@ -36,8 +37,8 @@ from metrics.registry import check_metrics, get_metric
 from questions import RECORDED, Question, load_splits, read_questions
 from runtime.errors import ConfigError, DERError
 from runtime.machine import pick_device
+from settings.experts import SPREADING_MAPS
 
-SPLITS = ("train", "validation", "test")
 SAMPLE = 200  # questions whose prompts are measured
 ASSUMED_CHARS = 400  # of a question that is not here yet
 
@@ -66,7 +67,7 @@ METRIC_PACKAGES = {
 
 @contextmanager
 def noting(problems: list[str]) -> Iterator[None]:
-    """Keep what a user has to mend and go on, so that one dry run names every problem."""
+    """Keep what a user has to correct and go on, so that one dry run names every problem."""
     try:
         yield
     except DERError as error:
@@ -154,29 +155,29 @@ class Split:
     questions: Sequence[Question] = ()
 
 
+def _split_of(questions: Sequence[Question]) -> Split:
+    """What is planned with of questions that are here: a sample of their texts, and all metrics."""
+    texts = [question.text for question in questions]
+    metrics = {question.metric for question in questions}
+    return Split(len(texts), texts[:: math.ceil(len(texts) / SAMPLE)], metrics, questions)
+
+
 def plan_splits(data: DataConfig, problems: list[str], notes: list[str]) -> dict[str, Split]:
     """The splits: read where they are files, and disjoint where all are; of stated size where a
     script or the hub will bring them.
     """
-    sources = {name: getattr(data, name) for name in SPLITS}
-    here = {name: source for name, source in sources.items() if Path(source.path).exists()}
+    sources: dict[str, SourceConfig] = {}
+    here = []
+    for name in SPLITS:
+        sources[name] = getattr(data, name)
+        if Path(sources[name].path).exists():
+            here.append(name)
     found = {}
     with noting(problems):
-        questions = (
-            vars(load_splits(data))
-            if len(here) == len(SPLITS)
-            else {
-                name: read_questions(source, metrics=data.metrics) for name, source in here.items()
-            }
-        )
+        whole = vars(load_splits(data)) if len(here) == len(SPLITS) else {}
         for name in here:
-            texts = [question.text for question in questions[name]]
-            found[name] = Split(
-                len(texts),
-                texts[:: math.ceil(len(texts) / SAMPLE)],
-                {question.metric for question in questions[name]},
-                questions[name],
-            )
+            questions = whole.get(name) or read_questions(sources[name], metrics=data.metrics)
+            found[name] = _split_of(questions)
     for name, source in sources.items():
         if name not in here:
             with noting(problems):
@@ -187,7 +188,7 @@ def plan_splits(data: DataConfig, problems: list[str], notes: list[str]) -> dict
 
 
 def stated_size(name: str, source: SourceConfig, notes: list[str]) -> int:
-    """Questions of a split that is not here, 0 where nobody knows.
+    """Questions of a split that is not here, 0 where it is not known.
 
     Raises ConfigError for a path that nothing will bring.
     """
@@ -267,13 +268,11 @@ def check_needs(config: Config) -> dict[str, bool]:
             needs["package bitsandbytes (quantization)"] = find_spec("bitsandbytes") is not None
         if isinstance(expert, HFExpertConfig) and expert.device_map:
             needs["package accelerate (device_map)"] = find_spec("accelerate") is not None
-    devices = {e.device_map for e in config.pool.experts if e.kind == "hf" and e.device_map} - {
-        "auto",
-        "balanced",
-        "balanced_low_0",
-        "sequential",
-    }
-    for device in sorted({config.device, *devices}):
+    devices = {config.device}
+    for expert in config.pool.experts:
+        if isinstance(expert, HFExpertConfig) and expert.kind == "hf" and expert.device_map:
+            devices.add(expert.device_map)
+    for device in sorted(devices - SPREADING_MAPS):
         try:
             pick_device(device)
         except ConfigError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from statistics import fmean
 
+from config import SPLITS, RayExpertConfig
 from dry_run.plan import (
     CHARS_PER_TOKEN,
     ExpertPlan,
@@ -12,7 +13,6 @@ from dry_run.plan import (
     fit_together,
     max_loads,
 )
-from dry_run.preflight import SPLITS
 from reward import call_cost
 
 ROW_BYTES = 250  # of a stored answer without prompt and text: key, numbers, library versions
@@ -59,7 +59,7 @@ def _run_size(plan: Plan) -> list[str]:
         f"questions   {sizes}; metrics: {', '.join(plan.metrics)}",
         (
             f"pool        {num_experts} experts, T_max {t_max}: {num_routes:,} routes a question;"
-            f" the reward charges {config.reward.cost}"
+            f" C counts {config.reward.cost_unit}"
         ),
         (
             f"training    {num_episodes:,} episodes of 1 to {t_max} calls, and {train.epochs}"
@@ -200,13 +200,17 @@ def _hours(asked: list[ExpertPlan]) -> str:
 
 def _placement(plan: Plan) -> list[str]:
     """Which experts fit together, and how often they would be loaded."""
-    sizes = {e.config.name: e.weights_gb or 0.0 for e in plan.experts if e.config.kind == "hf"}
-    lines = [
-        f"cluster     {e.config.name}: {e.config.replicas} x {e.weights_gb:.3g} GB on"
-        f" {e.config.num_gpus:g} GPUs each"
-        for e in plan.experts
-        if e.config.kind == "ray"
-    ]
+    sizes = {}
+    lines = []
+    for expert in plan.experts:
+        config = expert.config
+        if config.kind == "hf":
+            sizes[config.name] = expert.weights_gb or 0.0
+        elif isinstance(config, RayExpertConfig):
+            lines.append(
+                f"cluster     {config.name}: {config.replicas} x {expert.weights_gb:.3g} GB on"
+                f" {config.num_gpus:g} GPUs each"
+            )
     if not sizes:
         return lines
     limit = plan.config.pool.memory_gb
@@ -235,15 +239,16 @@ def _placement(plan: Plan) -> list[str]:
 
 def _store(plan: Plan) -> list[str]:
     """What the answer store may grow by."""
-    stated = [
-        ROW_BYTES + CHARS_PER_TOKEN * (e.tokens_read + e.tokens_written) / e.high
-        for e in plan.experts
-        if e.high
-    ]
+    stated = []
+    most_answers = 0.0
+    for expert in plan.experts:
+        most_answers += expert.high
+        if expert.high:
+            num_tokens = expert.tokens_read + expert.tokens_written
+            stated.append(ROW_BYTES + CHARS_PER_TOKEN * num_tokens / expert.high)
     each = plan.bytes_per_answer or (fmean(stated) if stated else 0)
     how = "measured" if plan.bytes_per_answer else f"at {CHARS_PER_TOKEN} characters a token"
     return [
         f"store       {plan.config.pool.store} grows by"
-        f" {sum(e.high for e in plan.experts) * each / 1e6:,.1f} MB at most ({each:,.0f} bytes an"
-        f" answer, {how})"
+        f" {most_answers * each / 1e6:,.1f} MB at most ({each:,.0f} bytes an answer, {how})"
     ]

@@ -1,7 +1,7 @@
 """Cascade routing: after every answer, ask on while the expected gain exceeds the cost.
 
-Whom to ask next is chosen anew after every answer, from the question and from what was answered
-(Dekoninck et al., "A Unified Approach to Routing and Cascading for LLMs", 2024). The expected
+Which expert is asked next is chosen again after every answer, from the question and the answers so
+far (Dekoninck et al., "A Unified Approach to Routing and Cascading for LLMs", 2024). The expected
 quality of a set of experts is the mean of the highest estimate among their answers. What an answer
 will look like is drawn around its estimate before the call, as training answers scattered around
 theirs.

@@ -1,15 +1,16 @@
 """The baselines by name: what stands in the report's table beside the agent.
 
 `eval.baselines` chooses among them. A baseline of a user's own is named by import path,
-`package.module:name`.
+`package.module:name`: a `Baseline`, or the class of a policy.
 """
 
 from __future__ import annotations
 
 import difflib
-import importlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from config import Config
 from evaluation import play_on_routes, play_on_tables
@@ -17,7 +18,9 @@ from evaluation.ground import Ground
 from evaluation.outcome import Outcome
 from evaluation.route_log import Role
 from experts import ExpertPool
+from rollout import NeverSatisfied
 from runtime.errors import ConfigError
+from runtime.import_path import import_object
 
 TRAINING, TREES, RANKER = "training", "trees", "ranker"  # what a baseline may need
 
@@ -121,18 +124,31 @@ def _unnamed(config: Config, pool: ExpertPool) -> list[str]:
 
 
 def import_baseline(name: str) -> Baseline:
-    """The `Baseline` at an import path `package.module:name`. Raises ConfigError."""
-    module, _, attribute = name.partition(":")
+    """The `Baseline` at an import path `package.module:name`, or one that plays the policy there.
+
+    Raises ConfigError.
+    """
+    found = import_object(name, "eval.baselines")
+    if isinstance(found, Baseline):
+        return found
+    if isinstance(found, type) and hasattr(found, "act"):
+        return Baseline(found.__name__, "custom", "static", partial(_play_policy, found))
+    raise ConfigError(
+        f"eval.baselines: {name} is a {type(found).__name__}, expected a"
+        " evaluation.catalogue.Baseline, or a policy: a class with a method act"
+    )
+
+
+def _play_policy(policy_class: type[Any], ground: Ground) -> Iterator[Outcome]:
+    """The routes of a policy that is made from the pool; it ends them itself, or T_max does."""
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"eval.baselines: {name}: {error}") from error
-    if not isinstance(found, Baseline):
+        policy = policy_class(ground.pool)
+    except Exception as error:  # whatever the code of others raises
         raise ConfigError(
-            f"eval.baselines: {name} is a {type(found).__name__}, expected a"
-            " evaluation.catalogue.Baseline"
-        )
-    return found
+            f"eval.baselines: {policy_class.__name__}(pool) fails: {type(error).__name__}: {error}"
+        ) from error
+    routes = ground.play(ground.splits.test, policy, NeverSatisfied(), ground.t_max)
+    yield Outcome(policy_class.__name__, routes)
 
 
 def _unknown(name: str) -> str:

@@ -139,11 +139,9 @@ class PairRanker:
         """Token ids of one comparison."""
         source = self._segment(SOURCE, question, MAX_SOURCE)
         room = (MAX_SOURCE + 2 * MAX_CANDIDATE - len(source)) // 2
-        return source + [
-            token
-            for mark, answer in zip(CANDIDATES, (first, second), strict=True)
-            for token in self._segment(mark, answer, room)
-        ]
+        first_mark, second_mark = CANDIDATES
+        row = source + self._segment(first_mark, first, room)
+        return row + self._segment(second_mark, second, room)
 
     def _segment(self, mark: str, text: str, most: int) -> list[int]:
         for special in self._marks:  # a second mark in the row would be read as the first

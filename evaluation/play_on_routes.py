@@ -50,7 +50,7 @@ def stopped_by_terminator(
             ground.splits.test, policy, run.judge, ground.t_max, pool, run.agent.reader
         )
         taken = ground.overheads(run.agent, routes, reads_question=False)
-        yield Outcome(label, routes, taken, run.seed, hands_on=pool is None)
+        yield Outcome(label, routes, taken, run.seed, passes_answers=pool is None)
 
 
 def random(ground: Ground) -> Iterator[Outcome]:

@@ -38,7 +38,9 @@ def _outcome(ground: Ground, label: str, chosen: Chosen, *, reads_question: bool
     taken = None
     if reads_question:
         taken = ground.overheads(ground.agent, routes, reads_answers=False)
-    return Outcome(label, routes, taken, hands_on=False, validation_return=chosen.validation_return)
+    return Outcome(
+        label, routes, taken, passes_answers=False, validation_return=chosen.validation_return
+    )
 
 
 # --- constants and lookups ---
@@ -203,7 +205,7 @@ def plan(ground: Ground) -> Iterator[Outcome]:
 def vote(ground: Ground) -> Iterator[Outcome]:
     choices = baselines.vote(ground.test_table.sealed(), ground.best_expert)
     routes = ground.test_table.routes(choices)
-    yield Outcome("majority vote of all", routes, hands_on=False)
+    yield Outcome("majority vote of all", routes, passes_answers=False)
 
 
 def ranker(ground: Ground) -> Iterator[Outcome]:
@@ -218,9 +220,9 @@ def ranker(ground: Ground) -> Iterator[Outcome]:
         flops = 2.0 * model.num_params * ranking.tokens
         taken.append(Overhead(params_b, flops, ranking.seconds))
     routes = ground.test_table.routes(choices)
-    yield Outcome("pairwise ranker of all", routes, taken, hands_on=False)
+    yield Outcome("pairwise ranker of all", routes, taken, passes_answers=False)
 
 
 def oracle_pick(ground: Ground) -> Iterator[Outcome]:
     routes = ground.test_table.routes(pick_best(ground.test_table))
-    yield Outcome("all once, oracle's pick", routes, hands_on=False)
+    yield Outcome("all once, oracle's pick", routes, passes_answers=False)

@@ -19,18 +19,24 @@ def route_figures(
     """Mean return, quality, calls and cost of finished routes, and each expert's share of the calls
     and of the first calls.
     """
-    calls = Counter(step.expert_idx for route in routes for step in route.episode.steps)
-    first = Counter(route.episode.steps[0].expert_idx for route in routes)
-    return {
-        f"{prefix}/return": float(np.mean([route.value_under(config.reward) for route in routes])),
-        f"{prefix}/quality": float(np.mean([route.quality for route in routes])),
-        f"{prefix}/calls": float(np.mean([len(route.episode.steps) for route in routes])),
-        f"{prefix}/cost": float(
-            np.mean([charge(route.episode.cost, config.reward) for route in routes])
-        ),
-        **{f"{prefix}/share/{name}": calls[idx] / calls.total() for idx, name in enumerate(names)},
-        **{f"{prefix}/first/{name}": first[idx] / first.total() for idx, name in enumerate(names)},
-    }
+    calls: Counter[int] = Counter()
+    first: Counter[int] = Counter()
+    outcomes = np.empty((len(routes), 4))
+    for idx, route in enumerate(routes):
+        experts = [step.expert_idx for step in route.episode.steps]
+        calls.update(experts)
+        first[experts[0]] += 1
+        value = route.value_under(config.reward)
+        cost = charge(route.episode.cost, config.reward)
+        outcomes[idx] = (value, route.quality, len(experts), cost)
+    figures = {}
+    for column, name in enumerate(("return", "quality", "calls", "cost")):
+        figures[f"{prefix}/{name}"] = float(outcomes[:, column].mean())
+    for idx, name in enumerate(names):
+        figures[f"{prefix}/share/{name}"] = calls[idx] / calls.total()
+    for idx, name in enumerate(names):
+        figures[f"{prefix}/first/{name}"] = first[idx] / first.total()
+    return figures
 
 
 def collapse_warning(figures: dict[str, float], names: list[str]) -> str | None:

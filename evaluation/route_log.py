@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from config import Config, RewardConfig
+from der_env import Step
 from evaluation.route_schema import read_routes
 from experts import ExpertPool, Request
 from reward import Cost, charge
@@ -93,7 +94,7 @@ class Played:
     routes: list[Route]
     overheads: list[Overhead] | None = None  # one per route; none: nothing had to be computed
     seed: int = 0
-    hands_on: bool = True  # whether each call is given the answer before it
+    passes_answers: bool = True  # whether each call is given the answer before it
     role: Role = "custom"
     validation_return: float | None = None  # mean return on the validation questions, if known
 
@@ -150,20 +151,26 @@ def _step_records(
         if played.kind == "der":
             is_recorded = pool.is_recorded[step.expert_idx]
             record["prompt"] = text if is_recorded else pool.content(request)
-        record["answer"] = step.answer.text
-        if step.answer.whole_text is not None:
-            record["whole_answer"] = step.answer.whole_text
-        record["quality"] = step.quality
-        record["prompt_cut"] = step.answer.prompt_cut
-        record["cost"] = asdict(step.cost)
-        record["charge"] = charge(step.cost, reward)
+        record |= _answer_record(step, reward)
         record["value"] = decision.value
         record["entropy"] = decision.entropy
         record["p_stop"] = step.p_stop
         records.append(record)
-        if played.hands_on:
+        if played.passes_answers:
             handed.append(step.answer.text)
     return records
+
+
+def _answer_record(step: Step, reward: RewardConfig) -> Record:
+    """What was answered, how good it is and what it cost."""
+    record: Record = {"answer": step.answer.text}
+    if step.answer.whole_text is not None:
+        record["whole_answer"] = step.answer.whole_text
+    record["quality"] = step.quality
+    record["prompt_cut"] = step.answer.prompt_cut
+    record["cost"] = asdict(step.cost)
+    record["charge"] = charge(step.cost, reward)
+    return record
 
 
 def _hash(prompt: str) -> str:

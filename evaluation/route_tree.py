@@ -51,13 +51,13 @@ class Level:
     quality: np.ndarray
     answer_quality: np.ndarray
     child: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), dtype=int))
-    given: list[list[Answer | None]] = field(default_factory=list)
+    child_answers: list[list[Answer | None]] = field(default_factory=list)
     cost: list[list[Cost | None]] = field(default_factory=list)
 
     def prepare(self, num_experts: int) -> None:
         """Make room for what each expert leads to; no node is expanded yet."""
         self.child = np.full((len(self.answers), num_experts), -1)
-        self.given = [[None] * num_experts for _ in self.answers]
+        self.child_answers = [[None] * num_experts for _ in self.answers]
         self.cost = [[None] * num_experts for _ in self.answers]
 
 
@@ -69,20 +69,22 @@ class RouteTree:
     levels: list[Level]
     num_experts: int
     submits: str = "last"
-    _charges: dict[tuple[int, RewardConfig], np.ndarray] = field(default_factory=dict, repr=False)
+    _step_costs: dict[tuple[int, RewardConfig], np.ndarray] = field(
+        default_factory=dict, repr=False
+    )
 
     @property
     def t_max(self) -> int:
         return len(self.levels) - 1
 
-    def charges(self, depth: int, reward: RewardConfig) -> np.ndarray:
+    def step_costs(self, depth: int, reward: RewardConfig) -> np.ndarray:
         """C of every call from level `depth` (N, K); 0 where the node was not expanded."""
-        if (depth, reward) not in self._charges:
+        if (depth, reward) not in self._step_costs:
             rows = []
             for costs in self.levels[depth].cost:
                 rows.append([0.0 if cost is None else charge(cost, reward) for cost in costs])
-            self._charges[depth, reward] = np.array(rows).reshape(-1, self.num_experts)
-        return self._charges[depth, reward]
+            self._step_costs[depth, reward] = np.array(rows).reshape(-1, self.num_experts)
+        return self._step_costs[depth, reward]
 
     def action_values(
         self, depth: int, reward: RewardConfig, next_values: np.ndarray
@@ -94,7 +96,7 @@ class RouteTree:
         child = self.levels[depth].child
         # Index -1 reads the appended 0: the next level may be empty.
         next_values = np.append(next_values, 0.0)
-        values = next_values[child] - reward.alpha * self.charges(depth, reward)
+        values = next_values[child] - reward.alpha * self.step_costs(depth, reward)
         return np.where(child >= 0, values, -np.inf)
 
 
@@ -136,9 +138,7 @@ def grow(
     histories: list[History] = [()] * len(questions)
     for depth in range(t_max):
         level = levels[-1]
-        open_nodes = list(range(len(level.answers)))
-        if not expand_solved:
-            open_nodes = np.flatnonzero(level.quality < 1.0).tolist()
+        open_nodes = _open_nodes(level, expand_solved=expand_solved)
         requests = _requests(questions, level, open_nodes, len(pool), histories)
         on_missing = None
         if on_level:
@@ -150,6 +150,13 @@ def grow(
         if remembers:
             histories = [history for _, history in nodes]
     return RouteTree(questions, levels, len(pool), submits)
+
+
+def _open_nodes(level: Level, *, expand_solved: bool) -> list[int]:
+    """The nodes of a level from which experts are asked."""
+    if expand_solved:
+        return list(range(len(level.answers)))
+    return list(map(int, np.flatnonzero(level.quality < 1.0)))
 
 
 def _first_level(num_questions: int) -> Level:
@@ -200,7 +207,7 @@ def _expand(
             index_of[node] = len(index_of)
             first_experts[node] = pool.names[expert_idx]
         level.child[parent, expert_idx] = index_of[node]
-        level.given[parent][expert_idx] = answer
+        level.child_answers[parent][expert_idx] = answer
         level.cost[parent][expert_idx] = pool.cost(expert_idx, answer)
     return first_experts
 
@@ -295,7 +302,7 @@ def _follow(tree: RouteTree, question_idx: int, choose: Callable[[int, int], int
     node = question_idx
     while (expert_idx := choose(depth, node)) is not None:
         level = tree.levels[depth]
-        answer = level.given[node][expert_idx]
+        answer = level.child_answers[node][expert_idx]
         cost = level.cost[node][expert_idx]
         if answer is None or cost is None:
             raise ValueError(f"expert {expert_idx} was not asked in node {node} of level {depth}")
@@ -329,6 +336,6 @@ def _mean_return(tree: RouteTree, reward: RewardConfig, route: Sequence[int]) ->
     nodes = np.arange(len(tree.questions))
     spent = np.zeros(len(tree.questions))
     for depth, expert_idx in enumerate(route):
-        spent += tree.charges(depth, reward)[nodes, expert_idx]
+        spent += tree.step_costs(depth, reward)[nodes, expert_idx]
         nodes = tree.levels[depth].child[nodes, expert_idx]
     return float(np.mean(tree.levels[len(route)].quality[nodes] - reward.alpha * spent))

@@ -51,7 +51,7 @@ class Evaluation(Ground):
                     outcome.routes,
                     outcome.overheads,
                     self.runs[0].seed if outcome.seed is None else outcome.seed,
-                    hands_on=outcome.hands_on,
+                    passes_answers=outcome.passes_answers,
                     role=role,
                     validation_return=outcome.validation_return,
                 )

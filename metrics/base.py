@@ -14,6 +14,8 @@ from questions import Reference
 from runtime.errors import MetricError
 
 PUNCTUATION = re.escape(string.punctuation)
+# At the ends of a word, but for a number's minus sign or decimal point
+PUNCTUATION_AROUND = re.compile(rf"^(?:(?!-\.?\d|\.\d)[{PUNCTUATION}])+|[{PUNCTUATION}]+$")
 TYPESET_MINUS = "\u2212"
 
 
@@ -44,19 +46,15 @@ def normalise(text: str) -> str:
     A minus sign or decimal point of a number stays, and a text of nothing but punctuation or
     articles is kept as it is.
     """
-    plain = (
-        "".join(
-            char for char in unicodedata.normalize("NFKD", text) if not unicodedata.combining(char)
-        )
-        .lower()
-        .replace(TYPESET_MINUS, "-")
-        .replace("-$", "-")
-    )
-    words = (
-        re.sub(rf"^(?:(?!-\.?\d|\.\d)[{PUNCTUATION}])+|[{PUNCTUATION}]+$", "", word)
-        for word in plain.split()
-    )
-    return " ".join(word for word in words if word not in ("a", "an", "the", "")) or plain.strip()
+    decomposed = unicodedata.normalize("NFKD", text)
+    plain = "".join(char for char in decomposed if not unicodedata.combining(char))
+    plain = plain.lower().replace(TYPESET_MINUS, "-").replace("-$", "-")
+    words = []
+    for word in plain.split():
+        bare = PUNCTUATION_AROUND.sub("", word)
+        if bare not in ("a", "an", "the", ""):
+            words.append(bare)
+    return " ".join(words) or plain.strip()
 
 
 def read_words(answer: str) -> str | None:

@@ -32,8 +32,8 @@ PHRASES = (
         "The best choice would be (D).",
     ),
     (
-        r"(?<![A-Za-z0-9_])[(\[]?([A-J])()[)\]]?\s+(?i:is\s+(?:the\s+)?(?:most\s+)?(?:correct|right|best)\b"
-        r"|is\s+the\s+(?:answer|one)\b)",
+        r"(?<![A-Za-z0-9_])[(\[]?([A-J])()[)\]]?\s+"
+        r"(?i:is\s+(?:the\s+)?(?:most\s+)?(?:correct|right|best)\b|is\s+the\s+(?:answer|one)\b)",
         "only",  # several say what is right of each option
         "B is correct.",
     ),
@@ -44,7 +44,9 @@ COMPILED = tuple((re.compile(pattern, re.MULTILINE), which) for pattern, which, 
 OPENING = re.compile(r"^\s*(?i:option\s+|choice\s+)?[(\[]?([A-J])(?:[.:)\]\u3002]|\s*$)" + SEVERAL)
 # Not part of a word, a formula, a quantity or a table
 ALONE = re.compile(
-    r"(?<![\w'^+=|/\\°-])(?<!\d\s)(?P<bracket>[(\[])?(?P<letter>[A-J])(?![\w'^+=|/\\(\[-]|\s*[=+^|])[)\]]?"
+    r"(?<![\w'^+=|/\\°-])(?<!\d\s)"
+    r"(?P<bracket>[(\[])?(?P<letter>[A-J])"
+    r"(?![\w'^+=|/\\(\[-]|\s*[=+^|])[)\]]?"
 )
 AFTER_IDEOGRAPH = re.compile(r"(?<=[\u3040-\u9fff])(?=[A-J])")
 ENDS_LINE = re.compile(r"[\s.!?)\]*\"'\u3002]*$")

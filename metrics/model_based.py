@@ -53,11 +53,9 @@ class TextMetric(ABC):
     def raw(self, *, predictions: Sequence[str], references: Sequence[Reference]) -> list[float]:
         """One score per prediction, in the metric's own scale."""
         texts = [accepted(reference) for reference in references]
-        repeated = [
-            prediction
-            for prediction, wanted in zip(predictions, texts, strict=True)
-            for _ in wanted
-        ]
+        repeated: list[str] = []
+        for prediction, wanted in zip(predictions, texts, strict=True):
+            repeated += [prediction] * len(wanted)
         scores = iter(self.score_pairs(repeated, [*itertools.chain(*texts)]))
         return [max(itertools.islice(scores, len(wanted))) for wanted in texts]
 

@@ -88,18 +88,14 @@ class ReasoningGymMetric:
     def compute(
         self, *, predictions: Sequence[str], references: Sequence[Reference]
     ) -> list[float]:
-        entries = [
-            (
-                [r]
-                if isinstance(r, dict)
-                else [{"answer": text, "metadata": {}} for text in accepted(r)]
-            )
-            for r in references
-        ]
-        return [
-            max(self._score(p, entry) for entry in any_of)
-            for p, any_of in zip(predictions, entries, strict=True)
-        ]
+        scores = []
+        for prediction, reference in zip(predictions, references, strict=True):
+            if isinstance(reference, dict):
+                entries = [reference]
+            else:
+                entries = [{"answer": text, "metadata": {}} for text in accepted(reference)]
+            scores.append(max(self._score(prediction, entry) for entry in entries))
+        return scores
 
 
 def evaluate_metric(name: str) -> PairMetric:
@@ -242,7 +238,7 @@ def _check_recorded(question: Question, experts: Sequence[ExpertConfig]) -> None
         if not isinstance(expert, RecordedExpertConfig):
             raise MetricError(
                 f"question {question.id}: metric recorded judges experts of kind recorded only;"
-                f" nobody has scored what {expert.name} will answer"
+                f" there are no scores of what {expert.name} will answer"
             )
         if expert.name not in question.scores:
             raise MetricError(

@@ -146,7 +146,7 @@ def stack(by_alpha: Sequence[np.ndarray]) -> np.ndarray:
     A policy without training has one seed at every alpha; one that has one seed at some alphas
     only keeps that row for all seeds.
     """
-    num_seeds = max(len(values) for values in by_alpha)
+    num_seeds = max(map(len, by_alpha))
     num_questions = by_alpha[0].shape[1]
     rows = [np.broadcast_to(values, (num_seeds, num_questions)) for values in by_alpha]
     return np.stack(rows)

@@ -139,7 +139,7 @@ def quality_cost(results: Results) -> Figure | None:
         return None
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.subplots()
-    costs = [row["charge"] for row in rows]
+    costs = view.values_of(rows, "charge")
     for row, marker in zip(rows, markers(rows), strict=True):
         _draw_policy(axes, row, marker)
     if view.sweep_points(results):
@@ -185,10 +185,10 @@ def _draw_policy(axes: Axes, row: Results, marker: str) -> None:
 def _draw_sweep(axes: Axes, results: Results) -> list[float]:
     """The agents of a sweep with both intervals; returns their costs."""
     points = view.sweep_points(results)
-    costs = [point["cost"]["mean"] for point in points]
+    costs = view.means_of(points, "cost")
     axes.errorbar(
         costs,
-        [point["quality"]["mean"] for point in points],
+        view.means_of(points, "quality"),
         xerr=np.array([view.reach(point["cost"]) for point in points]).T,
         yerr=np.array([view.reach(point["quality"]) for point in points]).T,
         fmt=".-",
@@ -351,26 +351,26 @@ def calibration(results: Results) -> Figure | None:
 
 def _draw_reliability(results: Results, upper: Axes, lower: Axes) -> None:
     bins = results["terminator"]["calibration"]
-    predicted = [b["p"] for b in bins]
+    predicted = view.values_of(bins, "p")
     upper.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1, label="calibrated")
-    upper.plot(predicted, [b["good"] for b in bins], "o-", color=BLUE, label="Terminator")
+    upper.plot(predicted, view.values_of(bins, "good"), "o-", color=BLUE, label="Terminator")
     upper.set(ylabel="share of good answers", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
     upper.legend()
-    lower.bar(predicted, [b["count"] for b in bins], width=0.03, color=BLUE)
+    lower.bar(predicted, view.values_of(bins, "count"), width=0.03, color=BLUE)
     lower.set(xlabel="stop probability", ylabel="answers")
 
 
 def _draw_thresholds(results: Results, upper: Axes, lower: Axes) -> None:
     points = sorted(results["terminator"]["thresholds"], key=lambda point: point["threshold"])
-    thresholds = [point["threshold"] for point in points]
+    thresholds = view.values_of(points, "threshold")
     for measure, colour in (("quality", VERMILLION), ("return", BLUE)):
-        values = [view.mean_of(point[measure]) for point in points]
+        values = view.means_of(points, measure)
         upper.plot(thresholds, values, ".-", color=colour, label=measure)
         level = view.oracle_stop(results, measure)
         if level is not None:
             label = f"{measure}, oracle stop"
             upper.axhline(level, color=colour, linestyle=":", linewidth=1, label=label)
-    costs = [view.mean_of(point["cost"]) for point in points]
+    costs = view.means_of(points, "cost")
     lower.plot(thresholds, costs, ".-", color=GREEN)
     for axes in (upper, lower):
         axes.axvline(results["terminator"]["threshold"], color=GREY, linestyle="--", linewidth=1)

@@ -20,10 +20,10 @@ from evaluation.route_log import Record
 from report import tables
 from report.figures import draw_figures, svg, write_figures
 from report.route_browser import route_data
-from report.summary import cost_words
 from report.tables import Table
 from report.view import LearningCurves, Results
 from runtime.files import write_atomically
+from settings.units import in_units
 
 TEMPLATE = Path(__file__).with_name("template.html")
 
@@ -58,7 +58,7 @@ def subtitle(results: Results) -> str:
     return (
         f"{results['num_questions']} questions, {'seeds' if len(seeds) > 1 else 'seed'}"
         f" {', '.join(map(str, seeds))}, reward {results['reward']}, alpha {results['alpha']:g},"
-        f" cost C = {cost_words(results['cost_unit'], results.get('cost_scale', 1.0))}."
+        f" cost C {in_units(results['cost_unit'])}."
     )
 
 

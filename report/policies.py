@@ -37,6 +37,11 @@ class PolicyResults:
         self.calls = self._array(lambda record: len(record["steps"]))
         self.cost = self._array(total_charge)
 
+    @property
+    def question_ids(self) -> list[str]:
+        """The questions, in order."""
+        return [record["question"] for record in self.records[0]]
+
     def _array(self, figure: Callable[[Record], float]) -> np.ndarray:
         values = np.empty((len(self.seeds), len(self.records[0])))
         for seed, row in enumerate(self.records):
@@ -46,9 +51,13 @@ class PolicyResults:
     @property
     def validation_return(self) -> float | None:
         """Mean over the seeds; None where the policy was not played on validation questions."""
-        by_seed = [row[0].get("validation_return") for row in self.records]
-        played = [value for value in by_seed if value is not None]
-        return float(np.mean(played)) if len(played) == len(by_seed) else None
+        by_seed = []
+        for row in self.records:
+            value = row[0].get("validation_return")
+            if value is None:
+                return None
+            by_seed.append(value)
+        return float(np.mean(by_seed))
 
     @property
     def all_records(self) -> list[Record]:
@@ -64,7 +73,10 @@ class PolicyResults:
     def row(self, best_single: PolicyResults) -> dict[str, Any]:
         """The policy's row of results.json."""
         versus = paired_difference(self.quality, best_single.quality)
-        costs = {unit: self.mean_cost(unit) for unit in COST_UNITS}
+        costs: dict[str, float | None] = {}
+        for unit in COST_UNITS:
+            costs[unit] = self.mean_cost(unit)
+        costs["usd"] = self.mean_usd()
         return {
             "policy": self.name,
             "role": self.role,
@@ -74,9 +86,14 @@ class PolicyResults:
             "validation_return": self.validation_return,
             "calls": span(self.calls, counted=True),
             "charge": float(self.cost.mean()),
-            "cost": {**costs, "usd": self.mean_usd()},
+            "cost": costs,
             "overhead": self._deciding_cost(),
-            "vs_best_single": {name: versus[name] for name in ("diff", "lo", "hi", "verdict")},
+            "vs_best_single": {
+                "diff": versus["diff"],
+                "lo": versus["lo"],
+                "hi": versus["hi"],
+                "verdict": versus["verdict"],
+            },
             "by_task": self._by_task(),
             "by_seed": self._by_seed(),
         }
@@ -157,7 +174,7 @@ def total_charge(record: Record) -> float:
 def span(values: np.ndarray, *, counted: bool = False) -> dict[str, float]:
     """Mean with its 95% interval."""
     found = interval(values, counted=counted)
-    return {name: found[name] for name in ("mean", "lo", "hi")}
+    return {"mean": found["mean"], "lo": found["lo"], "hi": found["hi"]}
 
 
 def policies_of(records: Sequence[Record]) -> list[PolicyResults]:

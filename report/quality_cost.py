@@ -28,6 +28,7 @@ from report.curves import (
 from report.policies import PolicyResults, span, with_role
 from report.roles import ONE_SHOT_ROLES, ROLE_NAMES, YARDSTICK_ROLES, is_deployable
 from report.summary import few_of
+from report.view import values_of
 from runtime.errors import ReportError
 
 BEST = "best rule"
@@ -139,8 +140,7 @@ def _key(policy: PolicyResults, policies: Policies) -> str:
 def _check(agent: Line) -> None:
     first = agent.results[0]
     for policy in agent.results[1:]:
-        questions = [record["question"] for record in policy.records[0]]
-        if questions != [record["question"] for record in first.records[0]]:
+        if policy.question_ids != first.question_ids:
             raise ReportError("the alphas were evaluated on other questions: evaluate them again")
         if policy.seeds != first.seeds:
             raise ReportError(
@@ -242,12 +242,18 @@ def _cells(
         names = {"a": agent.name, "b": line.name}
         for alpha, ours, theirs in zip(alphas, agent.results, line.results, strict=True):
             test = paired_difference(ours.returns, theirs.returns)
-            kept = {key: test[key] for key in ("diff", "lo", "hi", "p", "verdict")}
-            cells.append({**names, "alpha": alpha, **kept})
+            cell = {
+                "diff": test["diff"],
+                "lo": test["lo"],
+                "hi": test["hi"],
+                "p": test["p"],
+                "verdict": test["verdict"],
+            }
+            cells.append({**names, "alpha": alpha, **cell})
         if samples:
             difference = area_difference(samples[agent.name], samples[line.name])
             cells.append({**names, "alpha": None, **difference})
-    adjusted = adjust([cell["p"] for cell in cells])
+    adjusted = adjust(values_of(cells, "p"))
     for cell, p in zip(cells, adjusted, strict=True):
         cell["p_adjusted"] = p
     return cells
@@ -255,9 +261,15 @@ def _cells(
 
 def _rivals(lines: Sequence[Line]) -> list[Line]:
     """The best rules, then the yardsticks in the order of their list."""
-    rivals = [line for line in lines if line.name in (BEST, BEST_ONE_SHOT, BEST_READING)]
+    best = []
+    by_role: dict[str, list[Line]] = {}
+    for line in lines:
+        if line.name in (BEST, BEST_ONE_SHOT, BEST_READING):
+            best.append(line)
+        by_role.setdefault(line.role, []).append(line)
+    rivals = best
     for role in YARDSTICK_ROLES:
-        rivals += [line for line in lines if line.role == role]
+        rivals += by_role.get(role, [])
     return rivals
 
 
@@ -334,7 +346,10 @@ def _against(agent: str, rival: str, cells: Sequence[Mapping[str, Any]]) -> str:
 def _areas_sentence(lines: Sequence[Line], samples: Mapping[str, np.ndarray]) -> str:
     """The areas of the deployable rules, the largest first."""
     agent = lines[0]
-    rules = [line for line in lines[1:] if line.is_deployable and line.role != "single"]
+    rules = []
+    for line in lines[1:]:
+        if line.is_deployable and line.role != "single":
+            rules.append(line)
     rules.sort(key=lambda line: -samples[line.name][0])
     named = []
     for line in rules:

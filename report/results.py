@@ -13,6 +13,7 @@ from report.roles import ANCHOR_ROLES, ORACLE_ROLES, RIVAL_KINDS
 from report.routes import route_statistics
 from report.summary import notes, summarise
 from report.trade_off import trade_off
+from report.view import values_of
 from runtime.errors import ReportError
 from runtime.version import VERSION
 
@@ -43,11 +44,16 @@ def compare(policies: Sequence[PolicyResults]) -> list[dict[str, Any]]:
 def _pairs(policies: Sequence[PolicyResults]) -> tuple[list[Pair], list[Pair]]:
     """The agent's pairs, and those of the other policies with the anchors."""
     agent = policies[0]
-    others = [policy for policy in policies[1:] if policy.kind != "single"]
-    rivals = [policy for policy in others if policy.kind in RIVAL_KINDS]
-    anchors = [policy for policy in rivals if policy.role in ANCHOR_ROLES]
-    own = [(agent, rival) for rival in rivals]
-    rest = []
+    own, rest = [], []
+    others, anchors = [], []
+    for policy in policies[1:]:
+        if policy.kind == "single":
+            continue
+        others.append(policy)
+        if policy.kind in RIVAL_KINDS:
+            own.append((agent, policy))
+            if policy.role in ANCHOR_ROLES:
+                anchors.append(policy)
     for policy in others:
         for idx, anchor in enumerate(anchors):
             if policy not in anchors[: idx + 1]:  # two anchors meet once
@@ -66,7 +72,7 @@ def _tested(pairs: Sequence[Pair], measure: str) -> list[dict[str, Any]]:
             )
         names = {"a": a.name, "b": b.name, "measure": measure}
         family.append({**names, **paired_difference(a.measure(measure), b.measure(measure))})
-    adjusted = adjust([comparison["p"] for comparison in family])
+    adjusted = adjust(values_of(family, "p"))
     for comparison, p in zip(family, adjusted, strict=True):
         comparison["p_adjusted"] = p
     return family
@@ -129,13 +135,13 @@ def build_results(
     rows = [policy.row(best_single) for policy in policies]
     points = [policy.point() for policy in policies if policy.kind != "oracle"]
     comparisons = compare(policies)
-    routes = route_statistics(agent, [expert["name"] for expert in experts])
+    routes = route_statistics(agent, values_of(experts, "name"))
     oracle = oracle_figures(policies)
-    all_params_b = sum(expert["params_b"] for expert in experts)
+    all_params_b = sum(values_of(experts, "params_b"))
     failed = extra.get("evaluation", {}).get("answers_failed", 0)
     return {
         **_settings(agent, config),
-        "experts": [dict(expert) for expert in experts],
+        "experts": list(map(dict, experts)),
         "rows": rows,
         "comparisons": comparisons,
         "oracle": oracle,
@@ -156,6 +162,5 @@ def _settings(agent: PolicyResults, config: Config) -> dict[str, Any]:
         "seeds": agent.seeds,
         "reward": config.reward.kind,
         "alpha": config.reward.alpha,
-        "cost_unit": config.reward.cost,
-        "cost_scale": config.reward.cost_scale,
+        "cost_unit": config.reward.cost_unit,
     }

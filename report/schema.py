@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from config import CostUnit
 from report.entries import ROUNDING, Comparison, Difference, Entry, PairedTest, Span
 from runtime.errors import ReportError
+from settings.former import current_results
+from settings.units import known_unit
 
 Kind = Literal["der", "single", "static", "random", "cascade", "learned", "ensemble", "oracle"]
 ERRORS_SHOWN = 5
@@ -79,9 +80,7 @@ class Row(Entry):
         None, description="mean return on the validation questions, where it was played there"
     )
     calls: Span
-    charge: float = Field(
-        description="C per question: in the report's cost_unit, times its cost_scale"
-    )
+    charge: float = Field(description="C per question, in the report's cost_unit")
     cost: ExpertsCost
     overhead: DecidingCost
     vs_best_single: Difference = Field(
@@ -382,14 +381,8 @@ class Results(Entry):
     seeds: list[int] = Field(min_length=1)
     reward: Literal["final", "paper"]
     alpha: float
-    cost_unit: CostUnit
-    cost_scale: float = Field(
-        1.0,
-        gt=0,
-        description=(
-            "C = cost in cost_unit (billions of parameters, 1e12 FLOPs, 1000 tokens, seconds, USD)"
-            " x cost_scale"
-        ),
+    cost_unit: Annotated[str, AfterValidator(known_unit)] = Field(
+        description="what C counts: reward.cost_unit of config.py"
     )
     experts: list[Expert] = Field(min_length=1, description="the pool, in the order of the actions")
     rows: list[Row] = Field(min_length=1, description="the agent's row first")
@@ -440,6 +433,7 @@ def read_results(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ReportError(f"{path}: cannot be read ({error}); evaluate the run again") from error
+    text = current_results(text)
     _check(text, str(path))
     return json.loads(text)
 

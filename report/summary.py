@@ -6,21 +6,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from config import Config
+from config import Config, RecordedExpertConfig
 from evaluation.route_log import Record
 from evaluation.stats import few_seeds_note
 from questions import RECORDED
 from report.console import cut, millions
 from report.policies import PolicyResults
 from report.roles import RIVAL_KINDS
+from settings.units import in_units
 
-COST_WORDS = {
-    "params": "billions of parameters",
-    "flops": "trillions of FLOPs",
-    "tokens": "thousands of tokens",
-    "latency": "seconds",
-    "usd": "US dollars",
-}
 VERDICT_WORDS = {
     "worse": "loses to",
     "not separable": "cannot be told from",
@@ -159,11 +153,6 @@ def _costs(agent: PolicyResults, routes: Mapping[str, Any], all_params_b: float)
 # Footnotes
 
 
-def cost_words(unit: str, scale: float) -> str:
-    """What the cost C of a call is: `billions of parameters x 1000`."""
-    return COST_WORDS[unit] + (f" x {scale:g}" if scale != 1 else "")
-
-
 def notes(
     config: Config, records: Sequence[Record], agent: str, num_seeds: int, failed: int
 ) -> list[str]:
@@ -176,7 +165,7 @@ def notes(
     lines = [
         (
             f"Return: quality of the final answer minus alpha = {reward.alpha} times the experts'"
-            f" cost C = {cost_words(reward.cost, reward.cost_scale)}; intervals 95%."
+            f" cost C {in_units(reward.cost_unit)}; intervals 95%."
         ),
         (
             "Deciding (agent, Terminator) is charged in its own column, not in the return. Seconds:"
@@ -234,7 +223,7 @@ def _notes_on_recorded(config: Config, records: Sequence[Record]) -> Iterator[st
     recorded = []
     first_answers = []
     for expert in config.pool.experts:
-        if expert.kind == "recorded":
+        if isinstance(expert, RecordedExpertConfig):
             recorded.append(expert.name)
         elif expert.first_answers is not None:
             first_answers.append(expert.name)
@@ -282,7 +271,7 @@ def uncounted(records: Sequence[Record], config: Config) -> list[str]:
     """Experts with recorded answers of unknown length."""
     recorded = set()
     for expert in config.pool.experts:
-        if expert.kind == "recorded" or expert.first_answers is not None:
+        if isinstance(expert, RecordedExpertConfig) or expert.first_answers is not None:
             recorded.add(expert.name)
     found = set()
     for record in records:

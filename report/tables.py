@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from report.view import Results
+from report.view import Results, values_of
 
 COMPARED = ("verdict", "p adjusted", "p", "wins", "ties", "losses")
 VARIANTS = ("previous", "none", "swapped", "own")
@@ -101,45 +101,58 @@ def policy_table(results: Results) -> Table:
     """The main table: a row for each policy."""
     rows = results["rows"]
     columns: dict[str, Column] = {
-        "policy": [Cell(row["policy"]) for row in rows],
-        "kind": [Cell(row["kind"]) for row in rows],
-        "quality": [estimate(row["quality"]) for row in rows],
-        "return": [estimate(row["return"]) for row in rows],
-        "calls": [number(row["calls"]["mean"], 2) for row in rows],
+        "policy": [],
+        "kind": [],
+        "quality": [],
+        "return": [],
+        "calls": [],
     }
-    cost_name, cost_cells = scaled("cost C", [row["charge"] for row in rows])
+    last: dict[str, Column] = {"minus best single": [], "verdict": []}
+    for row in rows:
+        columns["policy"].append(Cell(row["policy"]))
+        columns["kind"].append(Cell(row["kind"]))
+        columns["quality"].append(estimate(row["quality"]))
+        columns["return"].append(estimate(row["return"]))
+        columns["calls"].append(number(row["calls"]["mean"], 2))
+        last["minus best single"].append(difference(row["vs_best_single"]))
+        last["verdict"].append(Cell(row["vs_best_single"]["verdict"]))
+    cost_name, cost_cells = scaled("cost C", values_of(rows, "charge"))
     columns[cost_name] = cost_cells
-    columns |= _cost_columns([row["cost"] for row in rows])
-    columns |= _deciding_columns([row["overhead"] for row in rows])
-    columns["minus best single"] = [difference(row["vs_best_single"]) for row in rows]
-    columns["verdict"] = [Cell(row["vs_best_single"]["verdict"]) for row in rows]
+    columns |= _cost_columns(values_of(rows, "cost"))
+    columns |= _deciding_columns(values_of(rows, "overhead"))
+    columns |= last
     wide = set(columns) - {*BRIEF, cost_name}
     return Table(list(columns), _rows_of(columns), wide)
 
 
-def _cost_columns(costs: Sequence[Mapping[str, Any]]) -> dict[str, Column]:
-    columns = dict(
-        [
-            scaled("parameters", [1e9 * cost["params_b"] for cost in costs]),
-            scaled("FLOPs", [cost["flops"] for cost in costs]),
-        ]
+def _numbers(
+    entries: Sequence[Mapping[str, Any]], name: str, digits: int, factor: float = 1.0
+) -> Column:
+    """One figure of every entry as cells."""
+    return [number(value, digits, factor) for value in values_of(entries, name)]
+
+
+def _size_columns(costs: Sequence[Mapping[str, Any]], prefix: str = "") -> dict[str, Column]:
+    """Parameters and FLOPs."""
+    params = [1e9 * params_b for params_b in values_of(costs, "params_b")]
+    return dict(
+        [scaled(f"{prefix}parameters", params), scaled(f"{prefix}FLOPs", values_of(costs, "flops"))]
     )
-    columns["tokens in"] = [number(cost["prompt_tokens"], 1) for cost in costs]
-    columns["tokens out"] = [number(cost["completion_tokens"], 1) for cost in costs]
-    columns["ms"] = [number(cost["latency_s"], 1, 1000.0) for cost in costs]
-    if any(cost["usd"] is not None for cost in costs):
-        columns["USD"] = [number(cost["usd"], 6) for cost in costs]
+
+
+def _cost_columns(costs: Sequence[Mapping[str, Any]]) -> dict[str, Column]:
+    columns = _size_columns(costs)
+    columns["tokens in"] = _numbers(costs, "prompt_tokens", 1)
+    columns["tokens out"] = _numbers(costs, "completion_tokens", 1)
+    columns["ms"] = _numbers(costs, "latency_s", 1, 1000.0)
+    if any(price is not None for price in values_of(costs, "usd")):
+        columns["USD"] = _numbers(costs, "usd", 6)
     return columns
 
 
 def _deciding_columns(overheads: Sequence[Mapping[str, Any]]) -> dict[str, Column]:
-    columns = dict(
-        [
-            scaled("deciding: parameters", [1e9 * cost["params_b"] for cost in overheads]),
-            scaled("deciding: FLOPs", [cost["flops"] for cost in overheads]),
-        ]
-    )
-    columns["deciding: ms"] = [number(cost["latency_s"], 1, 1000.0) for cost in overheads]
+    columns = _size_columns(overheads, "deciding: ")
+    columns["deciding: ms"] = _numbers(overheads, "latency_s", 1, 1000.0)
     return columns
 
 
@@ -160,7 +173,7 @@ def seed_table(results: Results) -> Table | None:
             continue
         cells = [Cell(row["policy"])]
         for measure in ("quality", "return"):
-            cells += [number(entry[measure]) for entry in by_seed.values()]
+            cells += _numbers(list(by_seed.values()), measure, 3)
         rows.append(cells)
     return Table(columns, rows) if rows else None
 
@@ -188,8 +201,8 @@ def other_comparisons(results: Results) -> Table | None:
     rows = []
     for comparison in results.get("comparisons", []):
         if comparison["a"] != agent:
-            names = [Cell(comparison[key]) for key in ("a", "b", "measure")]
-            rows.append([*names, *_compared(comparison)])
+            names = (comparison["a"], comparison["b"], comparison["measure"])
+            rows.append([*map(Cell, names), *_compared(comparison)])
     return Table(["a", "b", "measure", "a minus b", *COMPARED], rows) if rows else None
 
 

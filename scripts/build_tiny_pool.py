@@ -21,6 +21,7 @@ import os
 import random
 import shutil
 import sys
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -61,6 +62,7 @@ DRAFTS_PER_CELL = 1_500
 # wrongly
 FOREIGN_SHARE = 0.06
 BATCH_SIZE = 64
+IGNORED = -100  # label of a token that the loss leaves out
 LONGEST_REVERSED = 16  # letters of a draft that is worth spelling backward
 
 Example = tuple[str, str]  # prompt without the answer cue, answer
@@ -68,12 +70,16 @@ Example = tuple[str, str]  # prompt without the answer cue, answer
 
 def reserved_texts() -> set[str]:
     """Texts of the validation and test questions, which no expert may train on."""
-    lines = [
-        line
-        for split in ("validation", "test")
-        for line in (QUESTION_DIR / f"{split}.jsonl").read_text().splitlines()
-    ]
-    return {json.loads(line)["text"] for line in lines}
+    return texts_of(("validation", "test"))
+
+
+def texts_of(splits: Iterable[str]) -> set[str]:
+    """Texts of all questions of some splits."""
+    texts = set()
+    for split in splits:
+        for line in (QUESTION_DIR / f"{split}.jsonl").read_text().splitlines():
+            texts.add(json.loads(line)["text"])
+    return texts
 
 
 def target(expert: TinyExpert, cell: str, entry: dict, draft: str | None) -> str | None:
@@ -117,18 +123,14 @@ def examples(
                 continue
             draft = None
             if drafts is not None:
-                draft = drafts[rng.choice([name for name in drafts if name != expert.name])][cell][
-                    index
-                ]
+                others = [name for name in drafts if name != expert.name]
+                draft = drafts[rng.choice(others)][cell][index]
             answer = target(expert, cell, entry, draft)
             if answer is not None:
-                question = entry["question"]
-                out.append(
-                    (
-                        question if draft is None else knowledge_transfer_prompt(question, draft),
-                        answer,
-                    )
-                )
+                prompt = entry["question"]
+                if draft is not None:
+                    prompt = knowledge_transfer_prompt(prompt, draft)
+                out.append((prompt, answer))
     rng.shuffle(out)
     return out
 
@@ -137,30 +139,37 @@ def loss_of(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batch: list[Example]
 ) -> torch.Tensor:
     """Mean cross-entropy of the answers' tokens, end of sequence included."""
-    eos = tokenizer.eos_token
+    prompts = [prompt + ANSWER_CUE for prompt, _ in batch]
+    answers = [answer for _, answer in batch]
     if model.config.is_encoder_decoder:
-        inputs = tokenizer(
-            [prompt + ANSWER_CUE for prompt, _ in batch], return_tensors="pt", padding=True
-        )
-        labels = tokenizer([answer for _, answer in batch], return_tensors="pt", padding=True)[
-            "input_ids"
-        ]
-        return model(
-            **inputs, labels=labels.masked_fill(labels == tokenizer.pad_token_id, -100)
-        ).loss
-    prompts = tokenizer([prompt + ANSWER_CUE for prompt, _ in batch])["input_ids"]
-    answers = tokenizer([answer + eos for _, answer in batch])["input_ids"]
-    length = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
-    ids = torch.full((len(batch), length), tokenizer.pad_token_id)
-    labels = torch.full_like(ids, -100)
-    for row, (p, a) in enumerate(
-        zip(prompts, answers, strict=True)
-    ):  # right padding is fine in training: nothing is read after it
-        ids[row, : len(p) + len(a)] = torch.tensor(p + a)
-        labels[row, len(p) : len(p) + len(a)] = torch.tensor(a)
-    return model(
-        input_ids=ids, attention_mask=(ids != tokenizer.pad_token_id).long(), labels=labels
-    ).loss
+        inputs = tokenizer(prompts, return_tensors="pt", padding=True)
+        labels = tokenizer(answers, return_tensors="pt", padding=True)["input_ids"]
+        labels = labels.masked_fill(labels == tokenizer.pad_token_id, IGNORED)
+        return model(**inputs, labels=labels).loss
+    ids, labels = joined(tokenizer, prompts, answers)
+    mask = (ids != tokenizer.pad_token_id).long()
+    return model(input_ids=ids, attention_mask=mask, labels=labels).loss
+
+
+def joined(
+    tokenizer: PreTrainedTokenizerFast, prompts: list[str], answers: list[str]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens of each prompt with its answer, and labels that leave the prompts out: (N, T) each.
+
+    They are padded on the right, which is fine in training: nothing is read after it.
+    """
+    rows = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        prompt_ids = tokenizer(prompt)["input_ids"]
+        rows.append((prompt_ids, tokenizer(answer + tokenizer.eos_token)["input_ids"]))
+    length = max(len(prompt_ids) + len(answer_ids) for prompt_ids, answer_ids in rows)
+    ids = torch.full((len(rows), length), tokenizer.pad_token_id)
+    labels = torch.full_like(ids, IGNORED)
+    for row, (prompt_ids, answer_ids) in enumerate(rows):
+        end = len(prompt_ids) + len(answer_ids)
+        ids[row, :end] = torch.tensor(prompt_ids + answer_ids)
+        labels[row, len(prompt_ids) : end] = torch.tensor(answer_ids)
+    return ids, labels
 
 
 def fit(
@@ -270,10 +279,11 @@ def draft(expert: TinyExpert) -> dict[str, list[str]]:
     torch.set_num_threads(1)
     model, tokenizer = load(WORK_DIR / expert.name)
     entries = training_entries(SEED + 2, DRAFTS_PER_CELL, reserved_texts())
-    return {
-        cell: answer(model, tokenizer, [entry["question"] for entry in cell_entries])
-        for cell, cell_entries in entries.items()
-    }
+    answers = {}
+    for cell, cell_entries in entries.items():
+        questions = [entry["question"] for entry in cell_entries]
+        answers[cell] = answer(model, tokenizer, questions)
+    return answers
 
 
 def learn_from_drafts(expert: TinyExpert, drafts: dict[str, dict[str, list[str]]]) -> None:
@@ -312,33 +322,29 @@ def train() -> None:
     )
     with ProcessPoolExecutor(max_workers=2) as workers:
         list(workers.map(learn_alone, longest_first))
-        drafts = dict(
-            zip([e.name for e in longest_first], workers.map(draft, longest_first), strict=True)
-        )
+        drafts = {}
+        for expert, answers in zip(longest_first, workers.map(draft, longest_first), strict=True):
+            drafts[expert.name] = answers
         list(workers.map(learn_from_drafts, longest_first, [drafts] * len(longest_first)))
+
+
+def write_lines(path: Path, questions: Sequence[dict[str, str]]) -> None:
+    """One JSON object a line."""
+    path.write_text("".join(json.dumps(question) + "\n" for question in questions))
 
 
 def write_questions() -> None:
     QUESTION_DIR.mkdir(parents=True, exist_ok=True)
     for split, questions in make_questions(SEED, SPLITS).items():
-        (QUESTION_DIR / f"{split}.jsonl").write_text(
-            "".join(json.dumps(question) + "\n" for question in questions)
-        )
+        write_lines(QUESTION_DIR / f"{split}.jsonl", questions)
         print(f"{split}: {len(questions)} questions")
 
 
 def fresh_questions(seed: int) -> list[dict[str, str]]:
     """As many questions as the test split has, of the same cells, none of which is in any split."""
-    known = {
-        q.text
-        for split in SPLITS
-        for q in read_questions(SourceConfig(path=str(QUESTION_DIR / f"{split}.jsonl")))
-    }
-    return [
-        record
-        for record in make_questions(SEED + 1000 * (seed + 1), {"fresh": SPLITS["test"]})["fresh"]
-        if record["text"] not in known
-    ]
+    known = texts_of(SPLITS)
+    made = make_questions(SEED + 1000 * (seed + 1), {"fresh": SPLITS["test"]})
+    return [record for record in made["fresh"] if record["text"] not in known]
 
 
 def check_pool(seed: int | None) -> str:
@@ -349,10 +355,10 @@ def check_pool(seed: int | None) -> str:
     if seed is None:
         questions = read_questions(SourceConfig(path=str(QUESTION_DIR / "test.jsonl")))
     else:
-        questions = [
-            Question(r["id"], r["text"], r["task"], r["metric"], r["reference"])
-            for r in fresh_questions(seed)
-        ]
+        questions = []
+        for r in fresh_questions(seed):
+            question = Question(r["id"], r["text"], r["task"], r["metric"], r["reference"])
+            questions.append(question)
     cells = [question.id.split("-", 1)[1].rsplit("-", 1)[0] for question in questions]
     text = check(config, questions, cells)
     if seed is None:
@@ -389,9 +395,7 @@ def main(arguments: list[str]) -> None:
     if options.fresh is not None:
         if options.seed is None:
             parser.error("--fresh needs --seed")
-        options.fresh.write_text(
-            "".join(json.dumps(question) + "\n" for question in fresh_questions(options.seed))
-        )
+        write_lines(options.fresh, fresh_questions(options.seed))
     if options.questions:
         write_questions()
     if options.train:

@@ -1,7 +1,7 @@
 """Measures whether the 95% intervals of evaluation/stats.py cover the truth 95% of the time: python
 scripts/check_intervals.py [--repetitions 10000] [--seed 0]
 
-Each repetition trains a handful of agents, or one, and draws 681 questions anew, or few; qualities
+Each repetition trains a handful of agents, or one, and draws 681 new questions, or few; qualities
 are 0 or 1. An agent answers a question if a standard normal variable stays under a threshold: the
 sum of the agent's strength, the question's ease and chance. The mean over all agents and questions
 is then exact, qualities stay within [0, 1], and the spread of the agents' true means has a closed

@@ -147,17 +147,18 @@ class Workshop:
         }
 
     def _settings(self) -> dict[str, object]:
+        recorded = {"kind": "recorded", "path": "recorded.jsonl"}
         experts = [
-            {"name": name, "kind": "recorded", "path": "recorded.jsonl", "params_b": size}
-            for name, size in (("a", 1.0), ("b", 2.0))
+            {"name": "a", "params_b": 1.0} | recorded,
+            {"name": "b", "params_b": 2.0} | recorded,
         ]
+        data = {}
+        for split in SPLITS:
+            data[split] = {"path": "recorded.jsonl", "split": split, "metric": "recorded"}
         return {
             "device": "cpu",
             "threads": 1,
-            "data": {
-                split: {"path": "recorded.jsonl", "split": split, "metric": "recorded"}
-                for split in SPLITS
-            },
+            "data": data,
             "pool": {"experts": experts, "store": "runs/answers.sqlite"},
             "env": {"t_max": 2},
             "agent": {"encoder": "encoder", "max_tokens": 32, "hidden_sizes": [8]},

@@ -50,11 +50,8 @@ from scripts.support.prepare_answers import ANSWER_NAMES, prepare
 
 NAMES = (*SOURCES, "multidomain")
 KNOWN = (*NAMES, *ANSWER_NAMES)
-SPLITS = (
-    "test",
-    "validation",
-    "train",
-)  # a question that occurs in several is kept in the first of these
+# A question that occurs in several is kept in the first of these
+SPLITS = ("test", "validation", "train")
 HUB_TIMEOUT_S = 10.0
 
 
@@ -65,7 +62,7 @@ class Opened:
     name: str
     source: Source
     place: str  # hub id or folder
-    commit: str | None  # None: a folder, and nobody said of which commit
+    commit: str | None  # None: a folder whose commit is not known
     splits: dict[str, Any]  # datasets.Dataset by the name upstream gives it
 
     def rows(self, split: str) -> Any:

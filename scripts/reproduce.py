@@ -45,7 +45,7 @@ from report.schema import read_results
 from runtime.command_line import load_config, overrides_from, parse, run_command, validate
 from runtime.errors import ConfigError, DERError, NotRunError, ReportError
 from runtime.machine import pick_device
-from runtime.run_folder import LEARNED
+from runtime.run_folder import TRAINING_SECTIONS
 from scripts.experiment import evaluate, parse_seeds, train, trained_otherwise
 
 TABLES = ROOT / "docs" / "paper_tables.yaml"
@@ -61,28 +61,36 @@ def missing(config: Config) -> Iterator[str]:
         path = Path(split.path)
         if path.suffix == ".jsonl" and not path.is_file():
             yield f"{path} is missing (python scripts/prepare_data.py {path.parent.name})"
-    recorded = [
-        (e.path if isinstance(e, RecordedExpertConfig) else e.first_answers) or ()
-        for e in config.pool.experts
-    ]
-    for name in dict.fromkeys(
-        name for names in recorded for name in ((names,) if isinstance(names, str) else names)
-    ):
+    for name in recorded_files(config):
         if not Path(name).is_file():
             yield f"{name} is missing: recorded answers"
-    local = [
-        e
-        for e in config.pool.experts
-        if isinstance(e, HFExpertConfig) and not isinstance(e, RayExpertConfig)
-    ]
-    if local and (reason := too_large(max(local, key=lambda e: e.params_b), config.device)):
+    largest = None
+    models = []
+    for expert in config.pool.experts:
+        if not isinstance(expert, HFExpertConfig):
+            continue
+        models.append((expert.source, expert.revision))
+        if isinstance(expert, RayExpertConfig):  # its weights lie on the cluster's machines
+            continue
+        if largest is None or expert.params_b > largest.params_b:
+            largest = expert
+    if largest and (reason := too_large(largest, config.device)):
         yield reason
-    if reason := not_here(
-        [(e.source, e.revision) for e in config.pool.experts if isinstance(e, HFExpertConfig)]
-    ):
+    if reason := not_here(models):
         yield f"weights of experts: {reason}"
     if reason := not_here([(config.agent.encoder, config.agent.revision)]):
         yield f"the agent's encoder: {reason}"
+
+
+def recorded_files(config: Config) -> list[str]:
+    """The files of recorded answers that the experts name, each once."""
+    files: list[str] = []
+    for expert in config.pool.experts:
+        named = expert.path if isinstance(expert, RecordedExpertConfig) else expert.first_answers
+        for name in (named,) if isinstance(named, str) else named or ():
+            if name not in files:
+                files.append(name)
+    return files
 
 
 def too_large(expert: HFExpertConfig, device_name: str) -> str | None:
@@ -113,18 +121,19 @@ def not_here(models: Sequence[tuple[str, str | None]]) -> str | None:
     """Which of these models are neither in a folder nor in the hub's cache, if the hub cannot be
     reached either; None otherwise.
     """
-    wanted = [
-        source
-        for source, revision in models
-        if not Path(resolve_source(source)).is_dir()
-        and try_to_load_from_cache(source, "config.json", revision=revision) is None
-    ]
-    if not wanted or (problem := hub_problem()) is None:
+    missing_models = []
+    for source, revision in models:
+        is_folder = Path(resolve_source(source)).is_dir()
+        if (
+            not is_folder
+            and try_to_load_from_cache(source, "config.json", revision=revision) is None
+        ):
+            missing_models.append(source)
+    if not missing_models or (problem := hub_problem()) is None:
         return None
-    return (
-        f"{', '.join(wanted[:3])}{f' and {len(wanted) - 3} more' if len(wanted) > 3 else ''} not on"
-        f" this machine, {problem}"
-    )
+    num_more = len(missing_models) - 3
+    more = f" and {num_more} more" if num_more > 0 else ""
+    return f"{', '.join(missing_models[:3])}{more} not on this machine, {problem}"
 
 
 @functools.cache
@@ -175,16 +184,16 @@ class Evaluated:
         if (model := getattr(scorer, "model", None)) and (reason := not_here([(model, None)])):
             raise NotRunError(f"metric {metric}: {reason}")
         score = getattr(scorer, "raw", scorer.compute)
-        rows = self.policies[policy].records
-        return np.array(
-            [
-                score(
-                    predictions=[r["steps"][r.get("submitted", -1)]["answer"] for r in row],
-                    references=[r["reference"] for r in row],
-                )
-                for row in rows
-            ]
-        )
+        scores = []
+        for records in self.policies[policy].records:
+            predictions = []
+            references = []
+            for record in records:
+                submitted = record["steps"][record.get("submitted", -1)]
+                predictions.append(submitted["answer"])
+                references.append(record["reference"])
+            scores.append(score(predictions=predictions, references=references))
+        return np.array(scores)
 
 
 class Runs:
@@ -198,26 +207,18 @@ class Runs:
         reuse: Sequence[Path],
         settings: Sequence[str],
     ):
-        self.config, self.name, self.seeds, self.reuse, self.settings = (
-            config,
-            name,
-            seeds,
-            reuse,
-            list(settings),
-        )
+        self.config = config
+        self.name = name
+        self.seeds = seeds
+        self.reuse = reuse
+        self.settings = list(settings)
         self.found: dict[str, Evaluated | NotRunError] = {}
 
     def evaluated(self, row: Mapping[str, Any]) -> Evaluated:
         """The evaluation that a row of a table wants. Raises NotRunError."""
-        training, evaluation = (
-            [part for key, value in row.get(kind, {}).items() for part in (f"--{key}", str(value))]
-            for kind in ("train", "evaluate")
-        )
-        variant = "".join(
-            f"-{key.rpartition('.')[2]}_{value}"
-            for kind in ("train", "evaluate")
-            for key, value in row.get(kind, {}).items()
-        )
+        training = options_of(row.get("train", {}))
+        evaluation = options_of(row.get("evaluate", {}))
+        variant = variant_of(row.get("train", {})) + variant_of(row.get("evaluate", {}))
         if self._load(training + evaluation) == self._load([]):
             training, evaluation, variant = [], [], ""
         if variant not in self.found:
@@ -243,27 +244,44 @@ class Runs:
         if reused:
             settings = left_to_evaluation(settings)
         trained_name = f"{self.name}{variant}" if training else self.name
-        runs = reused or [Path("runs") / f"{trained_name}-s{seed}" for seed in self.seeds]
+        runs = reused
+        if not reused:
+            runs = [Path("runs") / f"{trained_name}-s{seed}" for seed in self.seeds]
         wanted = self._load([*training, *evaluation])
-        if (
-            results := finished(folder, runs, [*settings, *evaluation], None if reused else wanted)
-        ) is None:
+        results = finished(folder, runs, [*settings, *evaluation], None if reused else wanted)
+        if results is None:
             if reasons := list(missing(wanted)):
                 raise NotRunError(*reasons)
-            runs = reused or [
-                train(self.config, trained_name, seed, settings) for seed in self.seeds
-            ]
+            if not reused:
+                runs = [train(self.config, trained_name, seed, settings) for seed in self.seeds]
             results = evaluate(runs, folder, [*settings, *evaluation])
         return Evaluated(folder, results)
 
 
+def options_of(settings: Mapping[str, Any]) -> list[str]:
+    """Settings by dotted name, as command-line options."""
+    options = []
+    for key, value in settings.items():
+        options += [f"--{key}", str(value)]
+    return options
+
+
+def variant_of(settings: Mapping[str, Any]) -> str:
+    """What a folder's name says of settings that differ: `-t_max_1`."""
+    parts = []
+    for key, value in settings.items():
+        parts.append(f"-{key.rpartition('.')[2]}_{value}")
+    return "".join(parts)
+
+
 def left_to_evaluation(settings: list[str]) -> list[str]:
     """The options without those that training has settled: finished runs have their own."""
-    return [
-        f"--{name}={yaml.safe_dump(part, default_flow_style=True, allow_unicode=True)}"
-        for name, part in overrides_from(settings).items()
-        if name not in LEARNED
-    ]
+    options = []
+    for name, part in overrides_from(settings).items():
+        if name not in TRAINING_SECTIONS:
+            value = yaml.safe_dump(part, default_flow_style=True, allow_unicode=True)
+            options.append(f"--{name}={value}")
+    return options
 
 
 def finished(
@@ -281,14 +299,13 @@ def finished(
     except (ReportError, ConfigError) as error:  # of an older format or older settings, or damaged
         print(error, flush=True)
         return None
-    is_same = results["evaluation"]["runs"] == [
-        str(run) for run in runs
-    ] and evaluated == load_config(runs[0] / "config.yaml", list(settings))
-    return (
-        results
-        if is_same and (wanted is None or not trained_otherwise(evaluated, wanted))
-        else None
-    )
+    if results["evaluation"]["runs"] != list(map(str, runs)):
+        return None
+    if evaluated != load_config(runs[0] / "config.yaml", list(settings)):
+        return None
+    if wanted is not None and trained_otherwise(evaluated, wanted):
+        return None
+    return results
 
 
 # --- the table ---
@@ -312,20 +329,19 @@ def figure(
         case "params_b":
             return (row["cost"]["params_b"],)
         case "share":
-            return (
-                row["cost"]["params_b"]
-                / sum(expert["params_b"] for expert in evaluated.results["experts"]),
-            )
+            all_params_b = sum(expert["params_b"] for expert in evaluated.results["experts"])
+            return (row["cost"]["params_b"] / all_params_b,)
         case "latency_s":
             return (row["cost"]["latency_s"] + row["overhead"]["latency_s"],)
         case _:
             raise ConfigError(f"{TABLES}: no figure {measure['of']!r}")
-    return tuple(measure.get("scale", 1) * span[name] for name in ("mean", "lo", "hi"))
+    scale = measure.get("scale", 1)
+    return (scale * span["mean"], scale * span["lo"], scale * span["hi"])
 
 
 def lines(table: Mapping[str, Any], runs: Runs, *, comparable: bool) -> Iterator[str]:
     """The table, a measure a line, then every reason why something was not run."""
-    width = max(len(name) for name in table["measures"])
+    width = max(map(len, table["measures"]))
     yield f"{'method':<40} {'measure':<{width}} {'paper':>20} {'ours':>26} {'difference':>10}"
     reasons: dict[str, None] = {}
     for row in table["rows"]:

@@ -145,17 +145,17 @@ def first_calls(pool: Any, questions: Sequence[Question]) -> Iterator[tuple[Ques
 
     for start in range(0, len(questions), CHUNK):
         chunk = questions[start : start + CHUNK]
-        requests = [[Request(idx, question.text) for idx in range(len(pool))] for question in chunk]
-        keys = [
-            [pool.key(pool.responder(request), pool.render(request)) for request in row]
-            for row in requests
-        ]
-        found = pool.store.get_many(key for row in keys for key in row)
-        yield from (
-            (question, [found[key] for key in row])
-            for question, row in zip(chunk, keys, strict=True)
-            if all(key in found for key in row)
-        )
+        keys = []
+        for question in chunk:
+            for expert_idx in range(len(pool)):
+                request = Request(expert_idx, question.text)
+                keys.append(pool.key(pool.responder(request), pool.render(request)))
+        stored = pool.store.get_many(keys)
+        for row, question in enumerate(chunk):
+            own_keys = keys[row * len(pool) : (row + 1) * len(pool)]
+            answers = [stored[key] for key in own_keys if key in stored]
+            if len(answers) == len(pool):
+                yield question, answers
 
 
 def recorded_row(
@@ -165,24 +165,24 @@ def recorded_row(
     read.
     """
     low, high = score_range
-    scores = (
-        {name: low * (1 - question.scores[name]) + high * question.scores[name] for name in answers}
-        if question.metric == RECORDED
-        else None
-    )
-    return {
-        "question": question.text,
-        "reference": question.reference,
-        "answers": {name: answer.text for name, answer in answers.items()},
-        **({"scores": scores} if scores else {}),
-        "meta": {
-            "id": question.id,
-            "split": split,
-            "task": question.task,
-            "metric": question.metric,
-            "tokens": {name: answer.completion_tokens for name, answer in answers.items()},
-        },
+    texts, tokens, scores = {}, {}, {}
+    for name, answer in answers.items():
+        texts[name] = answer.text
+        tokens[name] = answer.completion_tokens
+        if question.metric == RECORDED:
+            score = question.scores[name]
+            scores[name] = low * (1 - score) + high * score
+    row = {"question": question.text, "reference": question.reference, "answers": texts}
+    if scores:
+        row["scores"] = scores
+    row["meta"] = {
+        "id": question.id,
+        "split": split,
+        "task": question.task,
+        "metric": question.metric,
+        "tokens": tokens,
     }
+    return row
 
 
 def import_recorded(path: Path, source: Path, config: Config) -> None:
@@ -192,30 +192,20 @@ def import_recorded(path: Path, source: Path, config: Config) -> None:
     from backends.recorded import read_recording
     from experts import Request, build_pool
 
-    experts = [
-        e.model_copy(
-            update={"path" if isinstance(e, RecordedExpertConfig) else "first_answers": str(source)}
-        )
-        for e in config.pool.experts
-    ]
-    pool = build_pool(
-        with_store(
-            config.model_copy(
-                update={"pool": config.pool.model_copy(update={"experts": tuple(experts)})}
-            ),
-            path,
-        )
-    )
+    experts = []
+    for expert in config.pool.experts:
+        field = "path" if isinstance(expert, RecordedExpertConfig) else "first_answers"
+        experts.append(expert.model_copy(update={field: str(source)}))
+    pool_config = config.pool.model_copy(update={"experts": tuple(experts)})
+    pool = build_pool(with_store(config.model_copy(update={"pool": pool_config}), path))
     before, recording = len(pool.store), read_recording(str(source))
     questions = list(recording.questions())
     for start in range(0, len(questions), CHUNK):
-        pool.answer(
-            [
-                Request(idx, question)
-                for idx in range(len(pool))
-                for question in questions[start : start + CHUNK]
-            ]
-        )
+        requests = []
+        for expert_idx in range(len(pool)):
+            for question in questions[start : start + CHUNK]:
+                requests.append(Request(expert_idx, question))
+        pool.answer(requests)
     print(
         f"{path}: {len(pool.store) - before} answers of {len(pool)} experts to {len(recording)}"
         " questions added"

@@ -100,8 +100,7 @@ def made_results() -> dict[str, Any]:
         "seeds": [0, 1],
         "reward": "final",
         "alpha": 0.1,
-        "cost_unit": "params",
-        "cost_scale": 1000.0,
+        "cost_unit": "million parameters",
         "experts": [
             {"name": name, "params_b": 0.001 * (idx + 1)} for idx, name in enumerate(EXPERTS)
         ],

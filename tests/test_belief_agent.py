@@ -30,7 +30,7 @@ SETTINGS = {
     "threads": 1,
     "device": "cpu",
     "env": {"t_max": 3, "submits": "best", "stop": "action", "continue_past_p0": 0},
-    "reward": {"alpha": 0.2, "cost_scale": 0.125},
+    "reward": {"alpha": 0.2, "cost_unit": "8 billion parameters"},
     "agent": {"reads": "belief", "max_tokens": 32},
     "ppo": {"lr": 1e-4, "batch_size": 16, "repeats": 1},
     "train": {"epochs": 2, "updates_per_epoch": 2, "episodes_per_update": 16, "num_envs": 8},
@@ -186,6 +186,7 @@ def test_an_agent_that_reads_text_cannot_stop_by_itself(config_path: Path) -> No
         load_config(config_path, ["--agent.reads", "text"])
 
 
+@pytest.mark.slow
 def test_a_terminator_may_stop_the_agent_instead(
     config_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -196,6 +197,7 @@ def test_a_terminator_may_stop_the_agent_instead(
     assert 0 < threshold <= 0.95
 
 
+@pytest.mark.slow
 def test_one_agent_serves_all_alphas_it_was_trained_for_and_those_between(
     config_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

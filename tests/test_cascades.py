@@ -119,7 +119,7 @@ def test_a_sealed_table_holds_neither_qualities_nor_references() -> None:
 def test_a_pool_is_asked_once_and_its_answers_are_scored_and_grouped(make_pool: Callable) -> None:
     question = Question("sum", "What is 3 + 4?", metric="numeric_match", _reference="7")
     pool = make_pool([lambda q, a: "7", lambda q, a: "It is 8.", lambda q, a: "7.0 exactly"])
-    table = ask_all([question], pool, RewardConfig(cost_scale=2.0))
+    table = ask_all([question], pool, RewardConfig(cost_unit="0.5 billion parameters"))
     assert table.quality.tolist() == [[1.0, 0.0, 1.0]]
     assert table.groups.tolist() == [[0, 1, 0]]
     assert table.charge.tolist() == [[2.0, 4.0, 6.0]]  # 1, 2 and 3 billion parameters x 2

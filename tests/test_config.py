@@ -248,10 +248,10 @@ def test_a_malformed_file_is_named(tmp_path, content, message):
         ("seed: 4294967296", "seed = 4294967296: .*less than 4294967296"),
         ("threads: 100000", "threads = 100000: this machine has"),
         ("reward: {alpha: 1e308}", "reward.alpha = '?1e.?308'?: .*less than"),
-        ("reward: {cost_scale: 1e400}", "reward.cost_scale = .*: "),
+        ("reward: {cost_unit: 1e-300 USD}", "reward.cost_unit = .*: at most"),
         ("reward: {beta: -1e300}", "reward.beta = .*: .*greater than"),
         ("ppo: {lr: 1e39}", "ppo.lr = .*: .*less than"),
-        ("terminator: {lr: .inf}", "terminator.lr = inf"),
+        ("ppo: {lr_encoder: .inf}", "ppo.lr_encoder = inf"),
     ],
 )
 def test_a_value_that_no_setting_could_take_is_refused_by_its_field(tmp_path, content, said):
@@ -318,10 +318,10 @@ def test_charging_usd_needs_a_price_for_every_expert(load):
     priced = "{name: paid, source: x, params_b: 1, usd_per_million_completion_tokens: 2}"
     with pytest.raises(ConfigError, match=r"these experts have no price: free$"):
         load(
-            f"reward: {{cost: usd}}\npool: {{experts: [{priced}, {{name: free, source: y, params_b:"
-            " 1}]}"
+            f"reward: {{cost_unit: USD}}\npool: {{experts: [{priced},"
+            " {name: free, source: y, params_b: 1}]}"
         )
-    assert load(f"reward: {{cost: usd}}\npool: {{experts: [{priced}]}}").reward.cost == "usd"
+    assert load(f"reward: {{cost_unit: USD}}\npool: {{experts: [{priced}]}}").reward.cost == "usd"
 
 
 def test_few_shot_needs_its_file_and_a_file_needs_few_shot(load):
@@ -395,7 +395,7 @@ def test_a_configuration_cannot_be_changed_once_made(load):
         (["--alpha", "0.2"], "--alpha: unknown key; did you mean 'reward.alpha'?"),
         (
             ["--train.lr", "0.2"],
-            "--train.lr: unknown key; did you mean 'ppo.lr' or 'terminator.lr'?",
+            "--train.lr: unknown key; did you mean 'ppo.lr'?",
         ),
         (
             ["--pool.experts.0.name", "x"],

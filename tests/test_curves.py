@@ -103,6 +103,7 @@ def experts() -> CostRange:
     return CostRange((rng.random(40) < 0.4).astype(float), np.full(40, 1.0), np.full(40, 3.0))
 
 
+@pytest.mark.slow
 def test_the_bootstrap_draws_the_same_questions_for_all(experts: CostRange) -> None:
     curves = {"a": made_curve(1, 0.2), "b": made_curve(2, 0.0, seeds=1)}
     found = areas(curves, experts)
@@ -124,6 +125,7 @@ def test_the_bootstrap_draws_the_same_questions_for_all(experts: CostRange) -> N
     assert (again["b"] == found["b"]).all()  # whoever else is there
 
 
+@pytest.mark.slow
 def test_a_difference_of_areas_is_paired(experts: CostRange) -> None:
     curve = made_curve(1, 0.0)
     better = Curve(np.minimum(curve.quality + 0.1, 1.0), curve.cost)
@@ -139,6 +141,7 @@ def test_a_difference_of_areas_is_paired(experts: CostRange) -> None:
     assert same == {"diff": 0.0, "lo": 0.0, "hi": 0.0, "p": 1.0, "verdict": "not separable"}
 
 
+@pytest.mark.slow
 def test_the_interval_of_an_area_covers_the_truth_about_95_times_in_100(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -227,7 +230,7 @@ def test_a_sweeps_agents_are_means_over_seeds_with_intervals_at_one_price() -> N
     ]
     others = made_records("small", "single", 0, [0, 0, 0, 0], charge=9.0, params_b=0.001)
     found = experiment.family(
-        {0.5: [*others, *cheap], 0.1: dear}, RewardConfig(cost="params", cost_scale=1000.0)
+        {0.5: [*others, *cheap], 0.1: dear}, RewardConfig(cost_unit="million parameters")
     )
     assert [(p["policy"], p["kind"], p["value"]) for p in found] == [
         ("DER", "der", "0.5"),

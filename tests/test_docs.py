@@ -6,6 +6,7 @@ import ast
 import re
 import runpy
 import shlex
+import shutil
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ import train_ppo_multi
 from config import Section
 from metrics.registry import get_metric
 from runtime.command_line import load_config
+from runtime.settings_list import all_settings
 from scripts.build_docs import generated
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -259,6 +261,22 @@ def test_the_readme_installs_the_torch_that_is_required() -> None:
     assert version in read(ROOT / "requirements.txt").splitlines()
 
 
+def test_every_setting_stands_in_a_shipped_configuration_or_a_page() -> None:
+    texts = [path.read_text() for path in (ROOT / "configs").glob("*.yaml")]
+    for page in PAGES:
+        if page.name not in ("settings.md", "CHANGELOG.md"):
+            texts.append(read(page))
+    everything = "\n".join(texts)
+    unused = []
+    for group in all_settings():
+        for setting in group.settings:
+            assert setting.meaning, f"{setting.name} has no description"
+            name = setting.name.rpartition(".")[2]
+            if not re.search(rf"\b{name}\b", everything):
+                unused.append(setting.name)
+    assert unused == [], "show how they are used, or make them constants"
+
+
 # --- recipes of docs/extending.md ---
 
 
@@ -272,8 +290,9 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
             names.append(match[1])
             (tmp_path / f"{match[1]}.py").write_text(block)
     assert names == ["word_overlap", "short_to_small", "my_baseline", "calculator"]
-    for name in ("configs", "data", "models"):
+    for name in ("data", "models"):
         (tmp_path / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
@@ -302,7 +321,7 @@ def test_the_metric_of_the_recipe_scores_by_hand(workplace: Path) -> None:
 
 
 def test_the_policy_of_the_recipe_plays_every_question(workplace: Path) -> None:
-    played = run_recipe("ShortToSmall(len(pool))", workplace)
+    played = run_recipe("ShortToSmall(pool)", workplace)
     assert len(played["routes"]) == 20
     for route in played["routes"]:
         is_short = len(route.episode.question.text) < 60
@@ -312,12 +331,16 @@ def test_the_policy_of_the_recipe_plays_every_question(workplace: Path) -> None:
 
 def test_the_expert_of_the_recipe_answers_42(workplace: Path, capsys) -> None:
     (workplace / "runs").mkdir()
-    run_recipe("Calculator()", workplace)
+    (settings,) = [
+        block for block in blocks(ROOT / "docs" / "extending.md", "yaml") if "calculator" in block
+    ]
+    (workplace / "configs" / "with_calculator.yaml").write_text(settings)
+    run_recipe("with_calculator", workplace)
     assert capsys.readouterr().out == "42\n"
 
 
 @pytest.mark.slow
-def test_the_baseline_of_the_recipe_stands_in_the_table(
+def test_the_baseline_and_the_policy_of_the_recipes_stand_in_the_table(
     workplace: Path, bert_encoder: Path, capsys
 ) -> None:
     options = {
@@ -334,6 +357,8 @@ def test_the_baseline_of_the_recipe_stands_in_the_table(
         "threads": "1",
     }
     run = train_ppo_multi.main([f"--{key}={value}" for key, value in options.items()])
-    named = "--eval.baselines=['my_baseline:SHORT_TO_SMALL']"
-    test_ppo_multi.main(["--run", str(run), named])
-    assert re.search(r"^short to small +[01]\.\d{3} \[", capsys.readouterr().out, re.MULTILINE)
+    named = "['my_baseline:SHORT_TO_SMALL','short_to_small:ShortToSmall']"
+    test_ppo_multi.main(["--run", str(run), f"--eval.baselines={named}"])
+    table = capsys.readouterr().out
+    for policy in ("short to small", "ShortToSmall"):
+        assert re.search(rf"^{policy} +[01]\.\d{{3}} \[", table, re.MULTILINE)

@@ -309,6 +309,7 @@ def test_a_reset_before_a_step_gives_the_question_back(make_vector_env: Callable
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_envs, per_collect", [(1, 4), (3, 4), (4, 8), (5, 5), (8, 8)])
 def test_tianshou_plays_every_question_once_per_pass(
     make_vector_env: Callable, bert_encoder: Path, num_envs: int, per_collect: int

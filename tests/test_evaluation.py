@@ -160,7 +160,10 @@ def test_routers_are_had_where_trees_would_cost_too_much(run: Path) -> None:
     [
         ("agrement_cascade", "no baseline 'agrement_cascade'; did you mean agreement_cascade?"),
         ("ranker", "ranker needs eval.ranker"),
-        ("nowhere.at.all:thing", "nowhere.at.all:thing: No module named 'nowhere'"),
+        (
+            "nowhere.at.all:thing",
+            "thing cannot be imported (ModuleNotFoundError: No module named",
+        ),
         ("recordings:make_rows", "is a function, expected a evaluation.catalogue.Baseline"),
     ],
 )

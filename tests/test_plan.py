@@ -307,7 +307,7 @@ def test_a_plan_by_hand(workplace):
     }
     text = plan_text(
         make_plan(
-            _config([expert], data=DATA, env={"t_max": 1}, train=train, reward={"cost": "usd"})
+            _config([expert], data=DATA, env={"t_max": 1}, train=train, reward={"cost_unit": "USD"})
         )
     )
     assert "train 10, validation 2, test 3; metrics: exact_match" in text
@@ -411,8 +411,8 @@ def test_questions_that_a_run_would_refuse_are_refused_here(workplace):
     with pytest.raises(
         ConfigError,
         match=(
-            r"(?s)2 problem.*recorded judges experts of kind recorded only; nobody has scored what"
-            r" e.*old\.jsonl holds no answer to 'b\?'"
+            r"(?s)2 problem.*recorded judges experts of kind recorded only; there are no scores of"
+            r" what e.*old\.jsonl holds no answer to 'b\?'"
         ),
     ):
         make_plan(_config([_hf("e"), replayed], data=data))

@@ -71,7 +71,7 @@ def settings(
 
 @pytest.fixture
 def pool_of(tmp_path: Path) -> Callable[..., ExpertPool]:
-    """`pool_of(rows, reward.cost="usd", ...)`: a pool of the recorded experts `cheap` and
+    """`pool_of(rows, reward={"cost_unit": "USD"}, ...)`: a pool of the recorded experts `cheap` and
     `dear`.
     """
 
@@ -210,7 +210,7 @@ def test_costs_by_hand(pool_of: Callable, bert_encoder: Path) -> None:
     )
     pool = pool_of(
         [row("b?", meta={"tokens": {"cheap": 5, "dear": 5}}), counted],
-        reward={"cost": "params"},
+        reward={"cost_unit": "billion parameters"},
         usd_per_million_completion_tokens=24.7,
     )
     costs = [
@@ -231,7 +231,7 @@ def test_costs_by_hand(pool_of: Callable, bert_encoder: Path) -> None:
         tokenizer=str(bert_encoder),
         usd_per_million_prompt_tokens=1.0,
         usd_per_million_completion_tokens=0.24,
-        reward={"cost": "usd"},
+        reward={"cost_unit": "USD"},
     )
     cheap, dear = pool.answer([Request(0, counted["question"]), Request(1, counted["question"])])
     assert (cheap.prompt_tokens, cheap.completion_tokens) == (5, 1)  # what is the sum ? -> yes
@@ -251,11 +251,13 @@ def test_answers_stored_before_they_were_counted_are_not_taken_for_counted_ones(
     )
 
 
-@pytest.mark.parametrize("unit", ["tokens", "flops", "usd"])
+@pytest.mark.parametrize(
+    ("unit", "kind"), [("tokens", "tokens"), ("TFLOP", "flops"), ("0.001 USD", "usd")]
+)
 def test_what_nobody_has_counted_is_not_charged_by_the_token(
-    pool_of: Callable, bert_encoder: Path, unit: str
+    pool_of: Callable, bert_encoder: Path, unit: str, kind: str
 ) -> None:
-    price = {"reward": {"cost": unit}, "usd_per_million_completion_tokens": 1.0}
+    price = {"reward": {"cost_unit": unit}, "usd_per_million_completion_tokens": 1.0}
     rows = [
         row("a?", meta={"tokens": {"cheap": 3, "dear": 4}}),
         row("b?", meta={"tokens": {"cheap": 3, "dear": 0}}),
@@ -263,8 +265,8 @@ def test_what_nobody_has_counted_is_not_charged_by_the_token(
     with pytest.raises(
         ExpertError,
         match=(
-            rf"rec\.jsonl:2: reward\.cost is {unit}, but meta\.tokens has no count of dear's"
-            r" answer, and no tokenizer is named"
+            rf"rec\.jsonl:2: reward\.cost_unit charges {kind}, but meta\.tokens has no count of"
+            r" dear's answer, and no tokenizer is named"
         ),
     ):
         pool_of(rows, **price)
@@ -284,9 +286,9 @@ def test_settings_that_would_charge_what_is_unknown_are_refused(tmp_path: Path) 
         load_config(path)
     path.write_text(yaml.safe_dump(settings("rec.jsonl")))
     with pytest.raises(
-        ConfigError, match=r"latency, but recorded answers took no time that is known: cheap, dear"
+        ConfigError, match=r"seconds, but recorded answers took no time that is known: cheap, dear"
     ):
-        load_config(path, ["--reward.cost", "latency"])
+        load_config(path, ["--reward.cost_unit", "seconds"])
 
 
 # --- questions and scores ---
@@ -367,7 +369,7 @@ def test_rows_without_the_scores_that_the_metric_needs_are_refused(
         MetricError, match=r"question q-000000 .*: metric recorded, but no score of expert dear"
     ):
         pool_of([row("a?")]).check_questions([question])
-    with pytest.raises(MetricError, match="nobody has scored what e0 will answer"):
+    with pytest.raises(MetricError, match="there are no scores of what e0 will answer"):
         make_pool([lambda q, a: "yes"]).check_questions([question])
 
 
@@ -430,7 +432,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory, bert_encoder: Path) -> d
             for split in ("train", "validation", "test")
         },
         "env": {"t_max": 2},
-        "reward": {"cost": "tokens"},
+        "reward": {"cost_unit": "thousand tokens"},
         "agent": {"encoder": str(bert_encoder), "max_tokens": 48, "hidden_sizes": [16]},
         "train": {"epochs": 2, "updates_per_epoch": 1, "episodes_per_update": 16, "num_envs": 8},
         "terminator": {"steps": 20, "hidden_size": 8},
@@ -600,7 +602,7 @@ def test_first_answers_whose_prompts_nobody_can_count_are_not_charged_by_the_tok
     recorded.check_charge("params")
     with pytest.raises(
         ExpertError,
-        match=r"expert e: reward\.cost is usd, but nothing counts the prompts of its first_answers",
+        match=r"reward\.cost_unit charges usd, but nothing counts the prompts of its first_answers",
     ):
         recorded.check_charge("usd")
 
@@ -626,7 +628,7 @@ def test_a_real_experts_recorded_first_answers_cost_what_generating_them_did(
     config = {
         "device": "cpu",
         "pool": {"experts": [expert], "store": str(tmp_path / "a.sqlite")},
-        "reward": {"cost": "tokens"},
+        "reward": {"cost_unit": "thousand tokens"},
     }
     generated = build_pool(Config.model_validate(config)).answer(
         [Request(0, question) for question in questions]

@@ -334,13 +334,13 @@ def test_routes_are_priced_again_from_the_log_alone(logged: Callable) -> None:
     ]
     records = logged("DER", "der", routes)
     assert records[0]["return"] == pytest.approx(0.7)
-    (again,) = reprice(records, RewardConfig(alpha=0.1, cost="flops"))
+    (again,) = reprice(records, RewardConfig(alpha=0.1, cost_unit="TFLOP"))
     assert [step["charge"] for step in again["steps"]] == [2.0, 3.0] and again[
         "return"
     ] == pytest.approx(0.5)  # 1 - .1 x 5 of 1e12
     assert reprice(records, CONFIG.reward) == records
     with pytest.raises(ReportError, match="e0 has no price"):
-        reprice(records, RewardConfig(cost="usd"))
+        reprice(records, RewardConfig(cost_unit="USD"))
 
 
 def der_and_rivals(logged: Callable, der: list[Route], fixed: list[Route]) -> dict[str, Any]:
@@ -363,7 +363,7 @@ def test_a_collapsed_agent_is_called_that(logged: Callable) -> None:
     )
     assert "NO BETTER than a constant choice" in words and "NO BETTER than a table" in words
     assert (
-        "minus alpha = 0.1 times the experts' cost C = billions of parameters; intervals 95%"
+        "minus alpha = 0.1 times the experts' cost C in billion parameters; intervals 95%"
         in der_and_rivals(logged, same, same)["notes"][0]
     )
     routed = constant([[1]] * 40, [i % 3 for i in range(40)])

@@ -205,7 +205,7 @@ def test_quality_is_drawn_against_cost_with_its_interval(results: dict) -> None:
     assert {line.get_label(): line.get_xydata().tolist() for line in axes.lines}[
         "upper hull"
     ] == results["tradeoff"]["hull"]
-    assert axes.get_xlabel() == "experts' cost C (billions of parameters x 1000)"
+    assert axes.get_xlabel() == "experts' cost C (in million parameters)"
     assert axes.get_xscale() == "linear"  # 0.2 to 2.6
     results["rows"][-1]["charge"] = 4.1  # more than 20 times 0.2
     assert figures.quality_cost(results).axes[0].get_xscale() == "log"
@@ -348,7 +348,7 @@ def test_the_markdown_report_says_everything_and_links_the_figures(
     text = (tmp_path / "report.md").read_text()
     assert (
         "- DER beats the best fixed expert." in text
-        and "alpha 0.1, cost C = billions of parameters x 1000." in text
+        and "alpha 0.1, cost C in million parameters." in text
     )
     assert (
         "| DER | 0.850 [0.800, 0.900] | 0.800 [0.750, 0.850] | 1.00 | 0.500 | +0.450 [+0.400,"

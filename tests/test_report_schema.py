@@ -65,7 +65,7 @@ def test_what_is_computed_only_on_request_may_be_missing() -> None:
         (["comparisons", 0, "verdict"], "perhaps", r"comparisons\.0\.verdict"),
         (["terminator", "ece"], GONE, r"terminator\.ece: Field required"),
         (["transfer", "pairs", 0, "variants", "none"], 0.5, r"transfer\.pairs\.0\.variants\.none"),
-        (["cost_unit"], "bananas", r"cost_unit: Input should be 'params'"),
+        (["cost_unit"], "bananas", r"cost_unit: Value error, expected a unit"),
         (["seeds"], [], r"seeds: List should have at least 1 item"),
         (["surprise"], 1, r"surprise: Extra inputs are not permitted"),
     ],

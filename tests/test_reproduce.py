@@ -329,6 +329,7 @@ def test_every_table_ends_well_and_gives_a_reason_a_row_where_nothing_can_be_run
     assert not list(empty.iterdir())
 
 
+@pytest.mark.slow
 def test_missing_data_device_and_weights_are_each_named(
     show: Callable, empty: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

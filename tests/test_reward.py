@@ -459,10 +459,10 @@ def test_a_call_is_charged_in_every_unit():
     assert units == pytest.approx(
         {"params": 7.0, "flops": 7.0, "tokens": 0.5, "latency": 1.5, "usd": 0.00055}
     )
-    assert charge(cost, RewardConfig(cost="params", cost_scale=0.001)) == pytest.approx(
+    assert charge(cost, RewardConfig(cost_unit="trillion parameters")) == pytest.approx(
         0.007
     )  # the authors' koala
-    assert charge(cost, RewardConfig(cost="tokens", cost_scale=2.0)) == pytest.approx(1.0)
+    assert charge(cost, RewardConfig(cost_unit="0.5 thousand tokens")) == pytest.approx(1.0)
 
 
 def test_costs_add_up_and_a_call_without_a_price_leaves_no_price():

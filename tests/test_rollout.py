@@ -123,19 +123,19 @@ def test_the_value_of_a_route_by_hand() -> None:
     )
     # The authors' unit: .75 - 2 x (7 + 13) x .001
     assert route.value_under(
-        RewardConfig(alpha=2.0, cost="params", cost_scale=0.001)
+        RewardConfig(alpha=2.0, cost_unit="trillion parameters")
     ) == pytest.approx(0.71)
     # Thousands of tokens: .75 - 2 x (9 + 1 + 29 + 1) / 1000; neither shaping nor discount nor bonus
     # enter
     assert route.value_under(
-        RewardConfig(kind="paper", alpha=2.0, cost="tokens", discount=0.5)
+        RewardConfig(kind="paper", alpha=2.0, cost_unit="thousand tokens", discount=0.5)
     ) == pytest.approx(0.67)
-    assert route.value_under(RewardConfig(alpha=0.1, cost="latency")) == pytest.approx(
+    assert route.value_under(RewardConfig(alpha=0.1, cost_unit="seconds")) == pytest.approx(
         0.65
     )  # .75 - .1 x (.5 + .5)
-    assert route.cut(1).value_under(RewardConfig(alpha=2.0, cost_scale=0.001)) == pytest.approx(
-        0.236
-    )  # .25 - 2 x .007
+    assert route.cut(1).value_under(
+        RewardConfig(alpha=2.0, cost_unit="trillion parameters")
+    ) == pytest.approx(0.236)  # .25 - 2 x .007
     assert len(route.episode.steps) == 2  # cutting leaves the route as it was
 
 

@@ -62,7 +62,10 @@ def test_the_optimum_is_brute_forces_on_fifty_questions_of_the_embedded_pool(
     pool = build_pool(config)
     questions = load_splits(config.data).validation[:50]
     tree = grow(questions, pool, 2, expand_solved=False)
-    for reward in (config.reward, config.reward.model_copy(update={"cost": "flops", "alpha": 2.0})):
+    for reward in (
+        config.reward,
+        config.reward.model_copy(update={"cost_unit": "TFLOP", "alpha": 2.0}),
+    ):
         routes = optimal_routes(tree, reward)
         values = optimal_values(tree, reward)[0]
         expected = brute_force(questions, pool, 2, reward)

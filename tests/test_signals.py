@@ -80,6 +80,7 @@ def test_ctrl_c_ends_within_two_seconds_with_130_and_one_line(project: Path, cod
     assert seconds < 2.5  # two, and half a second for a busy machine
 
 
+@pytest.mark.slow
 def test_ctrl_c_during_the_imports_is_as_quiet(project: Path) -> None:
     code = "from runtime.signals import watch_signals\nwatch_signals()\nready()\ntime.sleep(60)"
     status, said, seconds = ended(start(code, project), signal.SIGINT)

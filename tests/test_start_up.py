@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from config import SPLITS, Config, Section
 
 HEAVY = (
     "tianshou",
@@ -35,8 +38,8 @@ print("imported:", *sorted(name for name in sys.modules if "." not in name))
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["train_ppo_multi.py", "--help"], "--dry_run"),
-        (["train_ppo_multi.py", "--print_config"], "cost_scale:"),
+        (["train_ppo_multi.py", "--help"], "--reward.alpha"),
+        (["train_ppo_multi.py", "--print_config"], "cost_unit:"),
         (["train_ppo_multi.py", "--reward.alhpa", "0.1"], "did you mean 'alpha'"),
         (["test_ppo_multi.py", "--help"], "--reprice"),
         (["test_ppo_multi.py", "--alphas", "0.1"], "expected two or more"),
@@ -57,9 +60,43 @@ def test_nothing_heavy_is_imported_before_there_is_something_to_do(
     assert not set(HEAVY) & set(imported)
 
 
+def names_of_all_settings(section: type[Section] = Config, prefix: str = "") -> list[str]:
+    """Dotted names of all settings that are no sections."""
+    names = []
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            names += names_of_all_settings(kind, f"{prefix}{name}.")
+        else:
+            names.append(prefix + name)
+    return names
+
+
+@pytest.mark.parametrize("command", ["train_ppo_multi", "test_ppo_multi"])
+def test_help_lists_every_setting_with_its_meaning_and_default(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        importlib.import_module(command).main(["--help"])
+    shown = capsys.readouterr().out
+    options = [line.strip() for line in shown.splitlines() if line.startswith("  --")]
+    for name in names_of_all_settings():
+        for split in SPLITS:
+            name = name.replace(f"data.{split}.", "data.SPLIT.")
+        assert f"--{name}" in options
+    words = " ".join(shown.split())
+    # config.py: alpha: float = Field(0.1, ge=0, le=1e6, description="weight of cost ...")
+    assert (
+        "--reward.alpha weight of cost against quality (number, at least 0, at most 1e+06;"
+        " default 0.1)" in words
+    )
+    assert "source local folder or hub id (text; required)" in words  # of an expert
+
+
 @pytest.mark.slow
-def test_an_agent_acts_without_tianshou(project: Path) -> None:
-    program = "import sys, scripts.ask; print([name for name in sys.modules if name == 'tianshou'])"
+def test_an_agent_acts_without_what_trains_and_draws(project: Path) -> None:
+    unneeded = ("tianshou", "sklearn", "datasets", "evaluate", "matplotlib", "pandas", "ray")
+    program = f"import sys, scripts.ask; print([n for n in {unneeded} if n in sys.modules])"
     command = [sys.executable, "-c", program]
     shown = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True).stdout
     assert shown == "[]\n"

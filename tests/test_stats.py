@@ -100,6 +100,7 @@ def test_equal_rows_are_one_row() -> None:
     )
 
 
+@pytest.mark.slow
 def test_seed_spread_widens_and_more_seeds_narrow() -> None:
     def width(seeds: int, spread: float) -> float:
         return float(
@@ -256,6 +257,7 @@ def test_simulated_truth_is_the_one_claimed() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mean", "seeds", "spread"), [(0.85, 3, 0.1), (0.85, 5, 0.1), (0.5, 3, 0.03), (0.5, 3, 0)]
 )

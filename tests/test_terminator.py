@@ -74,10 +74,11 @@ def new_terminator(agent: Agent) -> Terminator:
     return Terminator(agent.encoder.width, 2, T_MAX, hidden_size=16, dropout=0.1)
 
 
+@pytest.mark.slow
 def test_it_learns_a_separable_rule_and_applies_it_to_new_questions(agent: Agent) -> None:
     terminator = new_terminator(agent)
     loss = terminator.fit(
-        agent, toy_data(agent, QUESTIONS[:24]), TerminatorConfig(steps=200, lr=0.01), seed=0
+        agent, toy_data(agent, QUESTIONS[:24]), TerminatorConfig(steps=1000), seed=0
     )
     unseen = QUESTIONS[24:]
     rows = judged_states(agent, unseen, ["yes"] * len(unseen))
@@ -89,6 +90,7 @@ def test_it_learns_a_separable_rule_and_applies_it_to_new_questions(agent: Agent
     assert loss < np.log(2) / 4  # a coin's cross-entropy is ln 2
 
 
+@pytest.mark.slow
 def test_it_learns_from_the_answer_too(agent: Agent) -> None:
     data, texts = TerminatorData(), ["paris", "backward"]
     for text in texts:
@@ -96,7 +98,7 @@ def test_it_learns_from_the_answer_too(agent: Agent) -> None:
             judged_states(agent, QUESTIONS[:24], [text] * 24), [0] * 24, [text == "paris"] * 24
         )
     terminator = new_terminator(agent)
-    terminator.fit(agent, data, TerminatorConfig(steps=300, lr=0.01), seed=0)
+    terminator.fit(agent, data, TerminatorConfig(steps=1500), seed=0)
     good, bad = (
         terminator.probabilities(agent, judged_states(agent, QUESTIONS[24:], [text] * 24), [0] * 24)
         for text in texts
@@ -243,6 +245,7 @@ def test_the_form_of_an_answer(text: str, shape: str) -> None:
     assert answer_shape(text) == shape
 
 
+@pytest.mark.slow
 def test_the_judge_never_asks_for_a_reference(
     agent: Agent, make_pool: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,9 +258,7 @@ def test_the_judge_never_asks_for_a_reference(
 
     monkeypatch.setattr(Question, "reference", property(asked))
     terminator = new_terminator(agent)
-    terminator.fit(
-        agent, toy_data(agent, QUESTIONS[:10]), TerminatorConfig(steps=100, lr=0.01), seed=0
-    )
+    terminator.fit(agent, toy_data(agent, QUESTIONS[:10]), TerminatorConfig(steps=500), seed=0)
     pool = make_pool([lambda q, a: "yes", lambda q, a: "no"])
     for threshold, calls, reason in (
         (0.0, 1, "satisfied"),

@@ -152,6 +152,7 @@ def log_likelihood(folder: Path, source: str, target: str) -> float:
     return total / len(target_ids)
 
 
+@pytest.mark.slow
 def test_bartscore_is_the_mean_log_likelihood_of_the_reference_given_the_answer(bart: Path) -> None:
     expected = [
         log_likelihood(bart, prediction, reference)

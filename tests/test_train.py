@@ -464,7 +464,7 @@ def test_the_agent_learns_whom_to_ask(
         "num_envs": 16,
     }
     settings["ppo"] |= {"lr": 0.01, "repeats": 4, "batch_size": 32}
-    settings["terminator"] |= {"steps": 200, "lr": 0.01}
+    settings["terminator"] |= {"steps": 1000}
     run = train_ppo_multi.main(
         ["--config", str(dump_yaml(tmp_path / "easy.yaml", settings)), "--name", "easy"]
     )
@@ -522,7 +522,7 @@ def test_the_evaluation_writes_the_promised_results(results: dict[str, Any]) -> 
         "seeds": [0],
         "reward": "final",
         "alpha": 0.01,
-        "cost_unit": "params",
+        "cost_unit": "billion parameters",
     }
     for row in results["rows"]:
         assert row.keys() == ROW_KEYS and row["kind"] in KINDS
@@ -737,7 +737,10 @@ def test_a_full_evaluation_of_two_seeds_has_every_baseline_and_no_policy_beats_t
             ["--run", str(finished_run), str(second), "--out", str(out), "--reprice", "tokens"]
         )
     again = read_results(path)
-    assert path == out / "report" / "in_tokens" / "results.json" and again["cost_unit"] == "tokens"
+    assert (
+        path == out / "report" / "in_tokens" / "results.json"
+        and again["cost_unit"] == "thousand tokens"
+    )
     for row in again["rows"]:
         tokens = row["cost"]["prompt_tokens"] + row["cost"]["completion_tokens"]
         assert (
@@ -747,10 +750,10 @@ def test_a_full_evaluation_of_two_seeds_has_every_baseline_and_no_policy_beats_t
     assert by_name.keys() - {row["policy"] for row in again["rows"]} == {
         "optimum (hindsight)"
     }  # no optimum at other prices
-    assert again["evaluation"]["config"]["reward"]["cost"] == "tokens"
+    assert again["evaluation"]["config"]["reward"]["cost_unit"] == "thousand tokens"
     assert (
         "optimum" not in again["oracle"]
-        and "chosen for alpha = 0.01 and C = billions of parameters. " in again["notes"][-1]
+        and "chosen for alpha = 0.01 and C in billion parameters. " in again["notes"][-1]
     )
 
 

@@ -16,6 +16,9 @@ from torch import nn
 from config import PPOConfig
 from text_agent import Agent
 
+VALUE_WEIGHT = 0.5  # of the value loss beside the policy loss
+MAX_GRAD_NORM = 0.5  # a longer gradient is scaled to it
+
 
 class DERPolicy(DiscreteActorPolicy):
     """Tianshou's categorical policy that stores log-probability and value with every collected
@@ -112,9 +115,9 @@ def build_ppo(agent: Agent, config: PPOConfig, discount: float, num_updates: int
         critic=agent.critic,
         optim=TwoRates(config, num_updates),
         eps_clip=config.eps_clip,
-        vf_coef=config.vf_coef,
+        vf_coef=VALUE_WEIGHT,
         ent_coef=config.ent_coef,
-        max_grad_norm=config.max_grad_norm,
+        max_grad_norm=MAX_GRAD_NORM,
         gae_lambda=config.gae_lambda,
         gamma=discount,
     )

@@ -49,7 +49,7 @@ class DERVectorEnv(BaseVectorEnv):
         for i in ids:
             env = self.envs[i]
             if self._drawn.pop(i, None) is not None:
-                env.episode.runs_on = bool(self.rng.random() < env.config.continue_past_p0)
+                env.episode.ignores_judge = bool(self.rng.random() < env.config.continue_past_p0)
             envs.append(env)
         advance(envs, actions)
         rewards = []

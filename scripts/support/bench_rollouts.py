@@ -9,11 +9,12 @@ from __future__ import annotations
 import functools
 import heapq
 import itertools
+import math
 import os
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,21 +52,21 @@ class Plan:
         cls, questions: Sequence[Question], num_experts: int, t_max: int, seed: int = 0
     ) -> Plan:
         rng = np.random.default_rng(seed)
-        return cls(
-            questions,
-            {question.id: rng.integers(num_experts, size=t_max) for question in questions},
-            t_max,
-        )
+        experts = {}
+        for question in questions:
+            experts[question.id] = rng.integers(num_experts, size=t_max)
+        return cls(questions, experts, t_max)
 
     @property
     def num_transitions(self) -> int:
         return len(self.questions) * self.t_max
 
     def act(self, episodes: Sequence[Episode]) -> list[Decision]:
-        return [
-            Decision(int(self.experts[episode.question.id][len(episode.steps)]))
-            for episode in episodes
-        ]
+        decisions = []
+        for episode in episodes:
+            expert_idx = self.experts[episode.question.id][len(episode.steps)]
+            decisions.append(Decision(int(expert_idx)))
+        return decisions
 
     def first(self, num_questions: int) -> Plan:
         return Plan(self.questions[:num_questions], self.experts, self.t_max)
@@ -115,13 +116,11 @@ class Bench:
     def __init__(self, pool: ExpertPool, folder: Path):
         self.pool, self.num_stores = pool, 0
         self.experts = [expert for expert in pool.experts if isinstance(expert, HFExpert)]
-        self.folder = Path(
-            tempfile.mkdtemp(dir=folder)
-        )  # its own: another bench's answers would make its rollouts warm
+        # Its own: another bench's answers would make its rollouts warm
+        self.folder = Path(tempfile.mkdtemp(dir=folder))
         for expert in pool.experts:
-            list(
-                expert.answer([expert.render("2 + 2?", None, pool.ktp)])
-            )  # loads the weights, and whatever is done once
+            prompt = expert.render("2 + 2?", None, pool.ktp)
+            list(expert.answer([prompt]))  # loads the weights, and whatever is done once
 
     def cold_pool(self) -> ExpertPool:
         """The same experts, already loaded, with an empty store."""
@@ -193,16 +192,20 @@ class Bench:
 
     def differing_share(self, expert: HFExpert, prompts: Sequence[str]) -> float:
         """Share of answers that differ between batches of one and full batches."""
-        batched = {
-            index: answer.text for batch in expert.answer(prompts) for index, answer in batch
-        }
-        alone = [
-            answer.text
-            for prompt in prompts
-            for batch in expert.answer([prompt])
-            for _, answer in batch
-        ]
-        return float(np.mean([batched[index] != text for index, text in enumerate(alone)]))
+        batched = answer_texts(expert, prompts)
+        num_differing = 0
+        for index, prompt in enumerate(prompts):
+            num_differing += answer_texts(expert, [prompt])[0] != batched[index]
+        return num_differing / len(prompts)
+
+
+def answer_texts(expert: HFExpert, prompts: Sequence[str]) -> dict[int, str]:
+    """The expert's answer to each prompt, by the prompt's index."""
+    texts = {}
+    for batch in expert.answer(prompts):
+        for index, answer in batch:
+            texts[index] = answer.text
+    return texts
 
 
 @torch.inference_mode()
@@ -250,26 +253,35 @@ def best_threads(run: Callable[[], object]) -> int:
     most the number of cores.
     """
 
-    def seconds(count: int) -> float:
-        torch.set_num_threads(count)
-        return seconds_of(run)
+    cores = os.cpu_count() or 1
+    fastest: dict[int, float] = {}
+    for _ in range(3):
+        count = 1
+        while count <= cores:
+            torch.set_num_threads(count)
+            fastest[count] = min(seconds_of(run), fastest.get(count, math.inf))
+            count *= 2
+    return min(fastest, key=fastest.__getitem__)
 
-    counts = [1 << power for power in range((os.cpu_count() or 1).bit_length())]
-    turns = [{count: seconds(count) for count in counts} for _ in range(3)]
-    return min(counts, key=lambda count: min(turn[count] for turn in turns))
+
+def median_of(sample: Callable[[], float], repeats: int) -> float:
+    """The median of a number that is measured several times."""
+    samples = []
+    for _ in range(repeats):
+        samples.append(sample())
+    return float(np.median(samples))
 
 
 def repeated(experts: Sequence[Any], count: int) -> tuple[Any, ...]:
     """`count` experts, the given ones over and over; a decoding seed, which greedy decoding
     ignores, keeps their answers apart.
     """
-    named = zip(range(count), itertools.cycle(experts), strict=False)
-    return tuple(
-        e.model_copy(
-            update={"name": f"{e.name}-{n}", "decoding": e.decoding.model_copy(update={"seed": n})}
-        )
-        for n, e in named
-    )
+    copies = []
+    for number, expert in zip(range(count), itertools.cycle(experts), strict=False):
+        decoding = expert.decoding.model_copy(update={"seed": number})
+        changed = {"name": f"{expert.name}-{number}", "decoding": decoding}
+        copies.append(expert.model_copy(update=changed))
+    return tuple(copies)
 
 
 def measure(config: Config, folder: Path, repeats: int, num_questions: int) -> dict[str, float]:
@@ -279,63 +291,82 @@ def measure(config: Config, folder: Path, repeats: int, num_questions: int) -> d
     questions = load_splits(config.data).test[:num_questions]
     bench = Bench(build_pool(config), folder)
     plan = Plan.draw(questions, len(bench.pool), config.env.t_max)
-    part, probe = plan.first(max(16, num_questions // 4)), plan.first(8)
-
-    def rate(num_envs: int) -> float:
-        return plan.num_transitions / bench.rollout_s(plan, num_envs)[0]
-
-    ways: dict[str, Callable[[], float]] = {
-        f"envs_{n}": functools.partial(rate, n) for n in ENVS if n // 2 < num_questions
-    }
-    ways["in_step"] = lambda: plan.num_transitions / bench.rollout_s(plan, 64, in_step=True)[0]
-    ways |= {
-        "sequential": lambda: part.num_transitions / bench.sequential_s(part),
-        "threads": lambda: part.num_transitions / bench.threads_s(part, 16),
-    }
-    threads = dict.fromkeys(ways, best_threads(lambda: bench.rollout_s(part, 64)))
-    threads |= {
-        "sequential": best_threads(lambda: bench.sequential_s(probe)),
-        "threads": best_threads(lambda: bench.threads_s(plan.first(16), 16)),
-    }
-    rates: dict[str, list[float]] = {name: [] for name in ways}
+    ways = _ways(bench, plan)
+    threads = _threads_of(ways, bench, plan)
+    rates: dict[str, list[float]] = {}
     against_generate = []
     for _ in range(repeats):
         for name, way in ways.items():
             torch.set_num_threads(threads[name])
-            rates[name].append(way())
+            rates.setdefault(name, []).append(way())
         torch.set_num_threads(threads["envs_64"])
         seconds, pool = bench.rollout_s(plan, num_questions)
         against_generate.append(seconds / bench.generate_s(stored_prompts(pool.store)))
-    out = {f"transitions_per_s/{name}": float(np.median(values)) for name, values in rates.items()}
-    out |= {
-        f"threads/{name}": float(threads[name]) for name in ("envs_64", "sequential", "threads")
-    }
-    for slow, name in itertools.product(("sequential", "threads", "in_step"), ways):
-        if name.startswith("envs") and (slow != "in_step" or name == "envs_64"):
-            ratios = np.array(rates[name]) / np.array(rates[slow])
-            out[f"rollout_vs_{slow}" + ("" if name == "envs_64" else f"/{name}")] = float(
-                np.median(ratios)
-            )
+    out = _rate_figures(rates)
+    for name in ("envs_64", "sequential", "threads"):
+        out[f"threads/{name}"] = float(threads[name])
     out["rollout_vs_generate"] = float(np.median(against_generate))
     out["rollout_vs_in_step/remote"] = distant_ratio(plan.first(128), bench, repeats)
-    prompts = [
-        [
-            e.render(q.text, "no" if n % 2 else None, bench.pool.ktp)
-            for n, q in enumerate(questions[:64])
-        ]
-        for e in bench.experts
-    ]
-    pairs = list(zip(bench.experts, prompts, strict=True))
-    together = {
-        f"together_vs_one_by_one/{e.config.name}": float(
-            np.median([bench.together_ratio(e, texts) for _ in range(repeats)])
-        )
-        for e, texts in pairs
-    }
-    differing = {
-        f"batch_invariance/{e.config.name}": bench.differing_share(e, texts) for e, texts in pairs
-    }
-    return out | together | differing | {"batch_invariance": max(differing.values())}
+    return out | _batch_figures(bench, questions[:64], repeats)
+
+
+def _ways(bench: Bench, plan: Plan) -> dict[str, Callable[[], float]]:
+    """Ways of playing a plan; each returns its transitions per second."""
+    part = _part(plan)
+
+    def rate(num_envs: int, *, in_step: bool = False) -> float:
+        return plan.num_transitions / bench.rollout_s(plan, num_envs, in_step=in_step)[0]
+
+    ways: dict[str, Callable[[], float]] = {}
+    for num_envs in ENVS:
+        if num_envs // 2 < len(plan.questions):
+            ways[f"envs_{num_envs}"] = functools.partial(rate, num_envs)
+    ways["in_step"] = functools.partial(rate, 64, in_step=True)
+    ways["sequential"] = lambda: part.num_transitions / bench.sequential_s(part)
+    ways["threads"] = lambda: part.num_transitions / bench.threads_s(part, 16)
+    return ways
+
+
+def _part(plan: Plan) -> Plan:
+    """What the slow ways play of a plan."""
+    return plan.first(max(16, len(plan.questions) // 4))
+
+
+def _threads_of(ways: Iterable[str], bench: Bench, plan: Plan) -> dict[str, int]:
+    """The thread count that suits each way best."""
+    part, probe = _part(plan), plan.first(8)
+    threads = dict.fromkeys(ways, best_threads(lambda: bench.rollout_s(part, 64)))
+    threads["sequential"] = best_threads(lambda: bench.sequential_s(probe))
+    threads["threads"] = best_threads(lambda: bench.threads_s(plan.first(16), 16))
+    return threads
+
+
+def _rate_figures(rates: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Transitions per second of each way, and our rollouts against the slow ones."""
+    out = {}
+    for name, values in rates.items():
+        out[f"transitions_per_s/{name}"] = float(np.median(values))
+    for slow, name in itertools.product(("sequential", "threads", "in_step"), rates):
+        if name.startswith("envs") and (slow != "in_step" or name == "envs_64"):
+            suffix = "" if name == "envs_64" else f"/{name}"
+            ratios = np.array(rates[name]) / np.array(rates[slow])
+            out[f"rollout_vs_{slow}{suffix}"] = float(np.median(ratios))
+    return out
+
+
+def _batch_figures(bench: Bench, questions: Sequence[Question], repeats: int) -> dict[str, float]:
+    """For each expert, the gain of batches and the share of answers that they change."""
+    together, differing = {}, {}
+    for expert in bench.experts:
+        prompts = []
+        for number, question in enumerate(questions):
+            previous_answer = "no" if number % 2 else None
+            prompts.append(expert.render(question.text, previous_answer, bench.pool.ktp))
+        name = expert.config.name
+        ratio = functools.partial(bench.together_ratio, expert, prompts)
+        together[f"together_vs_one_by_one/{name}"] = median_of(ratio, repeats)
+        differing[f"batch_invariance/{name}"] = bench.differing_share(expert, prompts)
+    return together | differing | {"batch_invariance": max(differing.values())}
 
 
 def distant_ratio(plan: Plan, bench: Bench, repeats: int) -> float:
@@ -344,79 +375,98 @@ def distant_ratio(plan: Plan, bench: Bench, repeats: int) -> float:
     """
 
     def seconds(*, in_step: bool) -> float:
-        pool, start = (
-            ExpertPool([DistantExpert(name) for name in bench.pool.names], bench.cold_pool().store),
-            time.perf_counter(),
-        )
+        experts = [DistantExpert(name) for name in bench.pool.names]
+        pool = ExpertPool(experts, bench.cold_pool().store)
+        start = time.perf_counter()
         play(plan.questions, plan, pool, NeverSatisfied(), plan.t_max, width=64, in_step=in_step)
         return time.perf_counter() - start
 
-    return float(
-        np.median([seconds(in_step=True) / seconds(in_step=False) for _ in range(repeats)])
-    )
+    return median_of(lambda: seconds(in_step=True) / seconds(in_step=False), repeats)
+
+
+class Scaling:
+    """Rollouts of growing size, on one pool or on pools made for them."""
+
+    def __init__(self, config: Config, folder: Path, repeats: int):
+        self.config, self.folder, self.repeats = config, folder, repeats
+        self.questions = load_splits(config.data).test
+        self.bench = Bench(build_pool(config), folder)
+        self.t_max = config.env.t_max
+        warm_up = Plan.draw(self.questions[:64], len(self.bench.pool), self.t_max)
+        torch.set_num_threads(best_threads(lambda: self.bench.rollout_s(warm_up, 64)))
+
+    def seconds(self, plan: Plan, num_envs: int, bench: Bench | None = None) -> float:
+        runner = bench or self.bench
+        return median_of(lambda: runner.rollout_s(plan, num_envs)[0], self.repeats)
+
+    def in_envs(self) -> dict[str, float]:
+        """Against questions in flight."""
+        out = {}
+        per_step = {}
+        whole = Plan.draw(self.questions[:512], len(self.bench.pool), self.t_max)
+        for envs in (1, 4, 16, 64, 256):
+            plan = whole.first(max(16, min(256, 4 * envs)))
+            took = self.seconds(plan, envs)
+            out[f"scaling/transitions_per_s/envs_{envs}"] = plan.num_transitions / took
+            per_step[envs] = took / (plan.num_transitions / envs)
+        out["scaling/envs_exponent"] = exponent(list(per_step), list(per_step.values()))
+        return out
+
+    def in_transitions(self) -> dict[str, float]:
+        """Against the size of the rollout."""
+        by_size = {}
+        whole = Plan.draw(self.questions[:512], len(self.bench.pool), self.t_max)
+        for num_questions in (64, 128, 256, 512):
+            plan = whole.first(num_questions)
+            by_size[plan.num_transitions] = self.seconds(plan, 64)
+        growth = exponent(list(by_size), list(by_size.values()))
+        return {"scaling/transitions_exponent": growth}
+
+    def in_experts(self) -> dict[str, float]:
+        """Against the number of experts."""
+        out = {}
+        for count in (1, 2, 4, 8, 16):
+            experts = repeated(self.config.pool.experts, count)
+            pool_config = self.config.pool.model_copy(update={"experts": experts})
+            pool = build_pool(self.config.model_copy(update={"pool": pool_config}))
+            plan = Plan.draw(self.questions[:128], count, self.t_max)
+            took = self.seconds(plan, 128, Bench(pool, self.folder))
+            out[f"scaling/transitions_per_s/experts_{count}"] = plan.num_transitions / took
+        return out
+
+    def in_length(self) -> dict[str, float]:
+        """Against the length of the questions."""
+        out = {}
+        by_length = {}
+        for times in (1, 2, 4, 8):
+            longer = []
+            for question in self.questions[:64]:
+                longer.append(replace(question, text=" ".join([question.text] * times)))
+            length = self._mean_prompt_tokens(longer)
+            took = self.seconds(Plan.draw(longer, len(self.bench.pool), 1), 64)
+            by_length[length] = took
+            out[f"scaling/transitions_per_s/prompt_tokens_{length:.0f}"] = len(longer) / took
+        growth = exponent(list(by_length), list(by_length.values()))
+        out["scaling/prompt_tokens_exponent"] = growth
+        return out
+
+    def _mean_prompt_tokens(self, questions: Sequence[Question]) -> float:
+        """Mean number of tokens of the first prompts, over experts and questions."""
+        lengths: list[int] = []
+        for expert in self.bench.experts:
+            prompts = [expert.render(q.text, None, self.bench.pool.ktp) for q in questions]
+            ids, _ = expert.encode(prompts)
+            lengths += map(len, ids)
+        return float(np.mean(lengths))
 
 
 def measure_scaling(config: Config, folder: Path, repeats: int) -> dict[str, float]:
     """Transitions per second against environments, transitions, experts and text length, and the
     exponents at which cost grows.
     """
-    questions = load_splits(config.data).test
-    bench = Bench(build_pool(config), folder)
-    torch.set_num_threads(
-        best_threads(
-            lambda: bench.rollout_s(
-                Plan.draw(questions[:64], len(bench.pool), config.env.t_max), 64
-            )
-        )
-    )
-
-    def seconds(plan: Plan, num_envs: int, pool: ExpertPool | None = None) -> float:
-        runner = bench if pool is None else Bench(pool, folder)
-        return float(np.median([runner.rollout_s(plan, num_envs)[0] for _ in range(repeats)]))
-
-    out: dict[str, float] = {}
-    whole = Plan.draw(questions[:512], len(bench.pool), config.env.t_max)
-    per_step = {}
-    for envs in (1, 4, 16, 64, 256):
-        plan = whole.first(max(16, min(256, 4 * envs)))
-        took = seconds(plan, envs)
-        out[f"scaling/transitions_per_s/envs_{envs}"] = plan.num_transitions / took
-        per_step[envs] = took / (plan.num_transitions / envs)
-    out["scaling/envs_exponent"] = exponent(list(per_step), list(per_step.values()))
-    by_size = {
-        plan.num_transitions: seconds(plan, 64)
-        for plan in (whole.first(n) for n in (64, 128, 256, 512))
-    }
-    out["scaling/transitions_exponent"] = exponent(list(by_size), list(by_size.values()))
-    for count in (1, 2, 4, 8, 16):
-        pool = build_pool(
-            config.model_copy(
-                update={
-                    "pool": config.pool.model_copy(
-                        update={"experts": repeated(config.pool.experts, count)}
-                    )
-                }
-            )
-        )
-        plan = Plan.draw(questions[:128], count, config.env.t_max)
-        out[f"scaling/transitions_per_s/experts_{count}"] = plan.num_transitions / seconds(
-            plan, 128, pool
-        )
-    by_length = {}
-    for times in (1, 2, 4, 8):
-        longer = [
-            replace(question, text=" ".join([question.text] * times)) for question in questions[:64]
-        ]
-        lengths = [
-            len(ids)
-            for expert in bench.experts
-            for ids in expert.encode([expert.render(q.text, None, bench.pool.ktp) for q in longer])[
-                0
-            ]
-        ]
-        by_length[float(np.mean(lengths))] = seconds(Plan.draw(longer, len(bench.pool), 1), 64)
-        out[f"scaling/transitions_per_s/prompt_tokens_{np.mean(lengths):.0f}"] = (
-            len(longer) / by_length[float(np.mean(lengths))]
-        )
-    out["scaling/prompt_tokens_exponent"] = exponent(list(by_length), list(by_length.values()))
+    scaling = Scaling(config, folder, repeats)
+    out = scaling.in_envs()
+    out |= scaling.in_transitions()
+    out |= scaling.in_experts()
+    out |= scaling.in_length()
     return out

@@ -26,7 +26,7 @@ from evaluation.route_tree import grow
 from prompts import StateTokenizer
 from runtime.command_line import load_config
 from runtime.run_folder import RunFolder
-from training.ppo import TwoRates
+from training.ppo import MAX_GRAD_NORM, VALUE_WEIGHT, TwoRates
 from training.trainer import Trainer
 
 INSTANT = Answer("no", prompt_tokens=20, completion_tokens=1, latency_s=0.0)
@@ -44,16 +44,14 @@ def warm_up(trainer: Trainer) -> int:
     """
     questions, t_max = trainer.splits.train, trainer.config.env.t_max
     tree = grow(questions, trainer.pool, t_max, expand_solved=True)
-    states = [
-        (questions[q].text, answer)
-        for level in tree.levels[:-1]
-        for q, answer in zip(level.question, level.answers, strict=True)
-    ]
-    texts, answers = zip(*states, strict=True)
-    trainer.agent.row_features(
-        trainer.agent.state_tokenizer.encode(texts, answers, [1] * len(states))
-    )
-    return len(states)
+    texts, answers = [], []
+    for level in tree.levels[:-1]:
+        for question_idx, answer in zip(level.question, level.answers, strict=True):
+            texts.append(questions[question_idx].text)
+            answers.append(answer)
+    rows = trainer.agent.state_tokenizer.encode(texts, answers, [1] * len(texts))
+    trainer.agent.row_features(rows)
+    return len(texts)
 
 
 @contextmanager
@@ -120,8 +118,11 @@ def stock_ppo(trainer: Trainer) -> PPO:
     critic = DiscreteCritic(preprocess_net=encoder, hidden_sizes=config.agent.hidden_sizes)
     policy = DiscreteActorPolicy(actor=actor, action_space=trainer.envs.envs[0].action_space)
     same = {
-        name: getattr(config.ppo, name)
-        for name in ("eps_clip", "vf_coef", "ent_coef", "max_grad_norm", "gae_lambda")
+        "eps_clip": config.ppo.eps_clip,
+        "vf_coef": VALUE_WEIGHT,
+        "ent_coef": config.ppo.ent_coef,
+        "max_grad_norm": MAX_GRAD_NORM,
+        "gae_lambda": config.ppo.gae_lambda,
     }
     return PPO(
         policy=policy,
@@ -243,10 +244,8 @@ def counts(config_path: Path, overrides: list[str], folder: Path) -> dict[str, f
         local = [expert for expert in trainer.pool.experts if isinstance(expert, HFExpert)]
         thousands = (trainer.env_step + validated) / 1000
         taken = {
-            **{
-                name: sum(expert.work[name] for expert in local)
-                for name in ("generate_calls", "forward_passes")
-            },
+            "generate_calls": sum(expert.work["generate_calls"] for expert in local),
+            "forward_passes": sum(expert.work["forward_passes"] for expert in local),
             "encoder_rows": trainer.agent.encoder.num_rows,
             "store_reads": trainer.pool.store.num_reads,
             "model_loads": trainer.pool.stats.loads,

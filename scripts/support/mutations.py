@@ -93,7 +93,7 @@ def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
 
 
 def odd_value(rng: random.Random) -> Any:
-    """A JSON value that is seldom meant."""
+    """A JSON value that is rarely meant."""
     values = rng.choice((ODD_TEXTS, ODD_NUMBERS, ODD_VALUES))
     return rng.choice(values)
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from config import SPLITS
 from questions import RECORDED, text_key
 from runtime.errors import DataError
 from runtime.files import whole_text, write_atomically
 
 TRAIN_BELOW = 102  # of 256 values of a digest's first byte: 40% of the questions
 VALIDATION_BELOW = 128  # another 10%
-SPLITS = ("train", "validation", "test")
 
 Row = dict[str, Any]
 
@@ -33,7 +33,7 @@ class Reply(NamedTuple):
     reference: str  # "" where none was published
     task: str
     answer: str
-    score: float | None  # None: nobody judged the answer
+    score: float | None  # None: the answer was not judged
     place: str  # file and line, or file and key, for messages
     usd: float | None = None  # what the call cost
 
@@ -164,12 +164,17 @@ def row_of(of_question: dict[str, Reply], meta: dict[str, Any]) -> Row:
     Quality is the publisher's verdict, where all answers have one.
     """
     first = next(iter(of_question.values()))
-    scores = {model: reply.score for model, reply in of_question.items()}
+    answers, scores, costs = {}, {}, {}
+    for model, reply in of_question.items():
+        answers[model] = whole_text(reply.answer)
+        scores[model] = reply.score
+        if reply.usd is not None:
+            costs[model] = reply.usd
     judged = None not in scores.values()
     row: Row = {
         "question": whole_text(first.question),
         "reference": whole_text(first.reference),
-        "answers": {model: whole_text(reply.answer) for model, reply in of_question.items()},
+        "answers": answers,
     }
     if judged:
         row["scores"] = scores
@@ -177,7 +182,6 @@ def row_of(of_question: dict[str, Reply], meta: dict[str, Any]) -> Row:
     if judged:
         row["meta"]["metric"] = RECORDED
     row["meta"].update(meta)
-    costs = {m: reply.usd for m, reply in of_question.items() if reply.usd is not None}
     if costs:
         row["meta"]["usd"] = costs
     return row
@@ -229,7 +233,9 @@ def accuracies(rows: Iterable[Row]) -> dict[str, dict[str, float]]:
             counts[group] += 1
             for model, score in scores.items():
                 sums.setdefault(model, Counter())[group] += score
-    return {
-        model: {group: total / counts[group] for group, total in sorted(of_model.items())}
-        for model, of_model in sums.items()
-    }
+    means: dict[str, dict[str, float]] = {}
+    for model, of_model in sums.items():
+        means[model] = {}
+        for group, total in sorted(of_model.items()):
+            means[model][group] = total / counts[group]
+    return means

@@ -51,11 +51,8 @@ Entry = dict[str, Any]  # reasoning-gym's {"question", "answer", "metadata"}
 
 def word_list() -> list[str]:
     """All words of 3 to 10 lower-case letters that reasoning-gym spells backward."""
-    return [
-        word
-        for word in read_data_file("words3to10.txt").split()
-        if word.isalpha() and word.islower()
-    ]
+    words = read_data_file("words3to10.txt").split()
+    return [word for word in words if word.isalpha() and word.islower()]
 
 
 class WordCipher(CaesarCipherDataset):

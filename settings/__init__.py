@@ -1,0 +1,5 @@
+"""What `config.py` is made of: the base of its sections, and the settings of experts.
+
+`config.py` is the page to read; it offers every name of `experts.py`. May import the libraries of
+the settings alone.
+"""

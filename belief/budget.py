@@ -78,13 +78,18 @@ def dial_for(budget: float, table: Sequence[Spent], num_questions: int) -> Dial:
     place = 0
     while place + 2 < len(table) and table[place + 1].cost >= budget:
         place += 1
-    low, high = table[place], table[place + 1]  # low alpha, high cost
+    low, high = table[place], table[place + 1]  # the lower weight spends more
     share = 0.0
     if low.cost > budget:
         share = (low.cost - budget) / (low.cost - high.cost)
+    return _mix(low, high, share, num_questions)
+
+
+def _mix(low: Spent, high: Spent, share: float, num_questions: int) -> Dial:
+    """The weights of two places of the table, for shares 1 - share and share of the questions."""
     cost = (1 - share) * low.cost + share * high.cost
+    quality = (1 - share) * low.quality + share * high.quality
     within = (1 - share) * low.deviation**2 + share * high.deviation**2
     between = share * (1 - share) * (low.cost - high.cost) ** 2
-    quality = (1 - share) * low.quality + share * high.quality
     deviation = float(np.sqrt(within + between))
     return Dial(low.alpha, high.alpha, share, cost, deviation, quality, num_questions)

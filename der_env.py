@@ -118,8 +118,9 @@ class Episode:
         """The call that action `expert_idx` asks for: the bare question first, with the answers so
         far afterwards.
         """
+        question = self.question
         earlier = tuple(self.answers[:-1])
-        return Request(int(expert_idx), self.question.text, self.answer, earlier)
+        return Request(int(expert_idx), question.text, self.answer, earlier, question.context)
 
     def hear(self, step: Step) -> None:
         """Append an answered call, not judged yet."""

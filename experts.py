@@ -37,7 +37,7 @@ from config import (
     RecordedExpertConfig,
 )
 from metrics.registry import check_metrics
-from prompts import answer_of, content, handed_on
+from prompts import Message, answer_of, content, handed_on
 from questions import Question
 from reward import Cost, call_cost
 from runtime.errors import BudgetError
@@ -49,13 +49,15 @@ from runtime.version import library_versions
 class Request:
     """One call: which expert, which question, and the answer it is handed.
 
-    A `previous_answer` of None makes it a first call.
+    A `previous_answer` of None makes it a first call. `context` is what was said before the
+    question, and part of the prompt.
     """
 
     expert_idx: int
     question: str
     previous_answer: str | None = None
     earlier: tuple[str, ...] = ()  # the answers before the previous one
+    context: tuple[Message, ...] = ()
 
 
 @dataclass(eq=False)
@@ -204,7 +206,7 @@ class ExpertPool:
         """Who answers a request: the expert, or its recorded first answers where they have it."""
         expert = self.experts[request.expert_idx]
         recording = self.first_answers.get(request.expert_idx)
-        if recording is None:
+        if recording is None or request.context:
             return expert
         asked = self.content(request)
         if asked == request.question and request.question in recording:
@@ -217,8 +219,11 @@ class ExpertPool:
 
     def render(self, request: Request) -> str:
         """The prompt of a request, as its responder wants it."""
+        return self._render(self.responder(request), request)
+
+    def _render(self, responder: Expert, request: Request) -> str:
         handed = self._handed_on(request)
-        return self.responder(request).render(request.question, handed, self.ktp)
+        return responder.render(request.question, handed, self.ktp, request.context)
 
     def _handed_on(self, request: Request) -> str | None:
         return handed_on(request.previous_answer, request.earlier, self.ktp)
@@ -286,7 +291,7 @@ class ExpertPool:
 
     def _call(self, request: Request) -> Call:
         responder = self.responder(request)
-        prompt = responder.render(request.question, self._handed_on(request), self.ktp)
+        prompt = self._render(responder, request)
         return Call(request.expert_idx, responder, prompt, self.key(responder, prompt))
 
     def _missing(self, calls: Sequence[Call], found: Mapping[bytes, Answer]) -> dict[bytes, Call]:

@@ -9,11 +9,12 @@ Prompt once there is a previous answer), then how this expert wants to be asked
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jinja2 import TemplateError
@@ -44,6 +45,24 @@ KTP_TEMPLATES: dict[str, str] = {
 }
 NO_ANSWER = "(no answer)"  # stands for an empty previous answer
 MAX_REMEMBERED = 500_000  # tokenised texts; some 100 MB
+
+
+class Message(NamedTuple):
+    """What was said before the question in a conversation."""
+
+    role: str  # system, user or assistant
+    text: str
+
+
+SPEAKERS = {"user": "User: ", "assistant": "Assistant: ", "system": ""}
+
+
+def transcript(context: Sequence[Message]) -> str:
+    """Earlier messages as plain text, for formats without roles; nothing where there are none."""
+    lines = []
+    for message in context:
+        lines.append(f"{SPEAKERS[message.role]}{message.text}\n\n")
+    return "".join(lines)
 
 
 def knowledge_transfer_prompt(
@@ -165,12 +184,17 @@ class PromptFormat:
         previous_answer: str | None,
         version: str,
         apply_chat_template: Callable[..., str] | None = None,
+        context: Sequence[Message] = (),
     ) -> str:
-        """The prompt exactly as sent.
+        """The prompt exactly as sent. `context` is what was said before the question.
+
+        Formats without roles get the context as a transcript before the question.
 
         Raises PromptError when a chat template is wanted and the tokenizer has none.
         """
         text = content(question, previous_answer, version)
+        if self.kind != "chat":
+            text = transcript(context) + text
         if self.kind == "plain":
             return f"{text}\nAnswer:"
         if self.kind == "few_shot":
@@ -188,15 +212,18 @@ class PromptFormat:
                 "prompt_format chat, but the tokenizer has no chat template: a base model wants"
                 " prompt_format plain or few_shot"
             )
-        return self._render_chat(text, apply_chat_template)
+        return self._render_chat(text, apply_chat_template, context)
 
-    def _render_chat(self, text: str, apply_chat_template: Callable[..., str]) -> str:
+    def _render_chat(
+        self, text: str, apply_chat_template: Callable[..., str], context: Sequence[Message]
+    ) -> str:
         """The prompt by a chat template, the system prompt where the template takes it.
 
         Raises PromptError with the template's own message where it takes none of the forms.
         """
         reason = ""
-        for messages in self._conversations(text):
+        system_text = self._system_text(context)
+        for messages in self._conversations(text, context):
             try:
                 prompt = apply_chat_template(
                     messages,
@@ -207,22 +234,34 @@ class PromptFormat:
             except TemplateError as error:
                 reason = f"the chat template refuses the messages: {error}"
                 continue
-            if self.system_prompt is None or self.system_role != "auto":
+            if system_text is None or self.system_role != "auto":
                 return prompt
-            if self.system_prompt.strip() in prompt or messages[0]["role"] == "user":
+            if (
+                _says(prompt, system_text.strip(), in_json=bool(context))
+                or messages[0]["role"] == "user"
+            ):
                 return prompt
             reason = "the chat template drops the system prompt"
         raise PromptError(f"{reason}. Try system_role: user, or another prompt_format")
 
-    def _conversations(self, text: str) -> list[list[dict[str, str]]]:
+    def _system_text(self, context: Sequence[Message]) -> str | None:
+        """The expert's own system prompt, then those of the conversation; None without any."""
+        texts = [] if self.system_prompt is None else [self.system_prompt]
+        texts += [message.text for message in context if message.role == "system"]
+        return "\n\n".join(texts) if texts else None
+
+    def _conversations(self, text: str, context: Sequence[Message]) -> list[list[dict[str, str]]]:
         """The message lists to try, in order."""
-        if self.system_prompt is None:
-            return [[{"role": "user", "content": text}]]
-        apart = [
-            {"role": "system", "content": self.system_prompt},
-            {"role": "user", "content": text},
-        ]
-        together = [{"role": "user", "content": f"{self.system_prompt}\n\n{text}"}]
+        turns = []
+        for message in (*context, Message("user", text)):
+            if message.role != "system":
+                turns.append({"role": message.role, "content": message.text})
+        system_text = self._system_text(context)
+        if system_text is None:
+            return [turns]
+        apart = [{"role": "system", "content": system_text}, *turns]
+        first = {**turns[0], "content": f"{system_text}\n\n{turns[0]['content']}"}
+        together = [first, *turns[1:]]
         if self.system_role == "system":
             return [apart]
         if self.system_role == "user":
@@ -242,6 +281,17 @@ class PromptFormat:
         if self.chat_template_kwargs:
             identity["chat_template_kwargs"] = dict(self.chat_template_kwargs)
         return identity
+
+
+def _says(prompt: str, text: str, *, in_json: bool) -> bool:
+    """Whether a prompt has a text in it.
+
+    `in_json`: also as JSON writes it, which is how endpoints render. Prompts without a conversation
+    do without: stored answers have their keys.
+    """
+    if text in prompt:
+        return True
+    return in_json and json.dumps(text, ensure_ascii=False)[1:-1] in prompt
 
 
 def answer_of(text: str, tags: Sequence[str] = THINKING_TAGS, prompt: str = "") -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from config import DataConfig, SourceConfig
+from prompts import Message
 from runtime.errors import DataError, ReferenceSealedError
 from runtime.files import read_jsonl, shown, whole_text
 
@@ -36,7 +37,8 @@ RECORDED_FIELDS = {
 class Question:
     """A question and how its answers are judged.
 
-    Decisions are made on sealed copies, which hold neither reference nor scores.
+    Decisions are made on sealed copies, which hold neither reference nor scores. `context` is what
+    was said before in a conversation: experts read it, the agent does not.
     """
 
     id: str
@@ -46,6 +48,7 @@ class Question:
     _reference: Reference | None = field(default=None, repr=False)
     _scores: dict[str, float] | None = field(default=None, repr=False)
     agreement: str | None = None  # the metric whose reading says which answers agree
+    context: tuple[Message, ...] = ()
 
     @property
     def agreement_metric(self) -> str:

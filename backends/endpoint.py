@@ -31,7 +31,7 @@ from backends.replies import (
     wants_completion_limit,
 )
 from config import EndpointExpertConfig
-from prompts import PromptFormat, before_stop
+from prompts import Message, PromptFormat, before_stop
 from runtime.errors import ExpertError
 from runtime.files import whole_text
 
@@ -119,7 +119,13 @@ class EndpointExpert:
     def decoding(self) -> dict[str, Any]:
         return self.config.decoding.model_dump()
 
-    def render(self, question: str, previous_answer: str | None, ktp: str) -> str:
+    def render(
+        self,
+        question: str,
+        previous_answer: str | None,
+        ktp: str,
+        context: Sequence[Message] = (),
+    ) -> str:
         """The prompt as sent: the text, or for prompt_format chat the messages as JSON (the server
         applies its template).
         """
@@ -128,6 +134,7 @@ class EndpointExpert:
             previous_answer,
             ktp,
             lambda messages, **_: json.dumps(messages, ensure_ascii=False),
+            context,
         )
 
     def load(self) -> None:

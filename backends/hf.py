@@ -22,7 +22,7 @@ from backends.generation import Row, RunningBatch, SeededSampling, keeps_only_ke
 from backends.model_source import hide_loading_bars, resolve_source, weights_fingerprint
 from backends.placement import check_placement, loading_options, weights_gb
 from config import HFExpertConfig
-from prompts import KTP_TEMPLATES, PromptFormat, before_stop, cut_middle
+from prompts import KTP_TEMPLATES, Message, PromptFormat, before_stop, cut_middle
 from runtime.errors import ExpertError, PromptError
 
 # Prompts of unequal length are read apart where this saves so many tokens of padding
@@ -109,7 +109,13 @@ class HFExpert:
                 f" {str(error).splitlines()[0]}"
             ) from error
 
-    def render(self, question: str, previous_answer: str | None, ktp: str) -> str:
+    def render(
+        self,
+        question: str,
+        previous_answer: str | None,
+        ktp: str,
+        context: Sequence[Message] = (),
+    ) -> str:
         """The prompt text as this expert wants it."""
         template = (
             self.tokenizer.apply_chat_template
@@ -117,7 +123,7 @@ class HFExpert:
             else None
         )
         try:
-            return self.prompt_format.render(question, previous_answer, ktp, template)
+            return self.prompt_format.render(question, previous_answer, ktp, template, context)
         except PromptError as error:
             raise PromptError(f"expert {self.config.name}: {error}") from error
 

@@ -28,6 +28,7 @@ from backends.answer_store import Answer
 from backends.dispatch import Inbox
 from backends.hf import HFExpert
 from config import PoolConfig, RayExpertConfig
+from prompts import Message
 from runtime.errors import ConfigError, DERError, ExpertError
 
 try:
@@ -189,8 +190,14 @@ class RayExpert:
     def tokenizer(self) -> Any:
         return self.local.tokenizer
 
-    def render(self, question: str, previous_answer: str | None, ktp: str) -> str:
-        return self.local.render(question, previous_answer, ktp)
+    def render(
+        self,
+        question: str,
+        previous_answer: str | None,
+        ktp: str,
+        context: Sequence[Message] = (),
+    ) -> str:
+        return self.local.render(question, previous_answer, ktp, context)
 
     @property
     def memory_gb(self) -> float:

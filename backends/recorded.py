@@ -23,8 +23,9 @@ from backends.answer_store import Answer
 from backends.dispatch import Expert, Inbox
 from backends.model_source import resolve_source, weights_fingerprint
 from config import TOKEN_UNITS, CostKind, PromptedExpertConfig, RecordedExpertConfig
+from prompts import Message
 from questions import Question, text_key
-from runtime.errors import ExpertError
+from runtime.errors import ExpertError, PromptError
 from runtime.files import read_lines
 
 BATCH = 1024  # answers tokenised and stored together
@@ -224,7 +225,18 @@ class RecordedExpert:
     def decoding(self) -> dict[str, Any]:
         return {}
 
-    def render(self, question: str, previous_answer: str | None, ktp: str) -> str:
+    def render(
+        self,
+        question: str,
+        previous_answer: str | None,
+        ktp: str,
+        context: Sequence[Message] = (),
+    ) -> str:
+        if context:
+            raise PromptError(
+                f"expert {self.config.name} is recorded: it has answers to bare questions, and none"
+                " in a conversation"
+            )
         return question
 
     def load(self) -> None:

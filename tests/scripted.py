@@ -8,7 +8,7 @@ from typing import Any
 from backends.answer_store import Answer
 from backends.dispatch import Inbox
 from config import HFExpertConfig
-from prompts import content
+from prompts import Message, content, transcript
 
 AnswerFunction = Callable[[str, str | None], str]  # (question, previous answer or None) -> text
 
@@ -51,11 +51,17 @@ class ScriptedExpert:
     def decoding(self) -> dict[str, Any]:
         return self.config.decoding.model_dump()
 
-    def render(self, question: str, previous_answer: str | None, ktp: str) -> str:
-        prompt = content(question, previous_answer, ktp)
+    def render(
+        self,
+        question: str,
+        previous_answer: str | None,
+        ktp: str,
+        context: Sequence[Message] = (),
+    ) -> str:
+        prompt = transcript(context) + content(question, previous_answer, ktp)
         self._asked[prompt] = (
             question,
-            None if prompt == question else previous_answer,
+            None if prompt == transcript(context) + question else previous_answer,
         )  # ktp none-v1 hides the previous answer
         return prompt
 

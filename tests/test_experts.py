@@ -1,5 +1,6 @@
 import functools
 import gc
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -30,7 +31,7 @@ from backends.generation import Row
 from backends.hf import HFExpert
 from config import Config, HFExpertConfig, SourceConfig
 from experts import Request, build_pool
-from prompts import knowledge_transfer_prompt
+from prompts import Message, knowledge_transfer_prompt
 from questions import Question, read_questions
 from rollout import Decision, NeverSatisfied, play
 from runtime.errors import BudgetError, ConfigError, ExpertError, PromptError
@@ -964,9 +965,28 @@ def test_damaged_weights_are_refused_before_any_answer(tiny_pool_dir, tmp_path, 
 
 def test_a_pool_whose_chat_template_refuses_is_known_before_anything_is_asked(make_pool):
     class Refusing(ScriptedExpert):
-        def render(self, question, previous_answer, ktp):
+        def render(self, question, previous_answer, ktp, context=()):
             raise PromptError("expert e0: the chat template refuses the messages")
 
     pool = make_pool([Refusing(echo, "e0")])
     with pytest.raises(PromptError, match="expert e0: the chat template refuses"):
         pool.check_questions([Question("q", "What?", _reference="x")])
+
+
+def test_what_was_said_before_is_part_of_an_answers_key(make_pool):
+    pool = make_pool([echo])
+    context = (Message("user", "Hello"), Message("assistant", "Hello!"))
+    pool.answer([Request(0, "Why?"), Request(0, "Why?", context=context)])
+    assert pool.stats.generated == 2
+    assert "User: Hello" in pool.experts[0].prompts[1]
+    pool.answer([Request(0, "Why?", context=context)])
+    assert pool.stats.hits == 1
+
+
+def test_a_question_without_context_keeps_the_key_it_had(make_pool):
+    """The key is that of a store that was written before conversations were known."""
+    pool = make_pool([echo])
+    identity = {"kind": "scripted", "name": "e0"}
+    canonical = json.dumps([identity, "Why?", pool.experts[0].decoding()], sort_keys=True)
+    key = hashlib.sha256(canonical.encode()).digest()[:16]
+    assert pool.key(pool.experts[0], pool.render(Request(0, "Why?"))) == key

@@ -8,6 +8,7 @@ from transformers import AutoTokenizer
 from config import HFExpertConfig
 from prompts import (
     FewShot,
+    Message,
     PromptFormat,
     StateTokenizer,
     answer_of,
@@ -367,3 +368,41 @@ def test_a_chat_template_is_told_what_the_configuration_says_and_only_then_the_k
         HFExpertConfig(**plain, chat_template_kwargs={"tokenize": True})
     with pytest.raises(ValueError, match="chat_template_kwargs are for prompt_format chat"):
         HFExpertConfig(**plain, prompt_format="plain", chat_template_kwargs={"a": 1})
+
+
+CONVERSATION = (
+    Message("system", "Be brief."),
+    Message("user", "What is 1 + 1?"),
+    Message("assistant", "2"),
+)
+
+
+def as_json(messages, **options):
+    del options
+    return json.dumps(messages)
+
+
+def test_earlier_messages_stand_before_the_question_in_a_chat():
+    format_ = PromptFormat("chat", system_prompt="You are an expert.")
+    messages = json.loads(format_.render("And 2?", "5", "paper-v1", as_json, CONVERSATION))
+    assert messages[0] == {"role": "system", "content": "You are an expert.\n\nBe brief."}
+    assert [m["role"] for m in messages] == ["system", "user", "assistant", "user"]
+    assert messages[3]["content"] == knowledge_transfer_prompt("And 2?", "5")
+
+
+def test_a_template_without_a_system_role_gets_it_in_the_first_turn():
+    def refuses_system(messages, **options):
+        if messages[0]["role"] == "system":
+            raise TemplateError("no system role")
+        return as_json(messages, **options)
+
+    format_ = PromptFormat("chat")
+    messages = json.loads(format_.render("And 2?", None, "paper-v1", refuses_system, CONVERSATION))
+    assert messages[0]["content"] == "Be brief.\n\nWhat is 1 + 1?"
+    assert messages[-1] == {"role": "user", "content": "And 2?"}
+
+
+def test_a_format_without_roles_gets_a_transcript():
+    assert PromptFormat("plain").render("And 2?", None, "paper-v1", context=CONVERSATION) == (
+        "Be brief.\n\nUser: What is 1 + 1?\n\nAssistant: 2\n\nAnd 2?\nAnswer:"
+    )

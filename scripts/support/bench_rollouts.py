@@ -29,7 +29,7 @@ from backends.hf import HFExpert
 from config import Config, HFExpertConfig
 from der_env import Episode
 from experts import ExpertPool, build_pool
-from prompts import before_stop, content
+from prompts import Message, before_stop, content
 from questions import Question, load_splits
 from rollout import Decision, NeverSatisfied, play
 
@@ -88,7 +88,13 @@ class DistantExpert:
     def decoding(self) -> dict[str, int]:
         return {}
 
-    def render(self, question: str, previous_answer: str | None, ktp: str) -> str:
+    def render(
+        self,
+        question: str,
+        previous_answer: str | None,
+        ktp: str,
+        context: Sequence[Message] = (),
+    ) -> str:
         return content(question, previous_answer, ktp)
 
     def load(self) -> None:

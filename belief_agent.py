@@ -32,7 +32,6 @@ from belief.regression import Logistic, Standardiser, sigmoid
 from belief.state import Belief, CandidateModel, Heard, agreement, believe
 from der_env import Episode, encode_states
 from questions import Question
-from rollout import Decision
 from runtime.errors import AgentError
 from text_agent import Agent
 
@@ -300,7 +299,7 @@ class BeliefCritic(nn.Module):
 
 
 class BeliefAgent(Agent):
-    """An agent over beliefs. As a `rollout.Policy` it takes the action of the highest score."""
+    """An agent over beliefs."""
 
     beliefs: BeliefReader
     actor: BeliefActor
@@ -332,10 +331,13 @@ class BeliefAgent(Agent):
         """The experts, and stopping where that is an action."""
         return self.num_experts + int(self.actor.can_stop)
 
+    @property
+    def alpha_range(self) -> tuple[float, float]:
+        return float(self.actor.alphas[0]), float(self.actor.alphas[-1])
+
     def ask_with(self, alpha: float) -> None:
         """Weigh cost by alpha from now on. Raises AgentError outside what it was trained for."""
-        least = float(self.actor.alphas[0])
-        most = float(self.actor.alphas[-1])
+        least, most = self.alpha_range
         if not least - 1e-6 <= alpha <= most + 1e-6:  # kept in 32 bits
             raise AgentError(
                 f"reward.alpha = {alpha:g}: this agent was trained for {least:g} to {most:g};"
@@ -373,19 +375,6 @@ class BeliefAgent(Agent):
             self.actor.plan.copy_(torch.as_tensor(weights, dtype=torch.float32))
             scale = np.where(sizes > 1e-6, 1.0 / np.maximum(sizes, 1e-6), 0.0)
             self.actor.scale.copy_(torch.as_tensor(scale, dtype=torch.float32))
-
-    @torch.no_grad()
-    def act(self, episodes: Sequence[Episode]) -> list[Decision]:
-        obs = self.reader.observe(episodes)
-        logits, _ = self.actor(obs)  # (B, K + 1)
-        values = self.critic(obs).flatten()
-        entropies = torch.distributions.Categorical(logits=logits).entropy()
-        decisions = []
-        for action, value, entropy in zip(logits.argmax(1), values, entropies, strict=True):
-            is_stop = int(action) == self.num_experts
-            expert_idx = None if is_stop else int(action)
-            decisions.append(Decision(expert_idx, float(value), float(entropy)))
-        return decisions
 
     def learned_state(self) -> dict[str, torch.Tensor]:
         """Everything learned, by name. A frozen encoder is left out: its source has it."""

@@ -15,6 +15,7 @@ import copy
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -69,6 +70,7 @@ class Call:
     prompt: str
     key: bytes
     answer: Answer | None = None
+    error: str | None = None  # why there will be none, once the pool outlives failures
 
 
 @dataclass
@@ -130,6 +132,24 @@ class ExpertPool:
         Gymnasium copies what an environment was made of, but models and an open store are shared.
         """
         return self
+
+    def outlive_failures(self) -> None:
+        """Let a failed request set its calls' `error` from now on, instead of an empty answer.
+
+        An expert's error then ends the calls to this expert alone, and is not raised.
+        """
+        self._dispatcher.on_failure = self._give_up
+
+    def _give_up(self, expert_idx: int, error: Exception, keys: Sequence[bytes]) -> None:
+        """Note an expert's error at the calls that wait for it."""
+        self.stats.failed += len(keys)
+        reason = str(error) or type(error).__name__
+        self._fail_calls(keys, f"expert {self.names[expert_idx]}: {reason}")
+
+    def _fail_calls(self, keys: Sequence[bytes], reason: str) -> None:
+        for key in keys:
+            for call in self._under_way.pop(key, ()):
+                call.error = reason
 
     def with_ktp(self, ktp: str) -> ExpertPool:
         """The same experts, store and counters under another Knowledge Transfer Prompt."""
@@ -316,18 +336,18 @@ class ExpertPool:
                 replayed |= self._replay(responder, prompts)
         return replayed
 
-    def advance(self) -> None:
+    def advance(self, wake: Future[None] | None = None) -> None:
         """Do a little of what was started.
 
         The local expert that has most to do generates a few tokens. Whatever has arrived from
-        remote experts is taken in.
+        remote experts is taken in; there is no waiting for them once `wake` is done.
 
         Raises ExpertError and StoreError as they come. All calls under way are then forgotten;
         what is stored stays.
         """
         start = time.perf_counter()
         try:
-            self._dispatcher.advance(self._keep)
+            self._dispatcher.advance(self._keep, wake)
         except BaseException:
             self._under_way.clear()
             raise
@@ -393,6 +413,9 @@ class ExpertPool:
         self.stats.failed += len(rows) - len(answered)
         if self.on_generated is not None:
             self.on_generated(self.stats.generated)
+        if self._dispatcher.on_failure is not None:
+            failed = [key for key, _, answer in rows if answer is None]
+            self._fail_calls(failed, f"expert {name} gave no answer")
         for key, _, answer in rows:
             stored = Answer("", 0, 0, 0.0) if answer is None else kept[key]
             for call in self._under_way.pop(key, ()):

@@ -92,6 +92,56 @@ class Route:
         return Route(episode, self.decisions[:num_steps])
 
 
+class InFlight:
+    """Routes that are played together. Others may join before each step.
+
+    A step is `move`, then the pool is advanced, then `take`. A reader estimates answers.
+    """
+
+    def __init__(
+        self, policy: Policy, pool: ExpertPool, judge: Judge, reader: Reader | None = None
+    ):
+        self.policy = policy
+        self.pool = pool
+        self.judge = judge
+        self.reader = reader
+        self.to_move: list[Route] = []
+        self.asked: dict[Call, Route] = {}
+
+    def __len__(self) -> int:
+        return len(self.to_move) + len(self.asked)
+
+    def join(self, route: Route) -> None:
+        self.to_move.append(route)
+
+    def move(self) -> list[Route]:
+        """Let the policy decide wherever it is its turn, and start the calls it wants.
+
+        Returns the routes that it ended.
+        """
+        moving, stopped = _decide(self.to_move, self.policy)
+        self.to_move = []
+        requests = [route.episode.propose(route.next_expert) for route in moving]
+        calls = self.pool.start(requests)
+        self.asked.update(zip(calls, moving, strict=True))
+        return stopped
+
+    def take(self) -> list[Route]:
+        """Add every answer that has come to its route as a step; returns these routes."""
+        answers = _answered(self.asked)
+        routes = [self.asked.pop(call) for call in answers]
+        episodes = [route.episode for route in routes]
+        experts = [route.next_expert for route in routes]
+        take_answers(episodes, experts, list(answers.values()), self.pool, self.judge, self.reader)
+        self.to_move += [route for route in routes if not route.episode.is_over]
+        return routes
+
+    def wait_for(self, num_needed: int) -> None:
+        """Advance the pool until so many calls have answers."""
+        while len(_answered(self.asked)) < num_needed:
+            self.pool.advance()
+
+
 def play(
     questions: Sequence[Question],
     policy: Policy,
@@ -118,20 +168,16 @@ def play(
     """
     routes = _new_routes(questions, t_max, submits)
     waiting = deque(routes)
-    to_move: list[Route] = []
-    asked: dict[Call, Route] = {}
-    while waiting or to_move or asked:
-        while waiting and len(to_move) + len(asked) < width:
-            to_move.append(waiting.popleft())
-        moving, num_stopped = _decide(to_move, policy)
-        _ask(moving, pool, asked)
-        num_needed = len(asked) if in_step else min(1, len(asked))
-        answers = _wait_for(num_needed, asked, pool)
-        answered = [asked.pop(call) for call in answers]
-        _take(answered, list(answers.values()), pool, judge, reader)
-        to_move = [route for route in answered if not route.episode.is_over]
+    flight = InFlight(policy, pool, judge, reader)
+    while waiting or flight:
+        while waiting and len(flight) < width:
+            flight.join(waiting.popleft())
+        stopped = flight.move()
+        num_asked = len(flight.asked)
+        flight.wait_for(num_asked if in_step else min(1, num_asked))
+        answered = flight.take()
         if on_progress is not None:
-            on_progress(num_stopped + len(answered) - len(to_move))
+            on_progress(len(stopped) + len(answered) - len(flight.to_move))
     return routes
 
 
@@ -144,51 +190,20 @@ def _new_routes(questions: Sequence[Question], t_max: int, submits: str) -> list
     return routes
 
 
-def _ask(moving: Sequence[Route], pool: ExpertPool, asked: dict[Call, Route]) -> None:
-    """Start the calls of the routes' last decisions, and note them in `asked`."""
-    requests = [route.episode.propose(route.next_expert) for route in moving]
-    calls = pool.start(requests)
-    asked.update(zip(calls, moving, strict=True))
-
-
-def _wait_for(num_needed: int, asked: Iterable[Call], pool: ExpertPool) -> dict[Call, Answer]:
-    """Advance the pool until `num_needed` calls have answers; returns all that have one."""
-    answers = _answered(asked)
-    while len(answers) < num_needed:
-        pool.advance()
-        answers = _answered(asked)
-    return answers
-
-
-def _take(
-    routes: Sequence[Route],
-    answers: list[Answer],
-    pool: ExpertPool,
-    judge: Judge,
-    reader: Reader | None,
-) -> None:
-    """Add each route's answer to its episode as a step."""
-    episodes = []
-    experts = []
-    for route in routes:
-        episodes.append(route.episode)
-        experts.append(route.next_expert)
-    take_answers(episodes, experts, answers, pool, judge, reader)
-
-
 def _answered(calls: Iterable[Call]) -> dict[Call, Answer]:
     """The calls that have their answers, in order."""
     return {call: call.answer for call in calls if call.answer is not None}
 
 
-def _decide(routes: Sequence[Route], policy: Policy) -> tuple[list[Route], int]:
-    """The routes that go on, and how many end here.
+def _decide(routes: Sequence[Route], policy: Policy) -> tuple[list[Route], list[Route]]:
+    """The routes that go on, and those that end here.
 
     The policy's next decision is appended to each route that goes on.
     """
     if not routes:
-        return [], 0
+        return [], []
     moving = []
+    stopped = []
     decisions = policy.act([route.episode for route in routes])
     for route, decision in zip(routes, decisions, strict=True):
         if decision.expert_idx is not None:
@@ -198,7 +213,8 @@ def _decide(routes: Sequence[Route], policy: Policy) -> tuple[list[Route], int]:
             raise ValueError(f"{type(policy).__name__} stopped before the first call")
         else:
             route.episode.stop()
-    return moving, len(routes) - len(moving)
+            stopped.append(route)
+    return moving, stopped
 
 
 def score_routes(

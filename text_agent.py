@@ -66,7 +66,7 @@ class TextCritic(StateHead):
 
 
 class Agent:
-    """Encoder and heads together. As a `rollout.Policy` it takes the most probable expert."""
+    """Encoder and heads together. As a `rollout.Policy` it takes the most probable action."""
 
     actor: Any  # a network: observations -> logits (B, actions), and a state that is passed on
     critic: Any  # a network: observations -> values (B, 1)
@@ -107,15 +107,21 @@ class Agent:
         return self
 
     @torch.no_grad()
+    def scores(self, episodes: Sequence[Episode]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (B, actions) of the policy, and values (B,) of the states."""
+        obs = self.observer.observe(episodes)
+        logits, _ = self.actor(obs)
+        return logits, self.critic(obs).flatten()
+
     def act(self, episodes: Sequence[Episode]) -> list[Decision]:
-        """The most probable expert for each episode, with value and policy entropy (nats)."""
-        obs = encode_states(episodes, self.state_tokenizer)
-        logits, _ = self.actor(obs)  # (B, N)
-        values = self.critic(obs).flatten()
+        """The most probable action for each episode, with value and policy entropy (nats)."""
+        logits, values = self.scores(episodes)
         entropies = torch.distributions.Categorical(logits=logits).entropy()
         decisions = []
-        for row, expert_idx in enumerate(logits.argmax(1)):
-            decisions.append(Decision(int(expert_idx), float(values[row]), float(entropies[row])))
+        for action, value, entropy in zip(logits.argmax(1), values, entropies, strict=True):
+            is_stop = int(action) == self.num_experts
+            expert_idx = None if is_stop else int(action)
+            decisions.append(Decision(expert_idx, float(value), float(entropy)))
         return decisions
 
     @torch.no_grad()
@@ -164,6 +170,11 @@ class Agent:
     @property
     def reader(self) -> Reader | None:
         """Who estimates the answers on a route; nobody here."""
+        return None
+
+    @property
+    def alpha_range(self) -> tuple[float, float] | None:
+        """The weights of cost that it can be asked with; None: the one that it has learned."""
         return None
 
     def ask_with(self, alpha: float) -> None:

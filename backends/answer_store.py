@@ -112,6 +112,10 @@ class AnswerStore:
         except sqlite3.Error as error:
             raise self._explained(error) from error
 
+    def wait_for_locks(self, seconds: float) -> None:
+        """Wait so long for other processes from now on, before an error is raised."""
+        self._run(f"PRAGMA busy_timeout={int(1000 * seconds)}")
+
     def _explained(self, error: sqlite3.Error) -> StoreError:
         if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
             return StoreError(

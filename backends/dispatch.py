@@ -21,6 +21,8 @@ from runtime.errors import DERError
 # Answers that an expert has finished, each with the id that the inbox gave its request
 Finished = Sequence[tuple[int, Answer | None]]
 OnBatch = Callable[[int, list[tuple[bytes, str, Answer | None]]], None]
+# Told an expert's index, its error and the keys of its requests
+OnFailure = Callable[[int, Exception, list[bytes]], None]
 
 
 class Inbox:
@@ -127,6 +129,8 @@ class Dispatcher:
         self.experts = experts
         self.memory_gb = memory_gb
         self.num_loads = 0
+        # Where set, an expert's error ends its own requests alone, and is not raised
+        self.on_failure: OnFailure | None = None
         # Indices of the loaded experts of this process, the least recently used first
         self.loaded: list[int] = []
         self._reset()
@@ -152,17 +156,18 @@ class Dispatcher:
     def is_idle(self) -> bool:
         return not any(queue.asked for queue in self._queues)
 
-    def advance(self, on_batch: OnBatch) -> None:
+    def advance(self, on_batch: OnBatch, wake: Future[None] | None = None) -> None:
         """Let the local expert with most to do generate, and take in what remote ones have sent.
 
-        Waits for remote experts where no local one has anything to do.
+        Waits for remote experts where no local one has anything to do, but no longer than until
+        `wake` is done.
         `on_batch(expert_idx, rows)` is handed every batch, as rows (key, prompt, answer).
 
         Raises what an expert raised, after the others have finished: their answers are needed all
         the same.
         """
         try:
-            self._advance(on_batch)
+            self._advance(on_batch, wake)
             while self._errors and not self.is_idle:
                 self._advance(on_batch)
             if self._errors:
@@ -171,7 +176,7 @@ class Dispatcher:
             self._reset()
             raise
 
-    def _advance(self, on_batch: OnBatch) -> None:
+    def _advance(self, on_batch: OnBatch, wake: Future[None] | None = None) -> None:
         self._open_streams()
         local = []
         for idx, queue in enumerate(self._queues):
@@ -182,15 +187,17 @@ class Dispatcher:
             busiest = max(local, key=lambda idx: len(self._queues[idx].asked))
             self._receive(busiest, self._queues[busiest].next_batch, on_batch)
 
-        arriving: dict[Future[Finished | None], int] = {}
+        arriving: dict[Future[Any], int] = {}
         for idx, queue in enumerate(self._queues):
             if queue.arriving is not None:
                 arriving[queue.arriving] = idx
         if not arriving:
             return
         timeout = 0 if local else None
-        for arrived in wait(arriving, timeout=timeout, return_when=FIRST_COMPLETED).done:
-            self._receive(arriving[arrived], arrived.result, on_batch)
+        awaited: list[Future[Any]] = [*arriving] if wake is None else [*arriving, wake]
+        for arrived in wait(awaited, timeout=timeout, return_when=FIRST_COMPLETED).done:
+            if arrived is not wake:
+                self._receive(arriving[arrived], arrived.result, on_batch)
 
     def _open_streams(self) -> None:
         """Start every expert that waits and for which there is memory.
@@ -243,8 +250,12 @@ class Dispatcher:
 
     def _fail(self, idx: int, error: Exception) -> None:
         """Note an expert's error, and forget its requests."""
-        self._errors.append(error)
+        asked = self._queues[idx].asked
         self._queues[idx] = ExpertQueue(self.experts[idx])
+        if self.on_failure is None:
+            self._errors.append(error)
+        else:
+            self.on_failure(idx, error, [key for key, _ in asked.values()])
 
     def _make_room(self, idx: int) -> bool:
         """Load an expert, after evicting others where the memory limit asks for it.

@@ -65,16 +65,20 @@ class Replica:
     def is_away(self) -> bool:
         return time.monotonic() < self.away_until
 
-    def set_aside(self, at_least_s: float) -> float:
-        """Leave it alone, longer after each failure in a row; returns for how long, in seconds."""
+    def set_aside(self, at_least_s: float, most_s: float) -> float:
+        """Leave it alone, longer after each failure in a row; returns for how long, in seconds.
+
+        `at_least_s` wins: the server asked for it.
+        """
         wait_s = (
             FIRST_WAIT_S
             * 2 ** min(self.num_failures, MAX_DOUBLINGS)
             * self.jitter.uniform(1.0, 1.5)
         )
+        wait_s = max(min(wait_s, most_s), at_least_s)
         self.num_failures += 1
-        self.away_until = time.monotonic() + max(wait_s, at_least_s)
-        return max(wait_s, at_least_s)
+        self.away_until = time.monotonic() + wait_s
+        return wait_s
 
 
 class EndpointExpert:
@@ -237,7 +241,7 @@ class EndpointExpert:
                 if (
                     not replica.is_away
                 ):  # else it is known: a failure of requests sent together counts once
-                    wait_s = replica.set_aside(_retry_after_s(error))
+                    wait_s = replica.set_aside(_retry_after_s(error), self.config.max_away_s)
                     log.warning(
                         "expert %s: %s is set aside for %.1f s: %s",
                         self.config.name,

@@ -260,6 +260,9 @@ class EndpointExpertConfig(PromptedExpertConfig):
         ge=0,
         description="tries after the first, with growing waits, on whichever replica is healthy",
     )
+    max_away_s: float = Field(
+        96.0, gt=0, description="the longest that a failing replica is left alone, in seconds"
+    )
     on_failure: Literal["stop", "empty"] = Field(
         "stop",
         description=(

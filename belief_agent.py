@@ -335,6 +335,12 @@ class BeliefAgent(Agent):
     def alpha_range(self) -> tuple[float, float]:
         return float(self.actor.alphas[0]), float(self.actor.alphas[-1])
 
+    def forget(self, most: int) -> None:
+        super().forget(most)
+        if max(len(self.reader.before), len(self.reader.after)) > most:
+            self.reader.before.clear()
+            self.reader.after.clear()
+
     def ask_with(self, alpha: float) -> None:
         """Weigh cost by alpha from now on. Raises AgentError outside what it was trained for."""
         least, most = self.alpha_range

@@ -218,6 +218,10 @@ class ExpertPool:
         for expert in self.experts:  # a chat template may refuse a prompt
             for previous_answer in (None, "2"):
                 expert.render("What is 1 + 1?", previous_answer, self.ktp)
+        self.check_recorded(questions)
+
+    def check_recorded(self, questions: Sequence[Question]) -> None:
+        """Raise ExpertError where a recorded expert has no answer to one of the questions."""
         for expert in self.experts:
             if isinstance(expert, RecordedExpert):
                 expert.check_questions(questions)
@@ -354,6 +358,11 @@ class ExpertPool:
         finally:
             self.stats.loads = self._dispatcher.num_loads
             self.stats.answer_s += time.perf_counter() - start
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way."""
+        return not self._under_way
 
     def _finish(self, call: Call, stored: Answer) -> None:
         """Make a stored completion the call's answer: what follows its thinking part.

@@ -129,6 +129,8 @@ class InFlight:
     def take(self) -> list[Route]:
         """Add every answer that has come to its route as a step; returns these routes."""
         answers = _answered(self.asked)
+        if not answers:
+            return []
         routes = [self.asked.pop(call) for call in answers]
         episodes = [route.episode for route in routes]
         experts = [route.next_expert for route in routes]

@@ -18,7 +18,7 @@ from torch import nn
 
 from belief.budget import Dial
 from config import AgentConfig
-from der_env import Episode, Observer, Reader, TextObserver, encode_states
+from der_env import Episode, Observer, Reader, TextObserver
 from encoder import ENCODE_ROWS, StateEncoder, position_offset
 from prompts import StateTokenizer
 from rollout import Decision
@@ -187,6 +187,14 @@ class Agent:
             f"budget {budget:g}: an agent that reads text has learned one weight of cost; train one"
             " with agent.reads belief and reward.alphas"
         )
+
+    def forget(self, most: int) -> None:
+        """Let go of what is kept of questions, where it is of more than `most`.
+
+        It can be computed again. For processes that meet new questions without end.
+        """
+        if len(self.encoder.cache) > most:
+            self.encoder.cache.clear()
 
     def settings(self) -> dict[str, Any]:
         """What of the agent is kept as JSON beside `learned_state`; nothing here."""

@@ -54,8 +54,9 @@ log = logging.getLogger(__name__)
 class Replica:
     """One server: how many requests it has in flight, and until when it is left alone."""
 
-    def __init__(self, url: str):
+    def __init__(self, url: str, max_away_s: float):
         self.url = url
+        self.max_away_s = max_away_s
         self.client: openai.AsyncOpenAI | None = None  # while requests are out
         self.in_flight, self.num_failures = 0, 0
         self.away_until = 0.0  # on time.monotonic
@@ -65,7 +66,7 @@ class Replica:
     def is_away(self) -> bool:
         return time.monotonic() < self.away_until
 
-    def set_aside(self, at_least_s: float, most_s: float) -> float:
+    def set_aside(self, at_least_s: float) -> float:
         """Leave it alone, longer after each failure in a row; returns for how long, in seconds.
 
         `at_least_s` wins: the server asked for it.
@@ -75,7 +76,7 @@ class Replica:
             * 2 ** min(self.num_failures, MAX_DOUBLINGS)
             * self.jitter.uniform(1.0, 1.5)
         )
-        wait_s = max(min(wait_s, most_s), at_least_s)
+        wait_s = max(min(wait_s, self.max_away_s), at_least_s)
         self.num_failures += 1
         self.away_until = time.monotonic() + wait_s
         return wait_s
@@ -101,7 +102,7 @@ class EndpointExpert:
                 " they are saved with the run, keys belong in api_key_env"
             )
         self.prompt_format = PromptFormat.of(config)
-        self.replicas = [Replica(url) for url in config.urls]
+        self.replicas = [Replica(url, config.max_away_s) for url in config.urls]
         self._error: ExpertError | None = None  # what ended the current call of answer
         self._estimates_tokens = False
         self._limit_name = "max_tokens"  # or what the server's error asks for
@@ -241,7 +242,7 @@ class EndpointExpert:
                 if (
                     not replica.is_away
                 ):  # else it is known: a failure of requests sent together counts once
-                    wait_s = replica.set_aside(_retry_after_s(error), self.config.max_away_s)
+                    wait_s = replica.set_aside(_retry_after_s(error))
                     log.warning(
                         "expert %s: %s is set aside for %.1f s: %s",
                         self.config.name,

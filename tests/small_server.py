@@ -39,7 +39,7 @@ class SmallServer:
     holds, `most_at_once` the most it ever held.
     """
 
-    def __init__(self, behave: Callable[[dict[str, Any], int], Reply]):
+    def __init__(self, behave: Callable[[dict[str, Any], int], Reply], port: int = 0):
         self.requests: list[tuple[str, dict[str, Any], dict[str, str], float]] = []
         self.most_at_once = self.num_held = 0
         lock = threading.Lock()
@@ -84,8 +84,9 @@ class SmallServer:
             def handle_error(self, request, client_address):  # a client that hung up
                 del request, client_address
 
-        self._server = Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
+        self._server = Server(("127.0.0.1", port), Handler)
+        self.port = self._server.server_port
+        self.url = f"http://127.0.0.1:{self.port}/v1"
         threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
         ).start()

@@ -1,0 +1,254 @@
+"""The HTTP side: OpenAI's chat completions over a run, feedback, health and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.exceptions import HTTPException
+
+from serving.replies import chunks, completion, headers_of
+from serving.requests import (
+    MAX_BYTES_PER_CHARACTER,
+    MODEL,
+    NAMED_ALPHA,
+    RequestError,
+    read_request,
+    too_long,
+    unknown_model,
+)
+from serving.service import Served, Service
+from serving.worker import Ticket
+
+KEEP_ALIVE_S = 5.0  # between two comment lines of a stream whose answer is not there yet
+LOOK_S = 0.5  # between two looks whether the client is still there
+OVERHEAD_BYTES = 100_000  # of a body, beside its texts
+
+
+class Feedback(BaseModel):
+    """A judgement of a served answer."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    id: str
+    quality: Annotated[float, Field(ge=0, le=1)]
+
+
+def build_app(service: Service) -> FastAPI:
+    """The application over a service."""
+    app = FastAPI(title="DER", docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.service = service
+    _answer_errors(app, service)
+    guarded = [Depends(_check_key)]
+    app.add_api_route("/v1/chat/completions", _chat, methods=["POST"], dependencies=guarded)
+    app.add_api_route("/v1/models", _models, dependencies=guarded)
+    app.add_api_route("/v1/models/{name}", _model, dependencies=guarded)
+    app.add_api_route("/v1/feedback", _feedback, methods=["POST"], dependencies=guarded)
+    app.add_api_route("/health", _health)
+    app.add_api_route("/metrics", _metrics)
+    return app
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+def _check_key(request: Request) -> None:
+    if not _service(request).is_allowed(request.headers.get("authorization")):
+        raise RequestError(401, "the API key is missing or wrong", code="invalid_api_key")
+
+
+def _answer_errors(app: FastAPI, service: Service) -> None:
+    """Answer every error with OpenAI's error object."""
+
+    def told(request: Request, error: RequestError) -> JSONResponse:
+        if request.url.path == "/v1/chat/completions":
+            service.figures.requests.labels(error.status).inc()
+        return JSONResponse(error.body(), error.status)
+
+    async def on_request_error(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestError)
+        return told(request, error)
+
+    async def on_http_error(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        said = f"{request.method} {request.url.path}: {error.detail}"
+        return told(request, RequestError(error.status_code, said, code="not_found"))
+
+    async def on_defect(request: Request, error: Exception) -> JSONResponse:
+        said = f"a defect of DER ({type(error).__name__})"
+        return told(request, RequestError(500, said, code="internal_error"))
+
+    app.add_exception_handler(RequestError, on_request_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(Exception, on_defect)
+
+
+async def _body(request: Request, most: int) -> bytes:
+    """The body. Raises RequestError as soon as it is longer than it may be."""
+    parts = []
+    size = 0
+    async for part in request.stream():
+        parts.append(part)
+        size += len(part)
+        if size > most:
+            raise too_long(_service(request).options.max_characters)
+    return b"".join(parts)
+
+
+async def _chat(request: Request) -> Response:
+    """One chat completion, whole or streamed."""
+    service = _service(request)
+    most = service.options.max_characters
+    data = await _body(request, MAX_BYTES_PER_CHARACTER * most + OVERHEAD_BYTES)
+    asked = read_request(data, request.headers, most)
+    ticket = service.submit(asked)
+    future = asyncio.wrap_future(ticket.future)
+    future.add_done_callback(_look_at)
+    try:
+        # A stream begins once there is an answer or the client may lose patience: until then an
+        # error has its own status
+        is_done = await _wait(future, request, service, ticket, asked.is_streamed)
+    except BaseException:
+        service.leave(ticket)
+        raise
+    if not is_done:
+        service.figures.requests.labels(200).inc()
+        return _streamed(_late_events(future, service, ticket))
+    served = service.take(ticket)
+    service.figures.requests.labels(200).inc()
+    headers = headers_of(served.record)
+    if asked.is_streamed:
+        return _streamed(_events(ticket, served), headers)
+    return JSONResponse(completion(ticket, served.answer, served.record), headers=headers)
+
+
+def _look_at(future: asyncio.Future[Any]) -> None:
+    """Keep asyncio from complaining of an error that nobody waited for."""
+    if not future.cancelled():
+        future.exception()
+
+
+async def _wait(
+    future: asyncio.Future[Any],
+    request: Request,
+    service: Service,
+    ticket: Ticket,
+    is_streamed: bool,
+) -> bool:
+    """Wait for the answer; False where a stream has to begin without it.
+
+    Raises RequestError when it takes too long, or the client has gone.
+    """
+    deadline = time.monotonic() + service.options.timeout_s
+    begin_stream = time.monotonic() + KEEP_ALIVE_S
+    while True:
+        done, _ = await asyncio.wait([future], timeout=LOOK_S)
+        if done:
+            return True
+        now = time.monotonic()
+        if is_streamed and now >= begin_stream:
+            return False
+        if now >= deadline:
+            raise _timed_out(service)
+        if await request.is_disconnected():
+            raise RequestError(499, "the client has gone", code="client_gone")
+
+
+def _timed_out(service: Service) -> RequestError:
+    said = f"no answer within {service.options.timeout_s:g} s"
+    return RequestError(503, said, code="timeout")
+
+
+def _streamed(
+    events: AsyncIterator[str], headers: dict[str, str] | None = None
+) -> StreamingResponse:
+    told = {"cache-control": "no-cache", "x-accel-buffering": "no", **(headers or {})}
+    return StreamingResponse(events, media_type="text/event-stream", headers=told)
+
+
+async def _events(ticket: Ticket, served: Served) -> AsyncIterator[str]:
+    """The events of a finished answer."""
+    for chunk in chunks(ticket, served.answer, served.record):
+        yield _event(chunk)
+    yield "data: [DONE]\n\n"
+
+
+async def _late_events(
+    future: asyncio.Future[Any], service: Service, ticket: Ticket
+) -> AsyncIterator[str]:
+    """Comment lines until the answer is there, then its events; an error is an event, too."""
+    try:
+        while not future.done():
+            yield ": waiting for experts\n\n"
+            if time.perf_counter() - ticket.received > service.options.timeout_s:
+                yield _event(_timed_out(service).body())
+                return
+            await asyncio.wait([future], timeout=KEEP_ALIVE_S)
+        try:
+            served = service.take(ticket)
+        except RequestError as error:
+            yield _event(error.body())
+            return
+        async for event in _events(ticket, served):
+            yield event
+    finally:  # also where the client has gone
+        service.leave(ticket)
+
+
+def _event(value: dict[str, Any]) -> str:
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+
+
+async def _models(request: Request) -> JSONResponse:
+    models = [_model_card(name) for name in _service(request).run.models]
+    return JSONResponse({"object": "list", "data": models})
+
+
+async def _model(request: Request, name: str) -> JSONResponse:
+    if name != MODEL and not NAMED_ALPHA.fullmatch(name):
+        raise unknown_model(name)
+    return JSONResponse(_model_card(name))
+
+
+def _model_card(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "der"}
+
+
+async def _feedback(request: Request) -> JSONResponse:
+    data = await _body(request, OVERHEAD_BYTES)
+    try:
+        feedback = Feedback.model_validate_json(data)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = ".".join(str(part) for part in problem["loc"]) or None
+        said = f"{field or 'the body'}: {problem['msg']}"
+        raise RequestError(400, said, code="invalid_value", param=field) from error
+    service = _service(request)
+    service.judge(feedback.id, feedback.quality)
+    told = {"id": feedback.id, "quality": feedback.quality}
+    return JSONResponse({**told, "can_be_learned_from": service.options.logs_texts})
+
+
+async def _health(request: Request) -> JSONResponse:
+    service = _service(request)
+    is_well = service.worker.is_alive and not service.is_draining
+    told = {
+        "status": "ok" if is_well else "ending",
+        "run": service.run.name,
+        "open_requests": service.worker.num_open,
+    }
+    return JSONResponse(told, 200 if is_well else 503)
+
+
+async def _metrics(request: Request) -> PlainTextResponse:
+    return PlainTextResponse(
+        _service(request).figures.text(), media_type="text/plain; version=0.0.4"
+    )

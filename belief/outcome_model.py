@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -51,6 +51,48 @@ class Outcomes:
             self.answer[rows],
             self.good[rows],
         )
+
+    def flat(self) -> JudgedAnswers:
+        """The same answers, one a row: all experts' to a question after each other."""
+        num_questions, num_experts = self.good.shape
+        good = self.good.ravel()
+        return JudgedAnswers(
+            np.repeat(self.question, num_experts, axis=0),
+            np.repeat(self.embedding, num_experts, axis=0),
+            np.repeat(self.task, num_experts),
+            np.tile(np.arange(num_experts), num_questions),
+            self.answer.reshape(len(good), -1),
+            good,
+        )
+
+
+@dataclass(frozen=True)
+class JudgedAnswers:
+    """Judged answers, one a row.
+
+    question (N, F), embedding (N, D), task (N,) and answer (N, G) as in `Outcomes`. expert (N,):
+    who answered. good (N,): whether the answer is right.
+    """
+
+    question: np.ndarray
+    embedding: np.ndarray
+    task: np.ndarray
+    expert: np.ndarray
+    answer: np.ndarray
+    good: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.good)
+
+    def take(self, rows: np.ndarray) -> JudgedAnswers:
+        return JudgedAnswers(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def with_others(self, others: JudgedAnswers) -> JudgedAnswers:
+        """These rows, then the others'."""
+        columns = []
+        for field in fields(self):
+            columns.append(np.concatenate([getattr(self, field.name), getattr(others, field.name)]))
+        return JudgedAnswers(*columns)
 
 
 def count_questions(questions: Sequence[Question]) -> np.ndarray:
@@ -149,24 +191,29 @@ class OutcomeModel:
     @classmethod
     def fit(cls, outcomes: Outcomes, num_tasks: int) -> OutcomeModel:
         """Fit both regressions on all judged answers."""
-        num_questions, num_experts = outcomes.good.shape
-        expert = np.tile(np.arange(num_experts), num_questions)
-        question = np.repeat(outcomes.question, num_experts, axis=0)
-        embedding = np.repeat(outcomes.embedding, num_experts, axis=0)
-        task = np.repeat(outcomes.task, num_experts)
-        good = outcomes.good.ravel()
-        answer = outcomes.answer.reshape(len(good), -1)
+        return cls.fit_answers(outcomes.flat(), outcomes.good.shape[1], num_tasks)
+
+    @classmethod
+    def fit_answers(cls, answers: JudgedAnswers, num_experts: int, num_tasks: int) -> OutcomeModel:
+        """Fit both regressions on answers of which a question may have any number."""
         prior = ExpertRegression.fit(
-            num_experts, num_tasks, question, embedding, task, expert, good, PRIOR_STRENGTH
+            num_experts,
+            num_tasks,
+            answers.question,
+            answers.embedding,
+            answers.task,
+            answers.expert,
+            answers.good,
+            PRIOR_STRENGTH,
         )
         reader = ExpertRegression.fit(
             num_experts,
             num_tasks,
-            np.hstack([answer, question]),
-            embedding[:, :0],
-            task,
-            expert,
-            good,
+            np.hstack([answers.answer, answers.question]),
+            answers.embedding[:, :0],
+            answers.task,
+            answers.expert,
+            answers.good,
             READER_STRENGTH,
         )
         return cls(prior, reader)

@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -29,6 +30,9 @@ import train_ppo_multi
 from config import RewardConfig
 from der_env import Episode
 from questions import Question
+from runtime.errors import DataError
+from scripts import learn_from_log
+from serving.feedback import Skill
 from serving.policy import Limits, ServingPolicy
 from serving.route_log import read_records
 from serving.served_run import Exploration
@@ -438,3 +442,53 @@ def test_a_log_that_was_cut_off_is_gone_on_with(run: Path, tmp_path: Path) -> No
     with serving(run, path) as (url, _):
         reply = ask(openai.OpenAI(base_url=url, api_key="none"), "After a crash?")
     assert [record["id"] for record in read_records(path)] == ["old", reply.id]
+
+
+def test_judged_answers_teach_the_outcome_model(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever asks about colours finds every answer right, and wrong about sounds.
+
+    Training has not met such questions, so its model cannot tell; held-out judgements can.
+    """
+    shutil.copytree(run, tmp_path / "run")
+    log = tmp_path / "log.jsonl"
+    with serving(tmp_path / "run", log, logs_texts=True) as (url, _):
+        client = openai.OpenAI(base_url=url, api_key="none")
+        for number in range(24):
+            for quality, kind in enumerate(("sound, is it loud, low or deep", "colour")):
+                reply = ask(client, f"Which {kind} has object {number}?")
+                judgement = {"id": reply.id, "quality": quality}
+                client.post("/feedback", body=judgement, cast_to=dict[str, object])
+    arguments = ["--run", str(tmp_path / "run"), "--log", str(log)]
+    before, after = learn_from_log.main(arguments).after_call
+    assert after.log_loss < before.log_loss
+    assert after.auroc is not None
+    assert after.auroc > 0.9
+    assert "nothing is changed" in capsys.readouterr().out
+    weights = (tmp_path / "run" / "agent" / "model.safetensors").read_bytes()
+    learn_from_log.main([*arguments, "--write"])
+    assert (tmp_path / "run" / "agent" / "model.safetensors").read_bytes() != weights
+    kept = tmp_path / "run" / "agent_before-1" / "model.safetensors"
+    assert kept.read_bytes() == weights
+    with serving(tmp_path / "run", log) as (url, _):  # the agent still loads
+        assert ask(openai.OpenAI(base_url=url, api_key="none"), "Learned?").choices
+
+
+def test_log_loss_and_auroc_are_those_of_the_definitions() -> None:
+    """Probabilities 0.5, 0.8 and 0.2 of outcomes 1, 1 and 0.
+
+    -(ln 0.5 + ln 0.8 + ln 0.8) / 3 = 0.37981; both right answers stand above the wrong one.
+    """
+    odds = np.log(np.array([1.0, 4.0, 0.25]))
+    skill = Skill.of(odds, np.array([True, True, False]))
+    assert skill.log_loss == pytest.approx(0.37981, abs=1e-5)
+    assert skill.auroc == 1.0
+    assert Skill.of(odds, np.array([True, True, True])).auroc is None
+
+
+def test_a_log_without_texts_cannot_be_learned_from(run: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"kind": "route", "id": "a"}\n{"kind": "feedback", "id": "a", "quality": 1}\n')
+    with pytest.raises(DataError, match=r"0 judged answers with their texts \(1 without\)"):
+        learn_from_log.main(["--run", str(run), "--log", str(log)])

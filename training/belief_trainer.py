@@ -79,7 +79,7 @@ class BeliefTrainer(Trainer):
         table = ask_all(questions, self.pool, config.reward)
         texts = [table.texts_of(expert_idx) for expert_idx in range(len(self.pool))]
         tasks = sorted({question.task for question in questions})
-        outcomes = self._outcomes(table, texts, tasks)
+        outcomes = outcomes_of(table, tasks, self.agent, config.env.p0)
         fitted = cross_fit(outcomes, len(tasks), config.seed)
         same = agreement(table.groups)
         candidates = fit_candidates(
@@ -152,20 +152,6 @@ class BeliefTrainer(Trainer):
             self.config.env.t_max,
             self.agent.question_embeddings,
             self.config.reward.alpha,
-        )
-
-    def _outcomes(
-        self, table: AnswerTable, texts: Sequence[Sequence[str]], tasks: Sequence[str]
-    ) -> Outcomes:
-        """Features and labels of all first answers; texts[expert][question]."""
-        questions = table.questions
-        columns = [count_answers(questions, column) for column in texts]
-        return Outcomes(
-            question=count_questions(questions),
-            embedding=self.agent.question_embeddings(questions),
-            task=np.array([tasks.index(question.task) for question in questions]),
-            answer=np.stack(columns, axis=1),
-            good=table.quality >= self.config.env.p0,
         )
 
     def calibrate(self) -> None:
@@ -338,3 +324,20 @@ def describe_order(order: Order, names: Sequence[str]) -> str:
     if order.threshold > 1:
         return f"{path}, always all"
     return f"{path}, until an answer is estimated at {order.threshold:.2f}"
+
+
+def outcomes_of(
+    table: AnswerTable, tasks: Sequence[str], agent: BeliefAgent, p0: float
+) -> Outcomes:
+    """Features and labels of all first answers of a scored table."""
+    questions = table.questions
+    columns = []
+    for expert_idx in range(table.num_experts):
+        columns.append(count_answers(questions, table.texts_of(expert_idx)))
+    return Outcomes(
+        question=count_questions(questions),
+        embedding=agent.question_embeddings(questions),
+        task=np.array([tasks.index(question.task) for question in questions]),
+        answer=np.stack(columns, axis=1),
+        good=table.quality >= p0,
+    )

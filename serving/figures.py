@@ -6,7 +6,14 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 
 from serving.worker import Worker
 
@@ -19,6 +26,7 @@ class Figures:
 
     def __init__(self, worker: Worker):
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)  # processor time and memory of the server
         self.requests = Counter(
             "der_requests", "Chat completions by HTTP status", ["status"], registry=self.registry
         )

@@ -133,10 +133,11 @@ class Worker:
         for ticket in self._take_arrived():
             self._admit(ticket)
         self._drop_given_up()
-        began = time.perf_counter()
-        for route in self.flight.to_move:
-            self._ticket_of(route).call_began = began
+        moving = self.flight.to_move
         stopped = self.flight.move()
+        began = time.perf_counter()
+        for route in moving:
+            self._ticket_of(route).call_began = began
         if not pool.is_idle:  # also for what nobody waits for any more: it is paid for
             has_answer = any(call.answer or call.error for call in self.flight.asked)
             pool.advance(_DONE if has_answer else self._wake)

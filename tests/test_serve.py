@@ -31,7 +31,7 @@ from config import RewardConfig
 from der_env import Episode
 from questions import Question
 from runtime.errors import DataError
-from scripts import learn_from_log
+from scripts import learn_from_log, load_test
 from serving.feedback import Skill
 from serving.policy import Limits, ServingPolicy
 from serving.route_log import read_records
@@ -492,3 +492,9 @@ def test_a_log_without_texts_cannot_be_learned_from(run: Path, tmp_path: Path) -
     log.write_text('{"kind": "route", "id": "a"}\n{"kind": "feedback", "id": "a", "quality": 1}\n')
     with pytest.raises(DataError, match=r"0 judged answers with their texts \(1 without\)"):
         learn_from_log.main(["--run", str(run), "--log", str(log)])
+
+
+@pytest.mark.slow
+def test_a_load_with_failing_experts_loses_and_crosses_no_answer(run: Path) -> None:
+    figures = load_test.main(["--run", str(run), "--requests", "100", "--at_once", "16"])
+    assert figures["16"]["requests_per_s"] > 0

@@ -68,6 +68,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default=LOCAL[0], help="default: this machine only")
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free")
     parser.add_argument(
+        "--budget", type=float, help="mean cost C of a question, instead of --reward.alpha=A"
+    )
+    parser.add_argument(
         "--key_env", help="environment variable with the key that clients must send"
     )
     parser.add_argument(
@@ -122,7 +125,9 @@ def main(arguments: list[str]) -> None:
         grace_s=options.grace,
     )
     log_path = options.log or run / "served" / "routes.jsonl"
-    service = Service(lambda: ServedRun(run, overrides, exploration), log_path, service_options)
+    service = Service(
+        lambda: ServedRun(run, overrides, exploration, options.budget), log_path, service_options
+    )
     config = uvicorn.Config(
         build_app(service),
         host=options.host,

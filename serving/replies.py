@@ -34,7 +34,7 @@ def route_record(ticket: Ticket, route: Route, run: ServedRun) -> Record:
     record: Record = {
         "id": ticket.id,
         "run": run.name,
-        "alpha": run.config.reward.alpha if episode.alpha is None else episode.alpha,
+        "alpha": run.alpha_of(episode),
         "task": episode.question.task,
         "metric": episode.question.metric,
         "agreement": episode.question.agreement,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agent import load_agent
+from belief_agent import BeliefAgent
 from config import AnyExpertConfig, Config, EndpointExpertConfig
 from der_env import Episode
 from experts import ExpertPool, Request, build_pool
@@ -60,7 +61,13 @@ class ServedRun:
     Raises what loading an agent and a pool raises.
     """
 
-    def __init__(self, run: Path, overrides: Sequence[str], exploration: Exploration):
+    def __init__(
+        self,
+        run: Path,
+        overrides: Sequence[str],
+        exploration: Exploration,
+        budget: float | None = None,
+    ):
         self.name = run.name
         self.config = for_serving(evaluated_config(run, overrides))
         set_threads(self.config.threads)
@@ -70,6 +77,8 @@ class ServedRun:
         self.pool.store.wait_for_locks(LOCK_PATIENCE_S)
         self.agent: Agent = load_agent(run / "agent", self.pool, device=device)
         self.agent.ask_with(self.config.reward.alpha)
+        if budget is not None:
+            self.agent.spend(budget)
         self.judge = make_judge(self.agent, load_terminator(run / "terminator", device))
         self.prices = expected_prices(self.agent, self.pool, self.config.reward)
         self.kinds = question_kinds(self.config)
@@ -94,11 +103,11 @@ class ServedRun:
 
     def check_alpha(self, asked: Asked) -> None:
         """Raise RequestError for a weight of cost that the agent was not trained for."""
-        if asked.alpha is None or asked.alpha == self.config.reward.alpha:
+        if asked.alpha is None:
             return
-        known = self.agent.alpha_range
-        least, most = known or (self.config.reward.alpha, self.config.reward.alpha)
-        if known is not None and least - 1e-6 <= asked.alpha <= most + 1e-6:
+        own = self.config.reward.alpha
+        least, most = self.agent.alpha_range or (own, own)
+        if least - 1e-6 <= asked.alpha <= most + 1e-6:
             return
         why = f": this agent was trained for alpha from {least:g} to {most:g}"
         if NAMED_ALPHA.fullmatch(asked.model):
@@ -147,6 +156,12 @@ class ServedRun:
             self.pool.check_recorded([question])
         except DERError as error:
             raise RequestError(400, str(error), code="invalid_value", param="messages") from error
+
+    def alpha_of(self, episode: Episode) -> float:
+        """The weight of cost that a request was asked with."""
+        if isinstance(self.agent, BeliefAgent):
+            return self.agent.reader.alpha_of(episode)
+        return self.config.reward.alpha
 
     def charge_of(self, route: Route) -> float:
         """C of all calls of a route."""

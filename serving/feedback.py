@@ -128,21 +128,31 @@ def learn(agent: BeliefAgent, pool: ExpertPool, config: Config, judged: Sequence
     trained = outcomes_of(table, tasks, agent, config.env.p0).flat()
     new = judged_answers(judged, agent, pool.names, config.env.p0)
 
-    def fit(answers: JudgedAnswers) -> OutcomeModel:
-        return OutcomeModel.fit_answers(answers, len(pool), len(tasks))
+    odds = _held_out_odds(trained, new, len(pool), len(tasks), config.seed)
+    skills = []
+    for before, after in odds:
+        skills.append((Skill.of(before, new.good), Skill.of(after, new.good)))
+    model = OutcomeModel.fit_answers(trained.with_others(new), len(pool), len(tasks))
+    return Lesson(model, skills[0], skills[1])
 
-    odds_before = _estimates(fit(trained), new)
-    odds_after = np.zeros_like(odds_before)
-    folds = np.random.default_rng(config.seed).permutation(len(new)) % NUM_FOLDS
+
+def _held_out_odds(
+    trained: JudgedAnswers, new: JudgedAnswers, num_experts: int, num_tasks: int, seed: int
+) -> np.ndarray:
+    """Log-odds (2, 2, N) of new answers: before the call, after it; without the others, with them.
+
+    No model has seen the answers that it estimates.
+    """
+    untaught = OutcomeModel.fit_answers(trained, num_experts, num_tasks)
+    without = _estimates(untaught, new)
+    taught = np.zeros_like(without)
+    folds = np.random.default_rng(seed).permutation(len(new)) % NUM_FOLDS
     for fold in range(NUM_FOLDS):
         held = np.flatnonzero(folds == fold)
         others = new.take(np.flatnonzero(folds != fold))
-        odds_after[:, held] = _estimates(fit(trained.with_others(others)), new.take(held))
-    skills = []
-    for place in range(2):
-        before = Skill.of(odds_before[place], new.good)
-        skills.append((before, Skill.of(odds_after[place], new.good)))
-    return Lesson(fit(trained.with_others(new)), skills[0], skills[1])
+        model = OutcomeModel.fit_answers(trained.with_others(others), num_experts, num_tasks)
+        taught[:, held] = _estimates(model, new.take(held))
+    return np.stack([without, taught], axis=1)
 
 
 def judged_answers(

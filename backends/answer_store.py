@@ -7,17 +7,18 @@ on with the same answer.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
+import os
 import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from runtime.errors import StoreError
 
@@ -28,16 +29,29 @@ CREATE TABLE IF NOT EXISTS answers (
     key BLOB PRIMARY KEY, expert TEXT NOT NULL, prompt TEXT NOT NULL, text TEXT NOT NULL,
     prompt_tokens INTEGER NOT NULL,
     completion_tokens INTEGER NOT NULL, latency_s REAL NOT NULL,
-    prompt_cut INTEGER NOT NULL, made_with TEXT NOT NULL
+    prompt_cut INTEGER NOT NULL, made_with TEXT NOT NULL,
+    finish TEXT NOT NULL DEFAULT '', logprob_mean REAL, logprob_min REAL
 ) WITHOUT ROWID
 """
-COLUMNS = "text, prompt_tokens, completion_tokens, latency_s, prompt_cut"
-ALL_COLUMNS = ["key", "expert", "prompt", *COLUMNS.split(", "), "made_with"]
-stored_fields = attrgetter(*COLUMNS.split(", "))
+# Columns that older stores lack -> their declaration, and what their answers read as
+ADDED_COLUMNS = {
+    "finish": ("TEXT NOT NULL DEFAULT ''", "''"),
+    "logprob_mean": ("REAL", "NULL"),
+    "logprob_min": ("REAL", "NULL"),
+}
+FIELDS = ["text", "prompt_tokens", "completion_tokens", "latency_s", "prompt_cut", *ADDED_COLUMNS]
+FIRST_COLUMNS = ["key", "expert", "prompt", *FIELDS[:5], "made_with"]
+ALL_COLUMNS = [*FIRST_COLUMNS, *ADDED_COLUMNS]
+stored_fields = attrgetter(*FIELDS)
+INTO = f"INTO answers ({', '.join(ALL_COLUMNS)}) VALUES ({', '.join('?' * len(ALL_COLUMNS))})"
 HEADER_BYTES = 100
 NUM_RANGES = 4096  # of keys, by their first three hexadecimal digits
 MAX_GROWTH = 1000  # a header that promises more is damaged itself
 LOOKUP_CHUNK = 500  # keys per SELECT; SQLite's limit on variables is far above
+
+
+# `length`: max_new_tokens was reached. `content_filter`, `refusal`: as a server says
+Finish = Literal["", "stop", "length", "content_filter", "refusal"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +63,11 @@ class Answer:
     completion_tokens: int
     latency_s: float  # its share of the batch it was first generated in
     prompt_cut: bool = False  # the prompt was longer than the model's context
+    finish: Finish = ""  # why the model ended; empty where that is not known
+    # Of the generated tokens, natural logarithms; None where not known. The last digits depend on
+    # the batch, so they do not decide whether two answers are equal
+    logprob_mean: float | None = field(default=None, compare=False)
+    logprob_min: float | None = field(default=None, compare=False)
     whole_text: str | None = None  # with the thinking part, where `text` is without; never stored
 
     @property
@@ -80,41 +99,68 @@ class AnswerStore:
     """Key-value store of answers.
 
     WAL mode; where the file system cannot share memory (some network mounts) SQLite falls back to a
-    rollback journal. Raises StoreError when the file is damaged, somebody else's, locked for over a
-    minute, or the disk is full.
+    rollback journal. A store that lacks the newer columns gets them, unless it is `read_only` or
+    its file may not be written. Raises StoreError when the file is damaged, somebody else's, locked
+    for over a minute, or the disk is full.
     """
 
-    def __init__(self, path: Path | str, made_with: dict[str, str] | None = None):
+    def __init__(
+        self,
+        path: Path | str,
+        made_with: dict[str, str] | None = None,
+        *,
+        read_only: bool = False,
+    ):
         self.path = Path(path)
         self.num_reads = 0  # keys looked up so far
         self.made_with = json.dumps(made_with or {}, sort_keys=True)
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        is_protected = self.path.exists() and not os.access(self.path, os.W_OK)
+        self.read_only = read_only or is_protected
+        address = f"{self.path.absolute().as_uri()}?mode={'ro' if is_protected else 'rwc'}"
         try:
-            self._db = sqlite3.connect(self.path, timeout=60.0, isolation_level=None)
-            tables = self._db.execute(
-                "SELECT name FROM sqlite_master WHERE type = 'table'"
-            ).fetchall()
-            if (
-                tables
-                and [column for _, column, *_ in self._db.execute("PRAGMA table_info(answers)")]
-                != ALL_COLUMNS
-            ):
-                self._db.close()
-                raise StoreError(
-                    f"{self.path}: an SQLite file of other tables, so no answer store. Let"
-                    " pool.store name another path."
-                )
-            mode = self._db.execute("PRAGMA journal_mode=WAL").fetchone()[0]
-            # A power cut may lose the last transactions of a WAL under NORMAL, a killed process
-            # loses none.
-            self._db.execute(f"PRAGMA synchronous={'NORMAL' if mode == 'wal' else 'FULL'}")
-            self._db.execute(SCHEMA)
+            self._db = sqlite3.connect(address, timeout=60.0, isolation_level=None, uri=True)
+            self._check_columns()
+            if self.read_only:
+                self._db.execute("PRAGMA query_only=ON")
+            else:
+                self._prepare_writing()
+            self._fields = ", ".join(_selected(self._db, FIELDS))
         except sqlite3.Error as error:
             raise self._explained(error) from error
 
     def wait_for_locks(self, seconds: float) -> None:
         """Wait so long for other processes from now on, before an error is raised."""
         self._run(f"PRAGMA busy_timeout={int(1000 * seconds)}")
+
+    def _check_columns(self) -> None:
+        """Raise StoreError where the file holds other tables than a store's."""
+        if not self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+            return
+        columns = _columns(self._db)
+        if columns[: len(FIRST_COLUMNS)] == FIRST_COLUMNS and set(columns) <= set(ALL_COLUMNS):
+            return
+        self._db.close()
+        raise StoreError(
+            f"{self.path}: an SQLite file of other tables, so no answer store. Let pool.store name"
+            " another path."
+        )
+
+    def _prepare_writing(self) -> None:
+        """Set the journal, and make the table or its missing columns."""
+        mode = self._db.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+        # A power cut may lose the last transactions of a WAL under NORMAL, a killed process loses
+        # none.
+        self._db.execute(f"PRAGMA synchronous={'NORMAL' if mode == 'wal' else 'FULL'}")
+        self._db.execute(SCHEMA)
+        if len(_columns(self._db)) == len(ALL_COLUMNS):
+            return
+        self._db.execute("BEGIN IMMEDIATE")  # another process may add them at the same time
+        present = _columns(self._db)
+        for name, (declaration, _) in ADDED_COLUMNS.items():
+            if name not in present:
+                self._db.execute(f"ALTER TABLE answers ADD COLUMN {name} {declaration}")
+        self._db.execute("COMMIT")
 
     def _explained(self, error: sqlite3.Error) -> StoreError:
         if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
@@ -154,25 +200,31 @@ class AnswerStore:
         for start in range(0, len(wanted), LOOKUP_CHUNK):
             chunk = wanted[start : start + LOOKUP_CHUNK]
             marks = ",".join("?" * len(chunk))
-            rows = self._run(f"SELECT key, {COLUMNS} FROM answers WHERE key IN ({marks})", chunk)
-            for key, text, prompt_tokens, completion_tokens, latency_s, was_cut in rows:
-                out[key] = Answer(text, prompt_tokens, completion_tokens, latency_s, bool(was_cut))
+            sql = f"SELECT key, {self._fields} FROM answers WHERE key IN ({marks})"
+            for key, *fields in self._run(sql, chunk):
+                named = dict(zip(FIELDS, fields, strict=True))
+                named["prompt_cut"] = bool(named["prompt_cut"])
+                out[key] = Answer(**named)
         return out
 
     def put_many(self, answers: Sequence[StoredAnswer]) -> dict[bytes, Answer]:
         """Store in one transaction and return what the store now holds: an earlier writer's answer
         where there was one.
         """
-        rows = [
-            (a.key, a.expert, a.prompt, *stored_fields(a.answer), self.made_with) for a in answers
-        ]
+        if self.read_only:
+            raise StoreError(
+                f"{self.path}: may only be read. Let pool.store name a file that may be written,"
+                f" and take these answers over: python scripts/store.py merge NEW {self.path}"
+            )
+        rows = []
+        for row in answers:
+            fields = stored_fields(row.answer)
+            first, added = fields[: -len(ADDED_COLUMNS)], fields[-len(ADDED_COLUMNS) :]
+            rows.append((row.key, row.expert, row.prompt, *first, self.made_with, *added))
         try:
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                self._db.executemany(
-                    "INSERT INTO answers VALUES (?,?,?,?,?,?,?,?,?) ON CONFLICT(key) DO NOTHING",
-                    rows,
-                )
+                self._db.executemany(f"INSERT {INTO} ON CONFLICT(key) DO NOTHING", rows)
                 self._db.execute("COMMIT")
             except BaseException:
                 if self._db.in_transaction:
@@ -182,11 +234,14 @@ class AnswerStore:
             raise self._explained(error) from error
         return self.get_many(a.key for a in answers)
 
-    def counts(self) -> list[tuple[str, int, int]]:
-        """Name, answers and generated tokens of every expert."""
+    def counts(self) -> list[tuple[str, int, int, int, int]]:
+        """Of every expert: name, answers, generated tokens, answers that ran out of tokens, and
+        answers with known log-probabilities.
+        """
+        finish, logprob_mean = _selected(self._db, ["finish", "logprob_mean"])
         return self._run(
-            "SELECT expert, COUNT(*), SUM(completion_tokens) FROM answers GROUP BY expert ORDER BY"
-            " expert"
+            f"SELECT expert, COUNT(*), SUM(completion_tokens), SUM({finish} = 'length'),"
+            f" COUNT({logprob_mean}) FROM answers GROUP BY expert ORDER BY expert"
         )
 
     def check(self) -> None:
@@ -207,12 +262,18 @@ class AnswerStore:
 
         Returns how many came, and how many of the rest differ in text.
         """
-        for store in (AnswerStore(other), self):  # damage is blamed on the file that has it
+        others = AnswerStore(other, read_only=True)
+        for store in (others, self):  # damage is blamed on the file that has it
             store.check()
+        others.close()
         before = len(self)
         self._run("ATTACH ? AS other", [str(other)])
         try:
-            self._run("INSERT OR IGNORE INTO main.answers SELECT * FROM other.answers")
+            theirs = ", ".join(_selected(self._db, ALL_COLUMNS, "other"))
+            self._run(
+                f"INSERT OR IGNORE INTO main.answers ({', '.join(ALL_COLUMNS)}) SELECT {theirs}"
+                " FROM other.answers"
+            )
             differ = self._run(
                 "SELECT COUNT(*) FROM other.answers AS theirs JOIN main.answers AS ours USING (key)"
                 " WHERE theirs.text != ours.text"
@@ -229,8 +290,10 @@ class AnswerStore:
         AnswerStore(other).close()
         self._run("ATTACH ? AS other", [str(other)])
         try:
+            columns = ", ".join(ALL_COLUMNS)
             self._run(
-                "INSERT OR IGNORE INTO other.answers SELECT * FROM main.answers WHERE expert = ?",
+                f"INSERT OR IGNORE INTO other.answers ({columns}) SELECT {columns} FROM"
+                " main.answers WHERE expert = ?",
                 [expert],
             )
             self._run(
@@ -246,6 +309,21 @@ class AnswerStore:
 
     def close(self) -> None:
         self._db.close()
+
+
+def _columns(db: sqlite3.Connection, schema: str = "main") -> list[str]:
+    """Names of the columns of the answers in a database."""
+    return [row[1] for row in db.execute(f"PRAGMA {schema}.table_info(answers)")]
+
+
+def _selected(db: sqlite3.Connection, names: Sequence[str], schema: str = "main") -> list[str]:
+    """What to select for columns: their names, or what stands for those that the store lacks."""
+    present = _columns(db, schema)
+    selected = []
+    for name in names:
+        is_lacking = name in ADDED_COLUMNS and name not in present
+        selected.append(ADDED_COLUMNS[name][1] if is_lacking else name)
+    return selected
 
 
 def rebuild(path: Path) -> int:
@@ -280,7 +358,7 @@ def rebuild(path: Path) -> int:
     return count
 
 
-@contextmanager
+@contextlib.contextmanager
 def _padded(path: Path) -> Iterator[Path]:
     """The store itself, or where it is shorter than its header says, a copy of full length."""
     with path.open("rb") as file:
@@ -310,6 +388,9 @@ def _copy_readable(source: Path, target: Path) -> tuple[int, int]:
     """Copy what can be read; the number of answers, and of key ranges with a damaged page."""
     fresh, damaged = sqlite3.connect(target), sqlite3.connect(source)
     fresh.execute(SCHEMA)
+    columns = ALL_COLUMNS
+    with contextlib.suppress(sqlite3.DatabaseError):  # damage is met again below, and counted
+        columns = _selected(damaged, ALL_COLUMNS)
     lost = 0
     for prefix in range(NUM_RANGES):
         bounds = (
@@ -317,7 +398,10 @@ def _copy_readable(source: Path, target: Path) -> tuple[int, int]:
             (((prefix + 1) << 4).to_bytes(3, "big")[1:] if prefix < 4095 else b"\xff" * 17),
         )
         lost += not any(
-            [_copy_range(damaged, fresh, bounds, direction) for direction in ("ASC", "DESC")]
+            [
+                _copy_range(damaged, fresh, columns, bounds, direction)
+                for direction in ("ASC", "DESC")
+            ]
         )
     damaged.close()
     fresh.commit()
@@ -329,6 +413,7 @@ def _copy_readable(source: Path, target: Path) -> tuple[int, int]:
 def _copy_range(
     damaged: sqlite3.Connection,
     fresh: sqlite3.Connection,
+    columns: Sequence[str],
     bounds: tuple[bytes, bytes],
     direction: str,
 ) -> bool:
@@ -337,9 +422,11 @@ def _copy_range(
     """
     try:
         for row in damaged.execute(
-            f"SELECT * FROM answers WHERE key >= ? AND key < ? ORDER BY key {direction}", bounds
+            f"SELECT {', '.join(columns)} FROM answers WHERE key >= ? AND key < ?"
+            f" ORDER BY key {direction}",
+            bounds,
         ):
-            fresh.execute("INSERT OR IGNORE INTO answers VALUES (?,?,?,?,?,?,?,?,?)", row)
+            fresh.execute(f"INSERT OR IGNORE {INTO}", row)
     except sqlite3.DatabaseError:
         return False
     return True

@@ -53,11 +53,14 @@ def existing(path: Path) -> Path:
 
 def info(path: Path, *, reads_all: bool) -> None:
     """Print answers and tokens per expert, and the size."""
-    store = AnswerStore(existing(path))
+    store = AnswerStore(existing(path), read_only=True)
     if reads_all:
         store.check()
-    for expert, answers, tokens in store.counts():
-        print(f"{expert}: {answers} answers, {tokens} tokens")
+    for expert, answers, tokens, num_cut, num_sure in store.counts():
+        print(
+            f"{expert}: {answers} answers, {tokens} tokens; {num_cut} ran out of tokens,"
+            f" {num_sure} have log-probabilities"
+        )
     print(
         f"{path}: {'whole, ' if reads_all else ''}{len(store)} answers,"
         f" {path.stat().st_size / 1e6:.1f} MB"
@@ -68,9 +71,8 @@ def info(path: Path, *, reads_all: bool) -> None:
 def merge(path: Path, others: Sequence[Path]) -> None:
     """Into the first, in order; the first may be new."""
     for other in others:
-        AnswerStore(
-            existing(other)
-        ).close()  # a file that is no store is refused before anything is taken
+        # a file that is no store is refused before anything is taken
+        AnswerStore(existing(other), read_only=True).close()
     store = AnswerStore(path)
     for other in others:
         came, differ = store.merge(other)

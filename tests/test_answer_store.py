@@ -274,3 +274,111 @@ def test_a_full_disk_is_said_so_and_costs_nothing_already_stored(store):
 def test_store_py_names_a_store_that_does_not_exist(tmp_path):
     with pytest.raises(StoreError, match=r"nowhere\.sqlite: no such store"):
         store_script.main(["check", str(tmp_path / "nowhere.sqlite")])
+
+
+# --- why an answer ended, and how sure the model was ---
+
+OLD_SCHEMA = """
+CREATE TABLE answers (
+    key BLOB PRIMARY KEY, expert TEXT NOT NULL, prompt TEXT NOT NULL, text TEXT NOT NULL,
+    prompt_tokens INTEGER NOT NULL,
+    completion_tokens INTEGER NOT NULL, latency_s REAL NOT NULL,
+    prompt_cut INTEGER NOT NULL, made_with TEXT NOT NULL
+) WITHOUT ROWID
+"""
+SURE = {"finish": "length", "logprob_mean": -0.25, "logprob_min": -1.5}
+
+
+def certainty(answer):
+    return answer.finish, answer.logprob_mean, answer.logprob_min
+
+
+@pytest.fixture
+def old_store(tmp_path):
+    """A store as version 1 wrote it, with one answer."""
+    path = tmp_path / "old.sqlite"
+    row = stored("old", "from before", prompt_cut=True)
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA journal_mode=WAL")
+    db.execute(OLD_SCHEMA)
+    values = (row.key, "e", "old", "from before", 3, 1, 0.25, 1, '{"torch": "1.0"}')
+    db.execute("INSERT INTO answers VALUES (?,?,?,?,?,?,?,?,?)", values)
+    db.commit()
+    db.close()
+    return path
+
+
+def columns_of(path):
+    db = sqlite3.connect(path)
+    names = [row[1] for row in db.execute("PRAGMA table_info(answers)")]
+    db.close()
+    return names
+
+
+def test_the_end_and_the_log_probabilities_of_an_answer_are_kept(store):
+    sure = stored("q", **SURE)
+    unknown = stored("r")
+    store.put_many([sure, unknown])
+    kept = AnswerStore(store.path).get_many([sure.key, unknown.key])
+    assert certainty(kept[sure.key]) == ("length", -0.25, -1.5)
+    assert certainty(kept[unknown.key]) == ("", None, None)
+
+
+def test_an_older_store_is_read_and_written_on_without_loss(old_store):
+    old, new = stored("old", "from before", prompt_cut=True), stored("new", **SURE)
+    first, second = AnswerStore(old_store), AnswerStore(old_store)
+    assert first.get_many([old.key]) == {old.key: old.answer}
+    second.put_many([new])
+    kept = first.get_many([old.key, new.key])
+    assert kept == {old.key: old.answer, new.key: new.answer}
+    assert certainty(kept[old.key]) == ("", None, None)
+    assert certainty(kept[new.key]) == ("length", -0.25, -1.5)
+    db = sqlite3.connect(old_store)
+    found = db.execute("SELECT made_with FROM answers WHERE prompt = 'old'").fetchall()
+    assert found == [('{"torch": "1.0"}',)]
+
+
+def test_an_older_store_that_is_only_read_stays_as_it_is(old_store, capsys):
+    before = old_store.read_bytes()
+    old = stored("old", "from before", prompt_cut=True)
+    store = AnswerStore(old_store, read_only=True)
+    kept = store.get_many([old.key])
+    assert kept == {old.key: old.answer}
+    assert certainty(kept[old.key]) == ("", None, None)
+    store.check()
+    with pytest.raises(StoreError, match=r"old\.sqlite: may only be read"):
+        store.put_many([stored("new")])
+    store.close()
+    store_script.main(["info", str(old_store)])
+    assert "e: 1 answers, 1 tokens; 0 ran out of tokens, 0 have" in capsys.readouterr().out
+    assert old_store.read_bytes() == before
+    assert len(columns_of(old_store)) == 9
+
+
+def test_merge_and_prune_keep_them_between_stores_of_both_ages(store, old_store, tmp_path, capsys):
+    sure = stored("q", **SURE)
+    store.put_many([sure])
+    old_key = stored("old").key
+    store_script.main(["merge", str(store.path), str(old_store)])
+    kept = store.get_many([sure.key, old_key])
+    assert certainty(kept[sure.key]) == ("length", -0.25, -1.5)
+    assert certainty(kept[old_key]) == ("", None, None)
+    assert len(columns_of(old_store)) == 9
+
+    store_script.main(["merge", str(old_store), str(store.path)])
+    assert certainty(AnswerStore(old_store).get_many([sure.key])[sure.key])[0] == "length"
+    store_script.main(["prune", str(store.path), "e"])
+    pruned = AnswerStore(tmp_path / "runs" / "answers.sqlite.pruned")
+    assert certainty(pruned.get_many([sure.key])[sure.key]) == ("length", -0.25, -1.5)
+
+
+def test_rebuild_keeps_them_and_reads_older_stores(store, old_store):
+    sure = stored("q", **SURE)
+    store.put_many([sure])
+    store.close()
+    assert rebuild(store.path) == 1
+    assert certainty(AnswerStore(store.path).get_many([sure.key])[sure.key])[1:] == (-0.25, -1.5)
+    old = stored("old", "from before", prompt_cut=True)
+    assert rebuild(old_store) == 1
+    assert AnswerStore(old_store).get_many([old.key]) == {old.key: old.answer}
+    assert len(columns_of(old_store)) == 12

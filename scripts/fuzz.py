@@ -6,7 +6,8 @@
 
 Each mutation is drawn from the seed, its kind and its number alone. A fault is an exception that is
 no DERError: a traceback, in a user's eyes. A hang takes longer than ten seconds. The exit status is
-1 where there is one of either. Nothing asks an LLM: the experts are recorded answers.
+1 where there is one of either. Nothing asks an LLM: the experts are recorded answers. Nothing is
+written outside a temporary folder, whatever path a damaged setting names.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ from runtime.command_line import dump_config, load_config, run_command
 from runtime.errors import DERError
 from runtime.files import read_json
 from runtime.run_folder import evaluated_config, num_epochs
+from scripts.support.confined import confined
 from scripts.support.mutations import mutate_file
 from scripts.support.tiny_models import TinyExpert, build_model, build_tokenizer
 from terminator import load_terminator, make_judge
@@ -183,7 +185,7 @@ class Workshop:
             for number in range(10):
                 shutil.rmtree(self.case, ignore_errors=True)
                 self.case.mkdir()
-                with quiet():
+                with quiet(), confined(self.folder):
                     read(random.Random(f"{kind}:{number}"))
         self.damages = True
 
@@ -305,7 +307,7 @@ def try_one(workshop: Workshop, kind: str, number: int, seed: int) -> str:
     workshop.case.mkdir()
     read = workshop.kinds[kind][1]
     try:
-        with time_limit(), quiet():
+        with time_limit(), quiet(), confined(workshop.case.parent):
             read(random.Random(f"{seed}:{kind}:{number}"))
     except (DERError, MemoryError):
         return "refused"

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from backends.answer_store import AnswerStore
 from runtime.errors import RunError
 from scripts import fuzz
 from scripts.support import mutations
+from scripts.support.confined import OutsideError, confined
 
 pytestmark = pytest.mark.slow
 
@@ -73,3 +75,27 @@ def test_a_mutation_is_drawn_from_its_seed_alone_and_changes_something(
             (tmp_path / f"{number}{suffix}").rmdir()
     assert [mutated(number) for number in range(50)] == first
     assert len(set(first)) > 25
+
+
+@pytest.mark.parametrize("place", ["absolute", "relative", "through a link"])
+def test_what_a_damaged_setting_names_outside_its_folder_is_not_written(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    inside.mkdir()
+    outside.mkdir()
+    (inside / "link").symlink_to(outside)
+    monkeypatch.chdir(inside)
+    folders = {"absolute": outside, "relative": Path("../outside"), "through a link": Path("link")}
+    folder = folders[place]
+    with confined(inside):
+        with pytest.raises(OutsideError, match="outside of"):
+            AnswerStore(folder / "runs" / "answers.sqlite")
+        with pytest.raises(OutsideError, match="outside of"):
+            AnswerStore(folder / "answers.sqlite")
+        with pytest.raises(OutsideError, match="outside of"):
+            (folder / "note.txt").write_text("x")
+        AnswerStore(inside / "runs" / "answers.sqlite").close()
+    assert list(outside.iterdir()) == []
+    AnswerStore(outside / "answers.sqlite").close()
+    assert (outside / "answers.sqlite").is_file()

@@ -12,6 +12,10 @@ from runtime.errors import MetricError
 # Where the statement of a result ends and a remark on it begins
 END_OF_CLAUSE = re.compile(r"[.!?;]\s|,\s|\s\(|\s(?i:because|since|which|as)\s")
 BOLD_NUMBER = re.compile(r"\*\*([^*\n]*\d[^*\n]*)\*\*")
+# A minus that stands apart and opens a box, a line after #### or a result. In a list it is a mark
+SIGN_APART = re.compile(
+    rf"((?:boxed\s*\{{|####|=)[^\S\n]*\\?\$?)(?:-|{TYPESET_MINUS})[^\S\n]+(?=[\\$€£]*\.?\d)"
+)
 TOLERANCE = 1e-6  # relative, and absolute below 1
 
 # How LaTeX writes what numbers need, and what stands for it: (pattern, replacement, example)
@@ -140,7 +144,7 @@ def number_in(answer: str) -> float | None:
 
     What is marked (metrics/marks.py) goes before what is merely last.
     """
-    text = before_next_question(answer)
+    text = SIGN_APART.sub(r"\1-", before_next_question(answer))
     for part in marked_parts(text):
         number = _number_in_part(part)
         if number is not None:

@@ -38,6 +38,13 @@ def score(metric, prediction, reference):
         (r"so \boxed{Tommy has 72 fish.}", 72),
         (r"$\boxed{$50.00}$", 50),
         (r"\(\boxed{70{,}000}\)", 70000),
+        (r"\boxed{- $600}", -600),
+        ("\\boxed{\u2212 \\$600}", -600),
+        ("#### - 600", -600),
+        ("The answer is 5 - 605 = - 600", -600),
+        ("The answer is 5 - 605 = $- 600", -600),
+        ("The answer is:\n- 600 apples", 600),  # an item of a list
+        ("The answer is 605 - 600 =\n- 5 apples", 5),
         (r"\boxed{\text{72 km}}", 72),
         ("{boxed{70%}}", 70),
         (r"\boxed{6th} place. The answer is: 6", 6),

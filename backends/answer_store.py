@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import math
 import os
 import shutil
 import sqlite3
@@ -84,6 +85,13 @@ class StoredAnswer:
     expert: str
     prompt: str
     answer: Answer
+
+
+def mean_and_least(logprobs: Sequence[float]) -> tuple[float | None, float | None]:
+    """Of a completion's tokens; None where there are none, or a value is no log-probability."""
+    if not logprobs or not all(-math.inf < logprob <= 0 for logprob in logprobs):
+        return None, None
+    return sum(logprobs) / len(logprobs), min(logprobs)
 
 
 def answer_key(identity: dict[str, Any], prompt: str, decoding: dict[str, Any]) -> bytes:

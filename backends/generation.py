@@ -26,9 +26,11 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from backends.answer_store import Answer, mean_and_least
 from config import DecodingConfig
 
 ROUND = 16  # most tokens of a decode chunk; between two chunks rows may leave and join
+LOGITS_KEPT = 1 << 20  # numbers, 4 MB; more are read at once
 ENDED_SHARE = 0.5  # a decode chunk is over when this share of its rows has ended
 
 
@@ -41,7 +43,73 @@ class Row:
     was_cut: bool = False
     seed: int = 0
     completion: list[int] = field(default_factory=list)  # up to and including its first end token
+    # Of each token of the completion, see TokenLogprobs; empty where the model does not tell
+    logprobs: list[float] = field(default_factory=list)
     seconds: float = 0.0  # its share of the model's time
+
+    def start_again(self) -> None:
+        """Forget what was generated."""
+        self.completion = []
+        self.logprobs = []
+
+    def answer(self, text: str, *, has_end: bool) -> Answer:
+        """The row as an answer, whose text its completion says; `has_end`: by an end token."""
+        logprob_mean, logprob_min = self.certainty
+        return Answer(
+            text,
+            prompt_tokens=len(self.ids),
+            completion_tokens=len(self.completion),
+            latency_s=self.seconds,
+            prompt_cut=self.was_cut,
+            finish="stop" if has_end else "length",
+            logprob_mean=logprob_mean,
+            logprob_min=logprob_min,
+        )
+
+    @property
+    def certainty(self) -> tuple[float | None, float | None]:
+        """Mean and least log-probability of the completion's tokens; None where not known."""
+        is_known = len(self.logprobs) == len(self.completion)
+        return mean_and_least(self.logprobs if is_known else [])
+
+
+class TokenLogprobs(LogitsProcessor):
+    """Notes the log-probabilities of the tokens that one call of `generate` chooses.
+
+    They are of the softmax of the logits at temperature 1, without top-p: what the model itself
+    says of its choice, however that was drawn. Settings of the model's own that change logits, such
+    as a repetition penalty, come before. It changes nothing.
+    """
+
+    def __init__(self) -> None:
+        self._noted: list[torch.Tensor] = []  # (B, steps) each
+        self._logits: list[torch.Tensor] = []  # (B, V) each: of the last steps, not noted yet
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if len(self._logits) * scores.numel() >= LOGITS_KEPT:
+            self._note(input_ids)
+        self._logits.append(scores)
+        return scores
+
+    def _note(self, tokens: torch.Tensor) -> None:
+        """Note the last tokens of (B, T): one for each of the steps whose logits are kept.
+
+        Several steps at once, since a small model's step takes no longer than a few operations.
+        """
+        num_steps = len(self._logits)
+        if num_steps == 0:
+            return
+        logits = torch.stack(self._logits, dim=1) if num_steps > 1 else self._logits[0][:, None]
+        chosen = logits.gather(2, tokens[:, -num_steps:, None]).squeeze(2)
+        self._noted.append(chosen.float() - logits.float().logsumexp(2))
+        self._logits = []
+
+    def of(self, sequences: torch.Tensor) -> list[list[float]]:
+        """For each of the finished sequences (B, T) the log-probabilities of its new tokens."""
+        self._note(sequences)
+        if not self._noted:  # code from a hub may generate without asking a processor
+            return [[] for _ in sequences]
+        return torch.cat(self._noted, dim=1).clamp(max=0.0).tolist()
 
 
 class SeededSampling(LogitsProcessor):
@@ -241,14 +309,18 @@ class RunningBatch:
     ) -> tuple[list[Row], torch.Tensor, dict[str, Any]]:
         """Rows, tokens and state after `num_new` more tokens, without the rows that have ended."""
         start = time.perf_counter()
-        output = self._generate(rows, tokens, state, num_new)
+        token_logprobs = TokenLogprobs()
+        output = self._generate(rows, tokens, state, num_new, token_logprobs)
         # B lists of at most `num_new` tokens
         new = output.sequences[:, tokens.shape[1] :].tolist()
         num_steps = len(new[0])
         self.work.update(generate_calls=1, forward_passes=num_steps)
         seconds = (time.perf_counter() - start) / len(rows)
-        for row, completion in zip(rows, new, strict=True):
-            row.completion += _until_end(completion, self.end_ids)
+        logprobs = token_logprobs.of(output.sequences)
+        for row, completion, row_logprobs in zip(rows, new, logprobs, strict=True):
+            kept = _until_end(completion, self.end_ids)
+            row.completion += kept
+            row.logprobs += row_logprobs[: len(kept)]
             row.seconds += seconds
         going = self._sort_out_ended(rows)
         if not going:
@@ -259,10 +331,15 @@ class RunningBatch:
         return [rows[index] for index in going], tokens, state
 
     def _generate(
-        self, rows: list[Row], tokens: torch.Tensor, state: dict[str, Any], num_new: int
+        self,
+        rows: list[Row],
+        tokens: torch.Tensor,
+        state: dict[str, Any],
+        num_new: int,
+        token_logprobs: TokenLogprobs,
     ) -> Any:
         """What the model's `generate` returns for `num_new` tokens."""
-        processors = LogitsProcessorList()
+        processors = LogitsProcessorList([token_logprobs])
         if self._sampling:
             self._sampling.rows = rows
             self._sampling.width = tokens.shape[1]

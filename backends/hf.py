@@ -20,7 +20,7 @@ from backends.answer_store import Answer
 from backends.dispatch import Inbox
 from backends.generation import Row, RunningBatch, SeededSampling, keeps_only_keys_and_values
 from backends.model_source import hide_loading_bars, resolve_source, weights_fingerprint
-from backends.placement import check_placement, loading_options, weights_gb
+from backends.placement import check_placement, loading_options, weight_problems, weights_gb
 from config import HFExpertConfig
 from prompts import KTP_TEMPLATES, Message, PromptFormat, before_stop, cut_middle
 from runtime.errors import ExpertError, PromptError
@@ -143,7 +143,7 @@ class HFExpert:
         hide_loading_bars()
         options = loading_options(self.config, self.device)
         model, report = self._from_pretrained(auto_class, output_loading_info=True, **options)
-        self._check_weights(model, report)
+        self._refuse_bad_weights(model, report)
         self.model = (model if options["device_map"] else model.to(self.device)).eval()
         if not self.config.trust_remote_code:
             # A decode chunk goes on from the cache of the last one. A hub's own code runs to the
@@ -158,22 +158,10 @@ class HFExpert:
         if self.config.quantization:
             self._try_quantized()
 
-    def _check_weights(self, model: Any, report: dict[str, Any]) -> None:
-        """Raises ExpertError where weights are missing, of another shape, or not numbers.
-
-        transformers fills what is missing with random numbers and only warns.
-        """
-        problems = {
-            "missing": sorted(report["missing_keys"]),
-            "of another shape": sorted(str(key) for key in report["mismatched_keys"]),
-        }
-        if self.config.quantization is None:
-            not_numbers = []
-            for name, weight in model.named_parameters():
-                if weight.device.type != "meta" and not torch.isfinite(weight).all():
-                    not_numbers.append(name)
-            problems["not a number"] = not_numbers
-        for what, names in problems.items():
+    def _refuse_bad_weights(self, model: Any, report: dict[str, Any]) -> None:
+        """Raises ExpertError where weights are missing, of another shape, or not numbers."""
+        is_quantized = self.config.quantization is not None
+        for what, names in weight_problems(model, report, is_quantized=is_quantized).items():
             if names:
                 raise ExpertError(
                     f"expert {self.config.name}: {self.source}: {len(names)} weights are {what},"
@@ -357,7 +345,7 @@ class HFExpert:
     def _start_again(self, rows: list[Row]) -> RunningBatch:
         """Forget what the rows have generated; returns an empty batch to complete them in."""
         for row in rows:
-            row.completion = []
+            row.start_again()
         batch = self._new_batch()
         torch.cuda.empty_cache()
         return batch
@@ -411,9 +399,9 @@ class HFExpert:
         texts = self.tokenizer.batch_decode(completions, skip_special_tokens=True)
         answers = []
         for row, text in zip(ended, texts, strict=True):
-            text = before_stop(text, self.config.stop)
-            answer = Answer(text, len(row.ids), len(row.completion), row.seconds, row.was_cut)
-            answers.append((row.request_id, answer))
+            answer = before_stop(text, self.config.stop)
+            has_end = row.completion[-1] in self._end_ids or answer != text.strip()
+            answers.append((row.request_id, row.answer(answer, has_end=has_end)))
         return answers, left_out
 
     def _groups(self, rows: list[Row]) -> Iterator[tuple[tuple[int, ...], list[Row]]]:

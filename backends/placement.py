@@ -63,3 +63,24 @@ def loading_options(config: HFExpertConfig, device: torch.device) -> dict[str, A
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype
         )
     }
+
+
+def weight_problems(
+    model: Any, report: dict[str, Any], *, is_quantized: bool
+) -> dict[str, list[str]]:
+    """Names of weights by what is wrong with them.
+
+    `report` is transformers' loading report. It fills what is missing with random numbers and only
+    warns.
+    """
+    problems = {
+        "missing": sorted(report["missing_keys"]),
+        "of another shape": sorted(str(key) for key in report["mismatched_keys"]),
+    }
+    if not is_quantized:
+        not_numbers = []
+        for name, weight in model.named_parameters():
+            if weight.device.type != "meta" and not torch.isfinite(weight).all():
+                not_numbers.append(name)
+        problems["not a number"] = not_numbers
+    return problems

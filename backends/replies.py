@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from backends.answer_store import Finish
 
 MAX_TOKENS = 10**9  # of one call; a server that counts more has a defect
 
@@ -68,6 +71,51 @@ def chat_text(message: Any) -> str:
     if not said:
         return f"<think>{thinking}"
     return f"<think>{thinking}</think>\n{said}"
+
+
+# What servers call the end of a completion -> what the store calls it. vLLM, OpenAI, TGI
+FINISHES: dict[str, Finish] = {
+    "stop": "stop",
+    "eos_token": "stop",
+    "stop_sequence": "stop",
+    "length": "length",
+    "content_filter": "content_filter",
+}
+
+
+def finish_of(choice: Any) -> Finish:
+    """Why a completion ended; empty where the server does not say, or says something else."""
+    reason = getattr(choice, "finish_reason", None)
+    if reason != "content_filter" and getattr(
+        getattr(choice, "message", None), "refusal", None
+    ):
+        return "refusal"
+    return FINISHES.get(reason, "") if isinstance(reason, str) else ""
+
+
+def token_logprobs(choice: Any) -> list[float]:
+    """Log-probabilities of a completion's tokens; empty where the server does not give them all.
+
+    Chat completions list them as `content`, completions as `token_logprobs`.
+    """
+    logprobs = getattr(choice, "logprobs", None)
+    values = []
+    for token in getattr(logprobs, "content", None) or ():
+        values.append(token.logprob)
+    values = values or list(getattr(logprobs, "token_logprobs", None) or ())
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return []
+    return [float(value) for value in values]
+
+
+def model_context(models: Sequence[Any], name: str) -> int | None:
+    """Tokens that a server holds for a model, prompt and answer together, from its /v1/models."""
+    for model in models:
+        length = getattr(model, "max_model_len", None)
+        if model.id == name and isinstance(length, int) and 0 < length <= MAX_TOKENS:
+            return length
+    return None
 
 
 def token_counts(usage: Any) -> tuple[int | None, int | None]:

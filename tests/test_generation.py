@@ -285,3 +285,99 @@ def test_keys_and_values_are_written_behind_the_others_and_copied_only_when_ther
         steps[-1][[2, 0]], steps[-1][[2, 0]]
     )  # the room of three rows is not written to
     assert torch.equal(keys, plain.update(steps[-1], steps[-1])[0][[2, 0]])
+
+
+# --- how sure the model was, and why it ended ---
+
+
+@torch.inference_mode()
+def reference_logprobs(expert, row):
+    """Log-probabilities of a completion's tokens, from one pass over the whole text."""
+    ids = torch.tensor([row.ids + row.completion])
+    logits = expert.model(ids).logits[0].float()
+    every = torch.log_softmax(logits[len(row.ids) - 1 : -1], dim=1)
+    return every[torch.arange(len(row.completion)), torch.tensor(row.completion)]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("in_chunks", [True, False])
+def test_the_log_probability_of_each_token_is_that_of_one_pass_over_the_text(
+    tiny_pool_dir, prompts, temperature, in_chunks
+):
+    decoding = {"temperature": temperature, "top_p": 0.9}
+    expert = tiny(tiny_pool_dir, "llama-0.2m", **decoding)
+    batch, rows = running(expert, in_chunks=in_chunks), rows_of(expert, prompts)
+    join(batch, expert, rows[:16])
+    if not in_chunks:
+        rows = rows[:16]
+    else:
+        batch.advance()
+        join(batch, expert, rows[16:])
+    while batch.rows or batch._ended:
+        batch.advance()
+    lengths = {len(row.completion) for row in rows}
+    assert len(lengths) > 2
+    for row in rows:
+        expected = reference_logprobs(expert, row)
+        assert row.logprobs == pytest.approx(expected.tolist(), abs=1e-3)
+        mean, least = row.certainty
+        assert mean == pytest.approx(float(expected.mean()), abs=1e-3)
+        assert least == pytest.approx(float(expected.min()), abs=1e-3)
+
+
+def test_noting_log_probabilities_one_step_at_a_time_gives_the_same(
+    tiny_pool_dir, prompts, monkeypatch
+):
+    expert = tiny(tiny_pool_dir, "llama-0.2m")
+
+    def found():
+        rows = rows_of(expert, prompts)
+        batch = running(expert)
+        with torch.inference_mode():
+            join(batch, expert, rows)
+            while batch.rows or batch._ended:
+                batch.advance()
+        return [row.logprobs for row in rows], [row.completion for row in rows]
+
+    together, completions_together = found()
+    monkeypatch.setattr("backends.generation.LOGITS_KEPT", 1)
+    one_by_one, completions_one_by_one = found()
+    assert completions_one_by_one == completions_together
+    for row, other in zip(one_by_one, together, strict=True):
+        assert row == pytest.approx(other, abs=1e-5)
+
+
+def test_an_answer_says_whether_it_ended_by_itself_or_ran_out_of_tokens(tiny_pool_dir, prompts):
+    def answers(max_new_tokens, stop=()):
+        expert = tiny(tiny_pool_dir, "llama-0.2m", max_new_tokens=max_new_tokens)
+        expert.config = expert.config.model_copy(update={"stop": stop})
+        found = dict(pair for batch in expert.answer(prompts) for pair in batch)
+        return [found[number] for number in range(len(prompts))]
+
+    whole = answers(40)
+    ended = [answer for answer in whole if answer.finish == "stop"]
+    assert {answer.finish for answer in whole} == {"stop", "length"}
+    assert all(answer.completion_tokens == 40 for answer in whole if answer.finish == "length")
+    cut = answers(1)
+    for answer, before in zip(cut, whole, strict=True):
+        if before.completion_tokens > 1:
+            assert answer.finish == "length"
+        assert answer.logprob_mean == answer.logprob_min
+        assert answer.logprob_min >= before.logprob_min - 1e-5
+    letter = ended[0].text[1]
+    place = whole.index(ended[0])
+    assert answers(40, (letter,))[place].finish == "stop"
+
+
+def test_a_model_that_asks_no_processor_leaves_log_probabilities_unknown(tiny_pool_dir, prompts):
+    expert = tiny(tiny_pool_dir, "llama-0.2m")
+    generate = expert.model.generate
+
+    def silent(*args, logits_processor, **kwargs):
+        return generate(*args, **kwargs)
+
+    expert.model.generate = silent
+    answers = [answer for batch in expert.answer(prompts[:4]) for _, answer in batch]
+    assert [answer.logprob_mean for answer in answers] == [None] * 4
+    assert [answer.logprob_min for answer in answers] == [None] * 4

@@ -19,21 +19,21 @@ from urllib.parse import urlsplit
 
 import openai
 
-from backends.answer_store import Answer
+from backends.answer_store import Answer, mean_and_least
 from backends.dispatch import Inbox
 from backends.replies import (
+    Completion,
     Overflow,
     ReplyError,
-    chat_text,
     cut_text,
+    model_context,
     overflow_in,
-    token_counts,
+    read_completion,
     wants_completion_limit,
 )
 from config import EndpointExpertConfig
 from prompts import Message, PromptFormat, before_stop
 from runtime.errors import ExpertError
-from runtime.files import whole_text
 
 CONNECT_S = 10.0  # a server that is up accepts a connection at once, however slow its model
 MAX_RETRY_AFTER_S = 120.0  # the most that one try waits: a run does not stand still for a day
@@ -42,6 +42,8 @@ FIRST_WAIT_S = 1.0
 MAX_DOUBLINGS = 6
 POLL_S = 0.05  # between two looks for a free replica
 CHARACTERS_PER_TOKEN = 4  # of English text, where a server does not count
+MOST_CHARACTERS_PER_TOKEN = 8  # a longer prompt than this allows does not fit, in any language
+CONTEXT_S = 2.0  # for the one question how long the server's context is
 MAX_CUTS = 8  # times that a prompt over the server's context is cut and sent again
 CUT_SHARE = 0.75  # kept by each cut where the server does not say how long the prompt is
 CUT_MARGIN = 0.95  # of the room that is aimed at: characters only estimate tokens
@@ -105,6 +107,8 @@ class EndpointExpert:
         self.replicas = [Replica(url, config.max_away_s) for url in config.urls]
         self._error: ExpertError | None = None  # what ended the current call of answer
         self._estimates_tokens = False
+        self._context: int | None = None  # tokens of prompt and answer, where the server says
+        self._has_asked_context = False
         self._limit_name = "max_tokens"  # or what the server's error asks for
 
     def identity(self) -> dict[str, Any]:
@@ -174,6 +178,7 @@ class EndpointExpert:
         running: dict[asyncio.Task[Answer | None], int] = {}
         num_slots = self.config.concurrency * len(self.replicas)
         with self._connected() as runner:
+            runner.run(self._learn_context())
             try:
                 while True:
                     if self._error is None:
@@ -221,6 +226,28 @@ class EndpointExpert:
                     if replica.client is not None:
                         runner.run(replica.client.close())
                     replica.client = None
+
+    async def _learn_context(self) -> None:
+        """Ask the first server, once, how many tokens it holds; many do not say.
+
+        Raises ExpertError where the answer alone would fill them.
+        """
+        if self._has_asked_context:
+            return
+        self._has_asked_context = True
+        client = self.replicas[0].client
+        assert client is not None, "asked outside of `_connected`"
+        silence = (openai.APIError, TimeoutError, ValueError, AttributeError, TypeError)
+        with contextlib.suppress(*silence):
+            async with asyncio.timeout(min(CONTEXT_S, self.config.timeout_s)):
+                models = await client.models.list()
+            self._context = model_context(models.data, self.config.model)
+        max_new_tokens = self.config.decoding.max_new_tokens
+        if self._context is not None and self._context <= max_new_tokens:
+            raise ExpertError(
+                f"expert {self.config.name}: max_new_tokens {max_new_tokens} leaves no room in the"
+                f" server's context of {self._context} tokens"
+            )
 
     async def _ask(self, prompt: str) -> Answer | None:
         """One request with all its tries.
@@ -298,11 +325,11 @@ class EndpointExpert:
         Raises APIError, ReplyError or TimeoutError.
         """
         start = time.perf_counter()
-        sent = prompt
+        sent = self._cut_far_over(prompt)
         async with asyncio.timeout(self.config.timeout_s):
             for _ in range(MAX_CUTS):
                 try:
-                    text, counts = await self._send(replica, sent)
+                    completion = await self._send(replica, sent)
                     break
                 except openai.BadRequestError as error:
                     overflow = overflow_in(error.message)
@@ -310,29 +337,31 @@ class EndpointExpert:
                         raise
                     sent = self._cut(sent, overflow)
             else:
-                text, counts = await self._send(replica, sent)
+                completion = await self._send(replica, sent)
+        text = completion.text
         if self.config.api_key_env:
             text = text.replace(self._key, "[key]")
-        prompt_tokens, completion_tokens = counts
+        prompt_tokens, completion_tokens = completion.prompt_tokens, completion.completion_tokens
         if prompt_tokens is None:
             prompt_tokens = self._estimate_tokens(sent)
         if completion_tokens is None:
             completion_tokens = self._estimate_tokens(text)
+        answer = before_stop(text, self.config.stop)
+        is_stopped = completion.finish == "length" and answer != text.strip()
+        logprob_mean, logprob_min = mean_and_least(completion.logprobs)
         return Answer(
-            before_stop(text, self.config.stop),
+            answer,
             prompt_tokens,
             completion_tokens,
             latency_s=time.perf_counter() - start,
             prompt_cut=sent != prompt,
+            finish="stop" if is_stopped else completion.finish,
+            logprob_mean=logprob_mean,
+            logprob_min=logprob_min,
         )
 
-    async def _send(
-        self, replica: Replica, prompt: str
-    ) -> tuple[str, tuple[int | None, int | None]]:
-        """The text of one completion, and its prompt and completion tokens where counted.
-
-        Raises APIError or ReplyError.
-        """
+    async def _send(self, replica: Replica, prompt: str) -> Completion:
+        """One completion. Raises APIError or ReplyError."""
         try:
             reply = await self._request(replica, prompt)
         except openai.BadRequestError as error:
@@ -341,13 +370,7 @@ class EndpointExpert:
                 raise
             self._limit_name = "max_completion_tokens"
             reply = await self._request(replica, prompt)
-        try:  # the client checks neither JSON nor fields
-            choice = reply.choices[0]
-            is_chat = self.config.prompt_format == "chat"
-            text = chat_text(choice.message) if is_chat else choice.text
-            return whole_text(text or ""), token_counts(reply.usage)
-        except (ValueError, AttributeError, TypeError, IndexError) as error:
-            raise ReplyError("the reply is not a completion") from error
+        return read_completion(reply, is_chat=self.config.prompt_format == "chat")
 
     async def _request(self, replica: Replica, prompt: str) -> Any:
         """The server's reply to one request. Raises APIError or ReplyError."""
@@ -363,10 +386,13 @@ class EndpointExpert:
         }
         if self.config.stop:
             options["stop"] = list(self.config.stop)
+        is_chat = self.config.prompt_format == "chat"
+        if self.config.logprobs:
+            options["logprobs"] = True if is_chat else 1
         if self.config.chat_template_kwargs:
             options["extra_body"] = {"chat_template_kwargs": self.config.chat_template_kwargs}
         try:
-            if self.config.prompt_format == "chat":
+            if is_chat:
                 messages = json.loads(prompt)
                 return await client.chat.completions.create(messages=messages, **options)
             return await client.completions.create(prompt=prompt, **options)
@@ -376,9 +402,31 @@ class EndpointExpert:
     def _cut(self, prompt: str, overflow: Overflow) -> str:
         """The prompt cut to the room that the server's context leaves it."""
         share = CUT_SHARE
-        if overflow.context and overflow.prompt:
-            room = overflow.context - self.config.decoding.max_new_tokens
+        context = overflow.context or self._context
+        if context and overflow.prompt:
+            room = context - self.config.decoding.max_new_tokens
             share = max(0.0, min(CUT_MARGIN * room / overflow.prompt, CUT_MARGIN))
+        elif context:
+            share = min(CUT_SHARE, self._share_of_room(prompt, CHARACTERS_PER_TOKEN))
+        return self._without_middle(prompt, share)
+
+    def _cut_far_over(self, prompt: str) -> str:
+        """The prompt, cut where the context that the server told of cannot hold it.
+
+        A server may cut what is too long in its own way, without a word.
+        """
+        share = self._share_of_room(prompt, MOST_CHARACTERS_PER_TOKEN)
+        return prompt if share >= 1.0 else self._without_middle(prompt, CUT_MARGIN * share)
+
+    def _share_of_room(self, prompt: str, characters_per_token: int) -> float:
+        """How much of a prompt the known context has room for, by an estimate; 1 for all of it."""
+        if self._context is None:
+            return 1.0
+        room = characters_per_token * (self._context - self.config.decoding.max_new_tokens)
+        return max(0.0, min(1.0, room / len(prompt)))
+
+    def _without_middle(self, prompt: str, share: float) -> str:
+        """The prompt with `share` of what its last message asks."""
         if self.config.prompt_format != "chat":
             return cut_text(prompt, share)
         messages = json.loads(prompt)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from backends.answer_store import Finish
+from runtime.files import whole_text
 
 MAX_TOKENS = 10**9  # of one call; a server that counts more has a defect
 
@@ -26,6 +27,17 @@ class Overflow:
 
     context: int | None = None
     prompt: int | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a server said, and what it told of it. Counts are None where it does not count."""
+
+    text: str
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    finish: Finish
+    logprobs: list[float]
 
 
 MAXIMUM = r"maximum context length is (?P<context>\d+) tokens"
@@ -86,9 +98,7 @@ FINISHES: dict[str, Finish] = {
 def finish_of(choice: Any) -> Finish:
     """Why a completion ended; empty where the server does not say, or says something else."""
     reason = getattr(choice, "finish_reason", None)
-    if reason != "content_filter" and getattr(
-        getattr(choice, "message", None), "refusal", None
-    ):
+    if reason != "content_filter" and getattr(getattr(choice, "message", None), "refusal", None):
         return "refusal"
     return FINISHES.get(reason, "") if isinstance(reason, str) else ""
 
@@ -116,6 +126,19 @@ def model_context(models: Sequence[Any], name: str) -> int | None:
         if model.id == name and isinstance(length, int) and 0 < length <= MAX_TOKENS:
             return length
     return None
+
+
+def read_completion(reply: Any, *, is_chat: bool) -> Completion:
+    """The first choice of a reply. Raises ReplyError where it is none: no client checks fields."""
+    try:
+        choice = reply.choices[0]
+        text = chat_text(choice.message) if is_chat else choice.text
+        counts = token_counts(reply.usage)
+        return Completion(
+            whole_text(text or ""), *counts, finish_of(choice), token_logprobs(choice)
+        )
+    except (ValueError, AttributeError, TypeError, IndexError) as error:
+        raise ReplyError("the reply is not a completion") from error
 
 
 def token_counts(usage: Any) -> tuple[int | None, int | None]:

@@ -270,6 +270,13 @@ class EndpointExpertConfig(PromptedExpertConfig):
             " stored"
         ),
     )
+    logprobs: bool = Field(
+        False,
+        description=(
+            "ask for the log-probability of each token, to store how sure the model was; some"
+            " servers refuse such requests"
+        ),
+    )
 
 
 class ImportedExpertConfig(PromptedExpertConfig):

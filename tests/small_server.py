@@ -35,13 +35,22 @@ def completion(
 class SmallServer:
     """Answers a POST with what `behave(body, number of the request from 0)` returns.
 
+    A GET is answered with `models`, a list as of /v1/models; None: with status 404. Where it is a
+    number, it comes so many seconds late. `num_gets` counts them.
+
     `requests` holds (path, body, headers in lower case, time of arrival), `num_held` is how many it
     holds, `most_at_once` the most it ever held.
     """
 
-    def __init__(self, behave: Callable[[dict[str, Any], int], Reply], port: int = 0):
+    def __init__(
+        self,
+        behave: Callable[[dict[str, Any], int], Reply],
+        models: Any = None,
+        *,
+        port: int = 0,
+    ):
         self.requests: list[tuple[str, dict[str, Any], dict[str, str], float]] = []
-        self.most_at_once = self.num_held = 0
+        self.most_at_once = self.num_held = self.num_gets = 0
         lock = threading.Lock()
 
         class Handler(BaseHTTPRequestHandler):
@@ -71,6 +80,18 @@ class SmallServer:
                     | dict(*headers)
                 ).items():
                     handler.send_header(name, value)
+                handler.end_headers()
+                handler.wfile.write(data)
+
+            def do_GET(handler):  # noqa: N805
+                self.num_gets += 1
+                if isinstance(models, float):
+                    time.sleep(models)
+                is_list = isinstance(models, list)
+                data = json.dumps({"object": "list", "data": models}).encode() if is_list else b""
+                handler.send_response(200 if is_list else 404)
+                handler.send_header("content-type", "application/json")
+                handler.send_header("content-length", str(len(data)))
                 handler.end_headers()
                 handler.wfile.write(data)
 

@@ -96,11 +96,11 @@ def server(tmp_path_factory):
 
 @pytest.fixture
 def small_server():
-    """`small_server(behave)`: see SmallServer."""
+    """`small_server(behave, models)`: see SmallServer."""
     servers = []
 
-    def make(behave):
-        servers.append(SmallServer(behave))
+    def make(behave, models=None):
+        servers.append(SmallServer(behave, models))
         return servers[-1]
 
     yield make
@@ -842,3 +842,135 @@ def test_a_key_in_an_answer_is_not_stored(small_server, monkeypatch):
     server = small_server(lambda body, number: completion(f"your key is {KEY}."))
     (answer,) = ask(endpoint(server.url, api_key_env="DER_TEST_KEY"), ["a"])
     assert answer.text == "your key is [key]."
+
+
+# --- why an answer ended, how sure the model was, and how much the server holds ---
+
+
+def certain(text, logprobs, *, is_chat, **more):
+    """A completion with the log-probabilities of its tokens, as servers write them."""
+    status, reply = completion(text, is_chat=is_chat, **more)
+    content = [{"token": "x", "logprob": logprob, "top_logprobs": []} for logprob in logprobs]
+    listed = {"content": content} if is_chat else {"token_logprobs": logprobs}
+    reply["choices"][0]["logprobs"] = listed
+    return status, reply
+
+
+@pytest.mark.parametrize("prompt_format", ["chat", "plain"])
+def test_log_probabilities_are_asked_for_where_the_setting_says_so(small_server, prompt_format):
+    is_chat = prompt_format == "chat"
+    logprobs = [-0.5, -0.25, -1.5]
+    server = small_server(lambda body, number: certain("yes", logprobs, is_chat=is_chat))
+    silent = endpoint(server.url, prompt_format=prompt_format)
+    ask(silent, [silent.render("Why?", None, "paper-v1")])
+    assert "logprobs" not in server.requests[-1][1]
+    expert = endpoint(server.url, prompt_format=prompt_format, logprobs=True)
+    (answer,) = ask(expert, [expert.render("Why?", None, "paper-v1")])
+    assert server.requests[-1][1]["logprobs"] == (True if is_chat else 1)
+    assert (answer.logprob_mean, answer.logprob_min) == (-0.75, -1.5)  # (.5 + .25 + 1.5) / 3
+    assert expert.identity() == silent.identity()
+
+
+@pytest.mark.parametrize("logprobs", [[], [-0.5, None], [-0.5, float("nan")], ["much"], [0.5]])
+def test_log_probabilities_that_are_none_leave_them_unknown(small_server, logprobs):
+    server = small_server(lambda body, number: certain("yes", logprobs, is_chat=True))
+    expert = endpoint(server.url, prompt_format="chat", logprobs=True)
+    (answer,) = ask(expert, [expert.render("Why?", None, "paper-v1")])
+    assert (answer.text, answer.logprob_mean, answer.logprob_min) == ("yes", None, None)
+
+
+@pytest.mark.parametrize(
+    ("reason", "refused", "finish"),
+    [
+        ("stop", None, "stop"),
+        ("eos_token", None, "stop"),
+        ("length", None, "length"),
+        ("content_filter", "I cannot.", "content_filter"),
+        ("stop", "I cannot.", "refusal"),
+        ("tool_calls", None, ""),
+        (None, None, ""),
+        (7, None, ""),
+    ],
+)
+def test_why_an_answer_ended_is_what_the_server_says(small_server, reason, refused, finish):
+    def behave(body, number):
+        status, reply = completion("yes", is_chat=True, finish_reason=reason)
+        reply["choices"][0]["message"]["refusal"] = refused
+        return status, reply
+
+    expert = endpoint(small_server(behave).url, prompt_format="chat")
+    (answer,) = ask(expert, [expert.render("Why?", None, "paper-v1")])
+    assert answer.finish == finish
+
+
+def test_an_answer_that_a_stop_text_ends_has_not_run_out_of_tokens(small_server):
+    server = small_server(lambda body, number: completion("72\nQ: more", finish_reason="length"))
+    (answer,) = ask(endpoint(server.url, stop=("\nQ:",)), ["a"])
+    assert (answer.text, answer.finish) == ("72", "stop")
+
+
+def models(*lengths):
+    """What vLLM lists: entries with `max_model_len`; None: without."""
+    entries = []
+    for name, length in zip("nm", lengths, strict=True):
+        entry = {"id": name, "object": "model", "created": 0, "owned_by": "vllm"}
+        entries.append(entry if length is None else entry | {"max_model_len": length})
+    return entries
+
+
+def test_the_context_is_learned_once_and_a_prompt_far_over_it_is_cut_before_it_is_sent(
+    small_server,
+):
+    server = small_server(lambda body, number: completion("yes"), models(9000, 140))
+    expert = endpoint(server.url)
+    long = "start " + "x" * 1500 + " end"
+    (short_answer, long_answer) = ask(expert, ["x" * 790, long])
+    ask(expert, ["a"])
+    assert server.num_gets == 1
+    assert (short_answer.prompt_cut, long_answer.prompt_cut) == (False, True)
+    sent = max((body["prompt"] for _, body, *_ in server.requests[:2]), key=len)
+    assert len(sent) == 790  # 8 characters a token: 100 tokens, 5% less, are 760 for the other
+    texts = [body["prompt"] for _, body, *_ in server.requests if "start" in body["prompt"]]
+    assert [len(text) for text in texts] == [760]
+    assert texts[0].endswith(" end")
+
+
+def test_a_learned_context_says_how_much_to_cut_where_the_error_does_not(small_server):
+    def behave(body, number):
+        if len(body["prompt"]) > 400:
+            return refusal("This request exceeds the context window.")
+        return completion("yes")
+
+    server = small_server(behave, models(None, 140))
+    (answer,) = ask(endpoint(server.url), ["x" * 800])
+    assert answer.prompt_cut
+    lengths = [len(body["prompt"]) for _, body, *_ in server.requests]
+    assert lengths == [800, 400]  # 100 tokens of room, 4 characters each
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [None, [], models(None, None), models(100, None), [{"id": "m", "max_model_len": "many"}], [7]],
+    ids=["404", "empty", "no lengths", "another model's", "a text", "no models"],
+)
+def test_a_server_that_does_not_tell_its_context_is_asked_as_before(small_server, listed, caplog):
+    server = small_server(lambda body, number: completion("yes"), listed)
+    (answer,) = ask(endpoint(server.url), ["x" * 5000])
+    assert (answer.text, answer.prompt_cut, server.num_gets) == ("yes", False, 1)
+    assert caplog.text == ""
+
+
+def test_a_server_that_is_slow_to_list_its_models_is_not_waited_for(small_server, monkeypatch):
+    monkeypatch.setattr("backends.endpoint.CONTEXT_S", 0.1)
+    server = small_server(lambda body, number: completion("yes"), 3.0)
+    start = time.monotonic()
+    (answer,) = ask(endpoint(server.url), ["a"])
+    assert answer.text == "yes"
+    assert time.monotonic() - start < 2.0
+
+
+def test_a_context_that_the_answer_alone_would_fill_is_refused_before_a_request(small_server):
+    server = small_server(lambda body, number: completion("yes"), models(None, 40))
+    with pytest.raises(ExpertError, match="max_new_tokens 40 leaves no room in the server's"):
+        ask(endpoint(server.url), ["a"])
+    assert server.requests == []

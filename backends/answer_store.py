@@ -24,6 +24,8 @@ from typing import Any, Literal
 from runtime.errors import StoreError
 
 SQLITE_MAGIC = b"SQLite format 3\0"
+# SQLite's messages quote the file's bytes, so that they may not be text
+DAMAGE = (sqlite3.Error, UnicodeDecodeError)
 CHECKED_BYTES = 64_000_000  # a store up to this size is read whole before a run: 0.2 s
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
@@ -134,7 +136,7 @@ class AnswerStore:
             else:
                 self._prepare_writing()
             self._fields = ", ".join(_selected(self._db, FIELDS))
-        except sqlite3.Error as error:
+        except DAMAGE as error:
             raise self._explained(error) from error
 
     def wait_for_locks(self, seconds: float) -> None:
@@ -170,7 +172,7 @@ class AnswerStore:
                 self._db.execute(f"ALTER TABLE answers ADD COLUMN {name} {declaration}")
         self._db.execute("COMMIT")
 
-    def _explained(self, error: sqlite3.Error) -> StoreError:
+    def _explained(self, error: Exception) -> StoreError:
         if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
             return StoreError(
                 f"{self.path}: {error}. Free some space and run again: what was stored is safe."
@@ -197,7 +199,7 @@ class AnswerStore:
         """All rows of a statement."""
         try:
             return self._db.execute(sql, parameters).fetchall()
-        except sqlite3.Error as error:
+        except DAMAGE as error:
             raise self._explained(error) from error
 
     def get_many(self, keys: Iterable[bytes]) -> dict[bytes, Answer]:
@@ -238,7 +240,7 @@ class AnswerStore:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
-        except sqlite3.Error as error:
+        except DAMAGE as error:
             raise self._explained(error) from error
         return self.get_many(a.key for a in answers)
 
@@ -397,7 +399,7 @@ def _copy_readable(source: Path, target: Path) -> tuple[int, int]:
     fresh, damaged = sqlite3.connect(target), sqlite3.connect(source)
     fresh.execute(SCHEMA)
     columns = ALL_COLUMNS
-    with contextlib.suppress(sqlite3.DatabaseError):  # damage is met again below, and counted
+    with contextlib.suppress(*DAMAGE):  # damage is met again below, and counted
         columns = _selected(damaged, ALL_COLUMNS)
     lost = 0
     for prefix in range(NUM_RANGES):
@@ -435,7 +437,7 @@ def _copy_range(
             bounds,
         ):
             fresh.execute(f"INSERT OR IGNORE {INTO}", row)
-    except sqlite3.DatabaseError:
+    except DAMAGE:
         return False
     return True
 

@@ -2,11 +2,12 @@
 
     {"question": str, "reference": str, "answers": {expert: str},
      "scores": {expert: float}?,
-     "meta": {"split"?: str, "task"?: str, "tokens"?: {expert: int}, ...}?}
+     "meta": {"split"?: str, "task"?: str, "tokens"?: {expert: int}, "finish"?: {expert: str},
+              "logprob_mean"?: {expert: float}, "logprob_min"?: {expert: float}, ...}?}
 
 `scores` are read with the questions (metric `recorded`); `meta.tokens` are the lengths of the
-answers, 0 where not counted. The same files can serve as the first calls of an expert that can be
-asked (`first_answers`).
+answers, 0 where not counted. `finish` and the log-probabilities are those of `Answer`. The same
+files can serve as the first calls of an expert that can be asked (`first_answers`).
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
-from backends.answer_store import Answer
+from backends.answer_store import Answer, Finish
 from backends.dispatch import Expert, Inbox
 from backends.model_source import resolve_source, weights_fingerprint
 from config import TOKEN_UNITS, CostKind, PromptedExpertConfig, RecordedExpertConfig
@@ -34,8 +35,20 @@ ROWS_KEPT = (
 )
 
 
+LogProbability = Annotated[float, Field(le=0, allow_inf_nan=False)]
+
+
 class RowMeta(BaseModel):
     tokens: dict[str, NonNegativeInt] = {}
+    finish: dict[str, Finish] = {}
+    logprob_mean: dict[str, LogProbability] = {}
+    logprob_min: dict[str, LogProbability] = {}
+
+    @property
+    def experts(self) -> set[str]:
+        """The experts that it tells something of."""
+        every = (self.tokens, self.finish, self.logprob_mean, self.logprob_min)
+        return set().union(*every)
 
 
 class RecordedRow(BaseModel):
@@ -50,9 +63,10 @@ class RecordedRow(BaseModel):
 
     @model_validator(mode="after")
     def _experts_have_answers(self) -> RecordedRow:
-        if unknown := ((self.scores or {}).keys() | self.tokens.keys()) - self.answers.keys():
+        told_of = self.meta.experts if self.meta else set()
+        if unknown := ((self.scores or {}).keys() | told_of) - self.answers.keys():
             raise ValueError(
-                f"scores or meta.tokens name {', '.join(sorted(unknown))}, which answers does not;"
+                f"scores or meta name {', '.join(sorted(unknown))}, which answers does not;"
                 f" it has {', '.join(self.answers)}"
             )
         return self
@@ -60,6 +74,19 @@ class RecordedRow(BaseModel):
     @property
     def tokens(self) -> dict[str, int]:
         return self.meta.tokens if self.meta else {}
+
+    def answer_of(self, expert: str, prompt_tokens: int, completion_tokens: int) -> Answer:
+        """An expert's recorded answer, with what the row tells of it."""
+        meta = self.meta or RowMeta()
+        return Answer(
+            self.answers[expert],
+            prompt_tokens,
+            completion_tokens,
+            latency_s=0.0,
+            finish=meta.finish.get(expert, ""),
+            logprob_mean=meta.logprob_mean.get(expert),
+            logprob_min=meta.logprob_min.get(expert),
+        )
 
 
 def parse_row(line: bytes, place: str) -> RecordedRow:
@@ -332,17 +359,19 @@ class RecordedExpert:
         inbox = Inbox.of(prompts)
         while inbox:
             numbers, questions = zip(*inbox.take(BATCH), strict=True)
+            rows = []
             texts = []
             for question in questions:
                 if question not in self:
                     raise self._has_no_answer(question)
-                texts.append(self.recording.row(question).answers[self.config.name])
-            lengths = zip(
-                self._count_prompts(questions), self._answer_tokens(questions, texts), strict=True
-            )
+                rows.append(self.recording.row(question))
+                texts.append(rows[-1].answers[self.config.name])
+            prompt_tokens = self._count_prompts(questions)
+            answer_tokens = self._answer_tokens(questions, texts)
             batch = []
-            for number, text, (asked, told) in zip(numbers, texts, lengths, strict=True):
-                batch.append((number, Answer(text, asked, told, latency_s=0.0)))
+            for place, number in enumerate(numbers):
+                counts = (prompt_tokens[place], answer_tokens[place])
+                batch.append((number, rows[place].answer_of(self.config.name, *counts)))
             yield batch
 
     def _answer_tokens(self, questions: Sequence[str], texts: Sequence[str]) -> list[int]:

@@ -168,6 +168,9 @@ def _answer_record(step: Step, reward: RewardConfig) -> Record:
         record["whole_answer"] = step.answer.whole_text
     record["quality"] = step.quality
     record["prompt_cut"] = step.answer.prompt_cut
+    record["finish"] = step.answer.finish
+    record["logprob_mean"] = step.answer.logprob_mean
+    record["logprob_min"] = step.answer.logprob_min
     record["cost"] = asdict(step.cost)
     record["charge"] = charge(step.cost, reward)
     return record

@@ -9,12 +9,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from backends.answer_store import Finish
 from runtime.errors import ReportError
 from runtime.files import read_jsonl, shown
 
 REMEDY = "evaluate the run again: python test_ppo_multi.py --run RUN"
 Amount = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
+LogProbability = Annotated[float, Field(le=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -39,6 +41,14 @@ class StepLine(Part):
     expert: str
     answer: str
     quality: Share
+    prompt_cut: bool
+    prompt: str | None = None  # of the agent's own routes
+    prompt_hash: str = ""
+    whole_answer: str = ""
+    # Older logs lack these three
+    finish: Finish = ""
+    logprob_mean: LogProbability | None = None
+    logprob_min: LogProbability | None = None
     cost: StepCost
     charge: float
     value: float | None
@@ -62,6 +72,8 @@ class RouteLine(Part):
     question: str
     text: str
     task: str
+    role: str = ""  # older logs lack it
+    validation_return: float | None = None
     stop_reason: Literal["satisfied", "t_max", "stopped"]
     submitted: Count | None = None  # index of the step whose answer counts; none: the last
     quality: Share

@@ -10,7 +10,7 @@ from evaluation.route_log import Record
 from evaluation.stats import adjust, paired_difference
 from report.policies import PolicyResults, policies_of, with_role
 from report.roles import ANCHOR_ROLES, ORACLE_ROLES, RIVAL_KINDS
-from report.routes import route_statistics
+from report.routes import endings, route_statistics
 from report.summary import notes, summarise
 from report.trade_off import trade_off
 from report.view import values_of
@@ -135,20 +135,24 @@ def build_results(
     rows = [policy.row(best_single) for policy in policies]
     points = [policy.point() for policy in policies if policy.kind != "oracle"]
     comparisons = compare(policies)
-    routes = route_statistics(agent, values_of(experts, "name"))
+    names = values_of(experts, "name")
+    routes = route_statistics(agent, names)
     oracle = oracle_figures(policies)
+    counted = []
+    for expert, ends in zip(experts, endings(records, names), strict=True):
+        counted.append({**expert, "endings": ends})
     all_params_b = sum(values_of(experts, "params_b"))
     failed = extra.get("evaluation", {}).get("answers_failed", 0)
     return {
         **_settings(agent, config),
-        "experts": list(map(dict, experts)),
+        "experts": counted,
         "rows": rows,
         "comparisons": comparisons,
         "oracle": oracle,
         "routes": routes,
         "tradeoff": trade_off(points),
         "summary": summarise(policies, comparisons, routes, oracle, all_params_b),
-        "notes": notes(config, records, agent.name, len(agent.seeds), failed),
+        "notes": notes(config, records, agent.name, len(agent.seeds), failed, counted),
         **extra,
     }
 

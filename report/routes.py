@@ -12,6 +12,7 @@ import numpy as np
 from evaluation.route_log import Record
 from report.policies import PolicyResults
 
+UNWANTED_ENDINGS = ("length", "content_filter", "refusal")
 Path = tuple[str, ...]  # the experts of a route, in the order they were asked
 
 
@@ -33,6 +34,23 @@ def route_statistics(policy: PolicyResults, experts: Sequence[str]) -> dict[str,
         "entropy": float(np.mean(entropies)),
         "further_calls": _further_calls(policy.all_records, longest),
     }
+
+
+def endings(records: Sequence[Record], experts: Sequence[str]) -> list[dict[str, int]]:
+    """How each expert's answers ended: results.json's `endings`. The same answer counts once."""
+    found: dict[str, dict[tuple[str, str], str]] = {name: {} for name in experts}
+    for record in records:
+        for step in record["steps"]:
+            answer = (record["question"], step["answer"])
+            found[step["expert"]][answer] = step.get("finish", "")
+    counted = []
+    for finishes in found.values():
+        counts = Counter(finishes.values())
+        ends = {"answers": len(finishes)}
+        for finish in UNWANTED_ENDINGS:
+            ends[finish] = counts[finish]
+        counted.append(ends)
+    return counted
 
 
 def path_of(record: Record) -> Path:

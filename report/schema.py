@@ -27,6 +27,9 @@ ERRORS_SHOWN = 5
 class Expert(Entry):
     name: str
     params_b: float = Field(gt=0, description="parameters in billions")
+    endings: dict[Literal["answers", "length", "content_filter", "refusal"], int] | None = Field(
+        None, description="different answers on all routes, and how many ended so"
+    )
 
 
 class ExpertsCost(Entry):

@@ -152,14 +152,26 @@ def _costs(agent: PolicyResults, routes: Mapping[str, Any], all_params_b: float)
 
 # Footnotes
 
+ENDING_WORDS = {
+    "length": "out of tokens (max_new_tokens)",
+    "content_filter": "ended by a filter",
+    "refusal": "refused",
+}
+
 
 def notes(
-    config: Config, records: Sequence[Record], agent: str, num_seeds: int, failed: int
+    config: Config,
+    records: Sequence[Record],
+    agent: str,
+    num_seeds: int,
+    failed: int,
+    experts: Sequence[Mapping[str, Any]],
 ) -> list[str]:
     """results.json's `notes`.
 
     Args:
         failed: requests that stayed without an answer.
+        experts: as results.json has them.
     """
     reward = config.reward
     lines = [
@@ -194,7 +206,22 @@ def notes(
             f"{failed} requests to experts failed for good and count as empty answers, which says"
             " nothing about the experts. Evaluate again when the server is up."
         )
-    return [*lines, *_notes_on_recorded(config, records), *_notes_on_texts(records)]
+    lines += _notes_on_recorded(config, records)
+    lines += _notes_on_texts(records)
+    lines += _notes_on_endings(experts)
+    return lines
+
+
+def _notes_on_endings(experts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A line on the experts whose answers did not end by themselves."""
+    told = []
+    for expert in experts:
+        ends = expert["endings"]
+        parts = [f"{ends[name]} {words}" for name, words in ENDING_WORDS.items() if ends[name]]
+        if parts:
+            told.append(f"{expert['name']} {', '.join(parts)} of {ends['answers']}")
+    if told:
+        yield f"Answers that did not end by themselves: {'; '.join(told)}."
 
 
 def _notes_on_texts(records: Sequence[Record]) -> Iterator[str]:

@@ -382,3 +382,15 @@ def test_rebuild_keeps_them_and_reads_older_stores(store, old_store):
     assert rebuild(old_store) == 1
     assert AnswerStore(old_store).get_many([old.key]) == {old.key: old.answer}
     assert len(columns_of(old_store)) == 12
+
+
+def test_damage_that_the_message_quotes_as_bytes_is_told_in_words(store):
+    store.put_many([stored(f"q{n}") for n in range(50)])
+    store.close()
+    data = store.path.read_bytes()
+    assert data.count(b"key BLOB PRIMARY KEY") == 1
+    store.path.write_bytes(data.replace(b"key BLOB PRIMARY KEY", b"key BLOB \xc0RIMA\xe4Y KEY"))
+    with pytest.raises(StoreError, match="If the store is damaged, rescue"):
+        AnswerStore(store.path)
+    with pytest.raises(StoreError, match="no answer can be read from it"):
+        rebuild(store.path)

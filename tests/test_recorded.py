@@ -110,13 +110,13 @@ def pool_of(tmp_path: Path) -> Callable[..., ExpertPool]:
         (
             row("b?", scores={"cheap": 0.0, "daer": 1.0}),
             (
-                r"rec\.jsonl:3: scores or meta\.tokens name daer, which answers does not; it has"
+                r"rec\.jsonl:3: scores or meta name daer, which answers does not; it has"
                 r" cheap, dear"
             ),
         ),
         (
             row("b?", meta={"tokens": {"cheep": 3}}),
-            r"rec\.jsonl:3: scores or meta\.tokens name cheep",
+            r"rec\.jsonl:3: scores or meta name cheep",
         ),
         (
             row(" a? ", {"cheap": "no", "dear": "perhaps"}),
@@ -723,3 +723,34 @@ def test_mixinstruct_goes_from_its_upstream_schema_to_a_trained_agent_with_no_ex
     )
     assert results["rows"][0]["cost"]["prompt_tokens"] > 0
     assert any(note.startswith(f"First calls of {names[0]}, ") for note in results["notes"])
+
+
+def test_how_a_recorded_answer_ended_is_read_and_kept(pool_of: Callable) -> None:
+    told = row(
+        "b?",
+        meta={
+            "finish": {"dear": "length"},
+            "logprob_mean": {"dear": -0.25},
+            "logprob_min": {"dear": -1.5, "cheap": -2},
+        },
+    )
+    pool = pool_of([told, row("c?")])
+    requests = [Request(1, "b?"), Request(0, "b?"), Request(1, "c?")]
+    for answers in (pool.answer(requests), pool.answer(requests)):  # the second from the store
+        found = [(a.finish, a.logprob_mean, a.logprob_min) for a in answers]
+        assert found == [("length", -0.25, -1.5), ("", None, -2.0), ("", None, None)]
+    assert pool.stats.hits == 3
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"finish": {"dear": "tired"}},
+        {"logprob_mean": {"dear": 0.5}},
+        {"logprob_min": {"dear": "much"}},
+        {"finish": {"daer": "stop"}},
+    ],
+)
+def test_what_is_told_of_a_recorded_answer_is_checked(pool_of: Callable, meta: dict) -> None:
+    with pytest.raises(ExpertError, match=r"rec\.jsonl:1: "):
+        pool_of([row("b?", meta=meta)])

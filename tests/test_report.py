@@ -456,6 +456,33 @@ def test_answers_that_no_server_gave_are_noted(logged: Callable) -> None:
     ) and "failed" not in notes(0)
 
 
+def test_answers_that_did_not_end_by_themselves_are_counted_for_each_expert(
+    logged: Callable,
+) -> None:
+    records = []
+    for policy, kind in (("DER", "der"), ("best fixed: e2", "static")):
+        records += logged(policy, kind, constant([[1]] * 4, [2] * 4))
+    finishes = ("length", "length", "refusal", "stop")
+    for number, record in enumerate(records):  # 4 questions of two policies, the same answers
+        for step in record["steps"]:
+            assert (step["finish"], step["logprob_mean"], step["logprob_min"]) == ("", None, None)
+            step["finish"] = finishes[number % 4]
+    results = build_results(records, CONFIG, EXPERTS, {})
+    asked = [step["expert"] for record in records for step in record["steps"]]
+    (name,) = set(asked)
+    by_name = {expert["name"]: expert["endings"] for expert in results["experts"]}
+    assert by_name[name] == {"answers": 4, "length": 2, "content_filter": 0, "refusal": 1}
+    others = set(by_name) - {name}
+    assert all(not any(by_name[other].values()) for other in others)
+    note = f"Answers that did not end by themselves: {name} 2 out of tokens (max_new_tokens), 1"
+    assert any(line.startswith(f"{note} refused of 4.") for line in results["notes"])
+    for record in records:  # a log from before they were noted
+        for step in record["steps"]:
+            del step["finish"]
+    results = build_results(records, CONFIG, EXPERTS, {})
+    assert not any("by themselves" in line for line in results["notes"])
+
+
 def test_a_collapse_is_looked_for_seed_by_seed(logged: Callable) -> None:
     experts = {
         0: [0] * 40,

@@ -18,7 +18,7 @@ from recordings import make_rows, write_rows
 from backends.answer_store import Answer, AnswerStore, StoredAnswer, answer_key
 from config import SourceConfig
 from experts import Request, build_pool
-from questions import read_questions
+from questions import Question, read_questions
 from runtime.command_line import load_config
 from runtime.errors import ConfigError, StoreError
 from scripts import store as store_script
@@ -330,3 +330,17 @@ def test_settings_belong_to_commands_that_read_a_configuration(
                 "1",
             ]
         )
+
+
+def test_an_export_tells_how_answers_ended_and_no_more_than_is_known() -> None:
+    answers = {
+        "a": Answer("x", 3, 2, 0.5, finish="length", logprob_mean=-0.25, logprob_min=-1.5),
+        "b": Answer("y", 3, 2, 0.5),
+    }
+    question = Question("1", "why?", "yes", "t", "exact_match")
+    meta = store_script.recorded_row(question, "test", answers, (0.0, 1.0))["meta"]
+    assert meta["finish"] == {"a": "length"}
+    assert (meta["logprob_mean"], meta["logprob_min"]) == ({"a": -0.25}, {"a": -1.5})
+    unknown = {"b": answers["b"]}
+    bare = store_script.recorded_row(question, "test", unknown, (0.0, 1.0))["meta"]
+    assert not {"finish", "logprob_mean", "logprob_min"} & bare.keys()

@@ -20,10 +20,12 @@ import torch
 from torch import nn
 
 from belief.budget import Dial, Spent, dial_for
+from belief.features import Said
 from belief.outcome_model import (
     CrossFitted,
     ExpertRegression,
     OutcomeModel,
+    check_inputs,
     count_answers,
     count_questions,
 )
@@ -67,7 +69,7 @@ class BeliefReader:
         self.alpha = alpha  # weight of cost on routes that bring none of their own
         self.dial: Dial | None = None  # where a budget is to be met: the weight of each question
         self.before: dict[str, np.ndarray] = {}
-        self.after: dict[tuple[str, int, str], float] = {}
+        self.after: dict[tuple[str, int, Said], float] = {}
         row = self.num_experts * (num_inputs(self.num_experts) + 2)
         size = row + self.t_max + 1 + NUM_STATE_INPUTS
         self.space = gym.spaces.Box(-np.inf, np.inf, (size,), np.float32)
@@ -77,7 +79,7 @@ class BeliefReader:
         return len(self.costs)
 
     def remember(
-        self, questions: Sequence[Question], answers: Sequence[Sequence[str]], fitted: CrossFitted
+        self, questions: Sequence[Question], answers: Sequence[Sequence[Said]], fitted: CrossFitted
     ) -> None:
         """Keep the cross-fitted estimates of training questions; answers[expert][question]."""
         for row, question in enumerate(questions):
@@ -106,16 +108,16 @@ class BeliefReader:
 
     def read(self, episodes: Sequence[Episode]) -> None:
         """Estimate every answer that has not been read yet."""
-        new: dict[tuple[str, int, str], Question] = {}
+        new: dict[tuple[str, int, Said], Question] = {}
         for episode in episodes:
             for step in episode.steps:
-                key = (episode.question.text, step.expert_idx, step.answer.text)
+                key = (episode.question.text, step.expert_idx, Said.of(step.answer))
                 if key not in self.after:
                     new[key] = episode.question
         if not new:
             return
         questions = list(new.values())
-        answers = count_answers(questions, [text for *_, text in new])
+        answers = count_answers(questions, [said for *_, said in new])
         experts = np.array([expert_idx for _, expert_idx, _ in new])
         counted = count_questions(questions)
         log_odds = self.model.after(counted, self._task_of(questions), experts, answers)
@@ -134,8 +136,8 @@ class BeliefReader:
             group_of = episode.groups
             for place, expert_idx in enumerate(asked):
                 step_idx = last_call_of(episode, expert_idx)
-                text = episode.steps[step_idx].answer.text
-                after[row, place] = self.after[episode.question.text, expert_idx, text]
+                said = Said.of(episode.steps[step_idx].answer)
+                after[row, place] = self.after[episode.question.text, expert_idx, said]
                 group = group_of[step_idx]
                 groups[row, place] = -1 if group is None else group
         return Heard(asked, before, after, agreement(groups))
@@ -408,10 +410,12 @@ class BeliefAgent(Agent):
         }
 
     def check_learned_state(self, state: dict[str, torch.Tensor], folder: Path) -> None:
-        """Raises AgentError where a part is missing."""
+        """Raises AgentError where a part is missing, or the reader has other inputs."""
         wanted = {"features.mean", "features.scale", "costs", *ACTOR_PARTS}
         if missing := sorted(wanted - state.keys()):
             raise AgentError(f"{folder}/model.safetensors: {missing[0]} is missing")
+        if "belief.reader.mean" in state:
+            check_inputs(len(state["belief.reader.mean"]), f"{folder}/model.safetensors")
 
     def load_learned_state(
         self, state: dict[str, torch.Tensor], settings: dict[str, Any] | None = None

@@ -11,9 +11,11 @@ import ast
 import math
 import re
 import zlib
+from typing import NamedTuple
 
 import numpy as np
 
+from backends.answer_store import Answer
 from belief.arithmetic import Equations, check_equations
 from metrics.numbers import numbers_in
 
@@ -45,7 +47,41 @@ VALUE_FEATURES = (
     "reading_is_round",
     "reading_is_fine",
 )
+LEAST_LOGPROB = -20.0  # a server's -9999 says no more than this
 TAIL = 300  # characters at the end of an answer, where its conclusion stands
+
+
+class Said(NamedTuple):
+    """What is read of an answer: its text, and how sure the model was of it.
+
+    Log-probabilities are rounded to hundredths: their last digits depend on the batch that an
+    answer was generated in, and a run that was killed and resumed must fit the same model.
+    """
+
+    text: str
+    logprob_mean: float | None = None
+    logprob_min: float | None = None
+
+    @classmethod
+    def of(cls, answer: Answer) -> Said:
+        return cls(answer.text, answer.logprob_mean, answer.logprob_min).rounded()
+
+    def rounded(self) -> Said:
+        return Said(self.text, _rounded(self.logprob_mean), _rounded(self.logprob_min))
+
+
+def _rounded(logprob: float | None) -> float | None:
+    return None if logprob is None else round(max(logprob, LEAST_LOGPROB), 2)
+
+
+def certainty_features(said: Said) -> dict[str, float]:
+    """Named features of how sure the model was; all 0 where that is not known."""
+    is_known = said.logprob_mean is not None and said.logprob_min is not None
+    return {
+        "has_logprob": float(is_known),
+        "logprob_mean": said.logprob_mean or 0.0,
+        "logprob_min": said.logprob_min or 0.0,
+    }
 
 
 def log_count(count: float) -> float:

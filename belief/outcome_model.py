@@ -14,10 +14,17 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from belief.features import answer_features, feature_matrix, question_features
+from belief.features import (
+    Said,
+    answer_features,
+    certainty_features,
+    feature_matrix,
+    question_features,
+)
 from belief.regression import Logistic, Standardiser, sigmoid
 from metrics.agreement import read_answer
 from questions import Question
+from runtime.errors import AgentError
 
 NUM_FOLDS = 4
 REMEMBERED = 1 << 18  # answers whose counted features are kept, a quarter of a kilobyte each
@@ -33,7 +40,7 @@ class Outcomes:
     """Judged first answers of every expert to N questions, as features.
 
     question: counted features (N, F). embedding: of an encoder (N, D), D may be 0. task: index into
-    the model's tasks (N,), -1 for an unknown one. answer: counted features (N, K, G). good: whether
+    the model's tasks (N,), -1 for an unknown one. answer: features (N, K, G). good: whether
     the answer is right (N, K).
     """
 
@@ -100,17 +107,44 @@ def count_questions(questions: Sequence[Question]) -> np.ndarray:
     return feature_matrix([question_features(question.text) for question in questions])
 
 
-def count_answers(questions: Sequence[Question], answers: Sequence[str]) -> np.ndarray:
-    """Counted features (N, G) of one answer to each question."""
+def count_answers(questions: Sequence[Question], answers: Sequence[Said]) -> np.ndarray:
+    """Features (N, G) of one answer to each question: what is counted, and certainty."""
+    counted = count_texts(questions, [answer.text for answer in answers])
+    return np.hstack([counted, certainties(answers)])
+
+
+def certainties(answers: Sequence[Said]) -> np.ndarray:
+    """The last features (N, 3) of answers: whether and how sure their models were."""
+    return feature_matrix([certainty_features(answer) for answer in answers])
+
+
+def count_texts(questions: Sequence[Question], texts: Sequence[str]) -> np.ndarray:
+    """Counted features (N, G - 3) of one text to each question."""
     rows = []
-    for question, answer in zip(questions, answers, strict=True):
-        rows.append(_count_answer(question.text, question.agreement_metric, answer))
+    for question, text in zip(questions, texts, strict=True):
+        rows.append(_count_text(question.text, question.agreement_metric, text))
     return np.stack(rows)
 
 
+def num_reader_inputs() -> int:
+    """Features that the reader reads of an answer and its question together."""
+    question = Question("", "")
+    return count_questions([question]).size + count_answers([question], [Said("")]).size
+
+
+def check_inputs(num_inputs: int, place: str) -> None:
+    """Raises AgentError where a saved reader has other inputs than this version's."""
+    wanted = num_reader_inputs()
+    if num_inputs != wanted:
+        raise AgentError(
+            f"{place}: its reader has {num_inputs} inputs, that of this version has {wanted}. It is"
+            " of another version of DER: train again"
+        )
+
+
 @functools.lru_cache(maxsize=REMEMBERED)
-def _count_answer(question: str, metric: str, answer: str) -> np.ndarray:
-    """Counted features (G,). Kept: an evaluation at several alphas meets each answer often."""
+def _count_text(question: str, metric: str, answer: str) -> np.ndarray:
+    """Counted features (G - 3,). Kept: an evaluation at several alphas meets each answer often."""
     features = answer_features(question, answer, read_answer(metric, answer))
     return feature_matrix([features])[0]
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from backends.answer_store import Answer
+from belief.features import Said
 from config import RewardConfig
 from der_env import Episode, Step
 from evaluation.kept import WORTH_KEEPING, kept
@@ -97,9 +98,9 @@ class AnswerTable:
             np.concatenate([self.quality, other.quality]),
         )
 
-    def texts_of(self, expert_idx: int) -> list[str]:
-        """What one expert answered to each question."""
-        return [row[expert_idx].text for row in self.answers]
+    def said_by(self, expert_idx: int) -> list[Said]:
+        """What one expert answered to each question, and how sure it was."""
+        return [Said.of(row[expert_idx]) for row in self.answers]
 
     def mean_charges(self) -> np.ndarray:
         """C of a call of each expert (K,), averaged over the questions."""

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from belief.outcome_model import OutcomeModel, Outcomes, count_answers, count_questions, cross_fit
+from belief.outcome_model import (
+    OutcomeModel,
+    Outcomes,
+    certainties,
+    count_questions,
+    count_texts,
+    cross_fit,
+)
 from belief.regression import sigmoid
 from belief.state import (
     Asked,
@@ -103,7 +110,11 @@ class TableFeatures:
             counted = kept("counts", texts, lambda: _count_all(table))
         else:
             counted = _count_all(table)
-        return cls(count_questions(table.questions), embedding, counted)
+        columns = []
+        for expert_idx in range(table.num_experts):
+            columns.append(certainties(table.said_by(expert_idx)))
+        answer = np.concatenate([counted, np.stack(columns, axis=1)], axis=2)
+        return cls(count_questions(table.questions), embedding, answer)
 
     def joined(self, other: TableFeatures) -> TableFeatures:
         return TableFeatures(
@@ -114,11 +125,11 @@ class TableFeatures:
 
 
 def _count_all(table: AnswerTable) -> np.ndarray:
-    """Counted features (N, K, G) of all answers."""
+    """Counted features (N, K, G - 3) of all answers, which depend on their texts alone."""
     columns = []
     for expert_idx in range(table.num_experts):
         texts = [row[expert_idx].text for row in table.answers]
-        columns.append(count_answers(table.questions, texts))
+        columns.append(count_texts(table.questions, texts))
     return np.stack(columns, axis=1)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from belief.features import Said
 from belief.outcome_model import JudgedAnswers, OutcomeModel, count_answers, count_questions
 from belief.regression import sigmoid
 from belief_agent import BeliefAgent
@@ -36,7 +37,7 @@ class Judged:
 
     question: Question
     expert: str
-    answer: str
+    answer: Said
     quality: float
 
 
@@ -82,7 +83,10 @@ def _judged_of(route: dict[str, Any], quality: float) -> Judged:
         context=tuple(messages[:-1]),
     )
     place = route["submitted"]
-    return Judged(question, route["steps"][place]["expert"], route["answers"][place], quality)
+    step = route["steps"][place]
+    # Older logs do not tell how sure the model was
+    said = Said(route["answers"][place], step.get("logprob_mean"), step.get("logprob_min"))
+    return Judged(question, step["expert"], said.rounded(), quality)
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,9 @@ def _step_record(step: Step, run: ServedRun, probability: float, estimate: float
         "latency_s": step.cost.latency_s,
         "usd": step.cost.usd,
         "prompt_cut": step.answer.prompt_cut,
+        "finish": step.answer.finish,
+        "logprob_mean": step.answer.logprob_mean,
+        "logprob_min": step.answer.logprob_min,
         "estimate": estimate,
         "p_stop": step.p_stop,
     }

@@ -43,7 +43,7 @@ class LoopbackExpert:
         self.start()
 
     def start(self, port: int = 0) -> None:
-        self.server = SmallServer(self.behave, port)
+        self.server = SmallServer(self.behave, port=port)
         self.port = self.server.port
 
     def behave(self, body: dict[str, Any], number: int) -> Reply:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from recordings import make_rows, write_rows
+from safetensors.torch import load_file, save_file
 
 import test_ppo_multi
 import train_ppo_multi
 from agent import load_agent
+from belief.outcome_model import count_questions
 from belief_agent import BeliefActor, BeliefAgent
 from der_env import Episode
 from evaluation.policies import FixedRoute
 from experts import build_pool
-from questions import load_splits
+from questions import Question, load_splits
 from rollout import NeverSatisfied, play
 from runtime.command_line import load_config
 from runtime.errors import AgentError, ConfigError
@@ -251,3 +254,38 @@ def test_agents_over_beliefs_are_evaluated_at_every_alpha(
     assert costs == sorted(costs)  # a higher budget never spends less
     assert sum(one["is_met"] for one in budgets) >= 18
     assert (tmp_path / "runs/budgets/report/budgets.png").is_file()
+
+
+def test_an_agent_of_a_version_that_read_fewer_features_is_refused(
+    run: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(run / "agent", tmp_path / "agent"))
+    state = load_file(folder / "model.safetensors")
+    for name in ("belief.reader.mean", "belief.reader.scale"):
+        state[name] = state[name][:-3].contiguous()
+    save_file(state, folder / "model.safetensors")
+    spec = json.loads((folder / "config.json").read_text())
+    del spec["sha256"]
+    (folder / "config.json").write_text(json.dumps(spec))
+    pool = build_pool(load_config(run / "config.yaml"))
+    num_inputs = len(state["belief.reader.mean"])
+    expected = rf"its reader has {num_inputs} inputs, .* has {num_inputs + 3}.*: train again"
+    with pytest.raises(AgentError, match=expected):
+        load_agent(folder, pool)
+
+
+def test_where_no_log_probability_is_known_none_has_a_weight(run: Path) -> None:
+    agent = load_agent(run / "agent", build_pool(load_config(run / "config.yaml")))
+    assert isinstance(agent, BeliefAgent)
+    reader = agent.reader.model.reader
+    num_inputs = len(reader.inputs.mean)
+    weights = reader.logistic.weights
+    places = [list(range(num_inputs))]  # of the shared inputs, then of each expert's own
+    for expert_idx in range(len(EXPERTS)):
+        start = num_inputs + len(EXPERTS) + expert_idx * num_inputs
+        places.append(list(range(start, start + num_inputs)))
+    question_size = count_questions([Question("q", "what?")]).size
+    last = num_inputs - question_size
+    for inputs in places:
+        assert weights[inputs[last - 3 : last]].tolist() == [0.0, 0.0, 0.0]
+        assert weights[inputs].any()

@@ -16,11 +16,13 @@ import numpy as np
 import torch
 
 from belief.budget import ALPHAS, tabulate
+from belief.features import Said
 from belief.guard import fit_guarded_plans
 from belief.outcome_model import (
     CrossFitted,
     OutcomeModel,
     Outcomes,
+    check_inputs,
     count_answers,
     count_questions,
     cross_fit,
@@ -77,7 +79,7 @@ class BeliefTrainer(Trainer):
         """Fit the outcome model and the plan on the first answers to these questions."""
         config = self.config
         table = ask_all(questions, self.pool, config.reward)
-        texts = [table.texts_of(expert_idx) for expert_idx in range(len(self.pool))]
+        said = [table.said_by(expert_idx) for expert_idx in range(len(self.pool))]
         tasks = sorted({question.task for question in questions})
         outcomes = outcomes_of(table, tasks, self.agent, config.env.p0)
         fitted = cross_fit(outcomes, len(tasks), config.seed)
@@ -87,11 +89,11 @@ class BeliefTrainer(Trainer):
         )
         costs = table.mean_charges()
         reader = self._new_reader(fitted.model, candidates, tasks, costs)
-        reader.remember(questions, texts, fitted)
+        reader.remember(questions, said, fitted)
         self.agent.set_reader(reader, self.alphas, can_stop=self.can_stop)
         self._fitted = fitted
-        self._texts = texts
         self._table = table
+        self._said = said
         self._fit_plans(reader, same, outcomes.good)
 
     def _fit_plans(self, reader: BeliefReader, same: np.ndarray, good: np.ndarray) -> None:
@@ -288,7 +290,7 @@ class BeliefTrainer(Trainer):
             "sizes": torch.as_tensor(self.plans[0].sizes),
             "before": torch.as_tensor(self._fitted.before),
             "after": torch.as_tensor(self._fitted.after),
-            "texts": self._texts,
+            "said": [[tuple(answer) for answer in column] for column in self._said],
             "threshold": self.terminator.threshold,
             "best_validated": torch.as_tensor(self.best_validated),
             "best_learned": self.best_learned,
@@ -304,12 +306,15 @@ class BeliefTrainer(Trainer):
         packed = {}
         for name, tensor in state["model"].items():
             packed[name] = tensor.numpy()
+        check_inputs(len(packed["reader.mean"]), "the checkpoint")
         tasks = state["tasks"]
         model, candidates = unpack_model(packed, len(self.pool), len(tasks))
         self._fitted = CrossFitted(model, state["before"].numpy(), state["after"].numpy())
-        self._texts = state["texts"]
+        self._said = []
+        for column in state["said"]:
+            self._said.append([Said(*answer) for answer in column])
         reader = self._new_reader(model, candidates, tasks, state["costs"].numpy())
-        reader.remember(self.splits.train, self._texts, self._fitted)
+        reader.remember(self.splits.train, self._said, self._fitted)
         self.agent.set_reader(reader, self.alphas, can_stop=self.can_stop)
         sizes = state["sizes"].numpy()
         self.plans = [Plan(weights, sizes) for weights in state["plans"].numpy()]
@@ -333,7 +338,7 @@ def outcomes_of(
     questions = table.questions
     columns = []
     for expert_idx in range(table.num_experts):
-        columns.append(count_answers(questions, table.texts_of(expert_idx)))
+        columns.append(count_answers(questions, table.said_by(expert_idx)))
     return Outcomes(
         question=count_questions(questions),
         embedding=agent.question_embeddings(questions),

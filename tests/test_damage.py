@@ -256,6 +256,9 @@ def change(name: str, value: Any) -> Callable[[list[dict[str, Any]]], Any]:
         (change("steps.0.cost.params_b", -1.0), r"steps\.0\.cost\.params_b = -1\.0"),
         (change("steps.0.cost.flops", float("inf")), r"steps\.0\.cost\.flops = inf"),
         (change("steps.0.expert", "nobody"), "expert nobody is not in results.json"),
+        (change("steps.0.prompt_cut", "no"), r"steps\.0\.prompt_cut = 'no'"),
+        (change("steps.0.finish", "tired"), r"steps\.0\.finish = 'tired'"),
+        (change("steps.0.logprob_mean", 0.5), r"steps\.0\.logprob_mean = 0\.5"),
         (change("steps", []), "steps = "),
         (change("seed", "0"), "seed = '0'"),
     ],
@@ -285,6 +288,15 @@ def routes_of(out: Path) -> list[dict[str, Any]]:
     return records
 
 
+def logprobs_of(records: list[dict[str, Any]]) -> list[float]:
+    """Take the log-probabilities out of a route log: like wall times they depend on the batch."""
+    found = []
+    for record in records:
+        for step in record["steps"]:
+            found += [step.pop("logprob_mean"), step.pop("logprob_min")]
+    return found
+
+
 def test_an_evaluation_is_the_same_to_the_last_digit_whatever_is_stored(
     finished_run: Path, workplace: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,8 +318,10 @@ def test_an_evaluation_is_the_same_to_the_last_digit_whatever_is_stored(
         generated.append(read_results(found)["evaluation"]["answers_generated"])
         logs.append(routes_of(out))
     assert generated[1] == 0 < generated[2] < generated[3] <= generated[0]
-    for log in logs:
+    logprobs = [logprobs_of(log) for log in logs]
+    for log, found in zip(logs, logprobs, strict=True):
         assert log == logs[1]
+        assert found == pytest.approx(logprobs[1], abs=1e-5)
 
 
 def copy_store(source: Path, target: Path, keep: int) -> None:

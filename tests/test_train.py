@@ -156,10 +156,11 @@ while True:
     for key, *row in rows:
         row[5] = 99.0
         number += 1
-        statement = "INSERT OR IGNORE INTO answers VALUES (?,?,?,?,?,?,?,?,?)"
+        marks = ",".join("?" * (len(row) + 1))
+        statement = f"INSERT OR IGNORE INTO answers VALUES ({marks})"
         store.execute(statement, (number.to_bytes(16, "big"), *row))
         if number % 3 == 0:
-            store.execute("INSERT OR IGNORE INTO answers VALUES (?,?,?,?,?,?,?,?,?)", (key, *row))
+            store.execute(statement, (key, *row))
         time.sleep(0.01)
 """
 

@@ -9,14 +9,16 @@ question; answers are read by counted features (`belief.features`).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import astuple
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
+from scipy.special import softmax
 from torch import nn
 
 from belief.budget import Dial, Spent, dial_for
@@ -26,6 +28,7 @@ from belief.outcome_model import (
     OutcomeModel,
     count_answers,
     count_questions,
+    one_hot,
 )
 from belief.planner import Plan, action_inputs, num_inputs
 from belief.regression import Logistic, Standardiser, sigmoid
@@ -299,9 +302,34 @@ class BeliefCritic(nn.Module):
         return (states[:, num_stages:] * (stage @ self.weights)).sum(1, keepdim=True)
 
 
-class BeliefAgent(Agent):
-    """An agent over beliefs. As a `rollout.Policy` it takes the action of the highest score."""
+@dataclass(frozen=True)
+class Exploration:
+    """A share of all decisions is drawn by a softmax over scores; the others take the highest.
 
+    temperature: of the softmax, in units of return.
+    """
+
+    share: float = 0.0
+    temperature: float = 1.0
+
+    def probabilities(self, scores: np.ndarray) -> np.ndarray:
+        """Of actions (B, A), from their scores (B, A) in units of return."""
+        best = one_hot(scores.argmax(1), scores.shape[1])
+        drawn: np.ndarray = softmax(scores / self.temperature, axis=1)
+        return (1 - self.share) * best + self.share * drawn
+
+
+GREEDY = Exploration()
+
+
+class BeliefAgent(Agent):
+    """An agent over beliefs. As a `rollout.Policy` it takes the action of the highest score.
+
+    `explore_with` makes it draw some actions by their scores instead.
+    """
+
+    exploration = GREEDY
+    exploration_seed = 0
     beliefs: BeliefReader
     actor: BeliefActor
     critic: BeliefCritic
@@ -365,6 +393,25 @@ class BeliefAgent(Agent):
             weights = plan + (self.actor.scale * self.actor.learned).cpu()
         return Plan(weights.numpy().astype(np.float64), np.ones(weights.shape))
 
+    def explore_with(self, exploration: Exploration, seed: int) -> None:
+        """Draw actions so from now on.
+
+        What is drawn depends on the seed, the question and the calls made, not on the order of
+        play.
+        """
+        self.exploration = exploration
+        self.exploration_seed = seed
+
+    @torch.no_grad()
+    def scores(self, episodes: Sequence[Episode]) -> np.ndarray:
+        """What each action promises beyond stopping (B, A), in units of return.
+
+        The last action is to stop, where the agent can. What cannot be done scores far below 0.
+        """
+        logits, _ = self.actor(self.reader.observe(episodes))
+        scores: np.ndarray = logits.double().cpu().numpy() * TEMPERATURE
+        return scores
+
     def set_plans(self, plans: Sequence[Plan]) -> None:
         """Start the policy from fitted dynamic programming, a plan for each alpha."""
         sizes = plans[0].sizes  # of the inputs: the same for every alpha
@@ -378,14 +425,26 @@ class BeliefAgent(Agent):
     def act(self, episodes: Sequence[Episode]) -> list[Decision]:
         obs = self.reader.observe(episodes)
         logits, _ = self.actor(obs)  # (B, K + 1)
-        values = self.critic(obs).flatten()
-        entropies = torch.distributions.Categorical(logits=logits).entropy()
+        values = self.critic(obs).flatten().tolist()
+        entropies = torch.distributions.Categorical(logits=logits).entropy().tolist()
+        scores = logits.double().cpu().numpy() * TEMPERATURE
+        probabilities = self.exploration.probabilities(scores)
         decisions = []
-        for action, value, entropy in zip(logits.argmax(1), values, entropies, strict=True):
-            is_stop = int(action) == self.num_experts
-            expert_idx = None if is_stop else int(action)
-            decisions.append(Decision(expert_idx, float(value), float(entropy)))
+        for row, episode in enumerate(episodes):
+            action = self._draw(probabilities[row], episode)
+            expert_idx = None if action == self.num_experts else action
+            probability = float(probabilities[row, action])
+            decisions.append(Decision(expert_idx, values[row], entropies[row], probability))
         return decisions
+
+    def _draw(self, probabilities: np.ndarray, episode: Episode) -> int:
+        """An action by its probability (A,); always the same one in the same state."""
+        if self.exploration.share == 0:
+            return int(probabilities.argmax())
+        digest = hashlib.sha256(episode.question.text.encode()).digest()
+        question_number = int.from_bytes(digest[:8], "big")
+        rng = np.random.default_rng([self.exploration_seed, question_number, len(episode.steps)])
+        return int(rng.choice(len(probabilities), p=probabilities))
 
     def learned_state(self) -> dict[str, torch.Tensor]:
         """Everything learned, by name. A frozen encoder is left out: its source has it."""

@@ -44,6 +44,7 @@ class StepLine(Part):
     value: float | None
     entropy: float | None
     p_stop: Share | None
+    probability: Share | None = None  # of asking this expert; none: not logged
 
 
 class OverheadLine(Part):
@@ -63,6 +64,7 @@ class RouteLine(Part):
     text: str
     task: str
     stop_reason: Literal["satisfied", "t_max", "stopped"]
+    stop_probability: Share | None = None  # of ending here; none: not logged, or out of calls
     submitted: Count | None = None  # index of the step whose answer counts; none: the last
     quality: Share
     return_: float = Field(alias="return")

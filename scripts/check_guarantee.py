@@ -186,7 +186,7 @@ def cell(value: object) -> str:
 
 
 def table(rows: list[dict[str, object]]) -> str:
-    columns = list(max(rows, key=lambda row: len(row)))
+    columns = list(max(rows, key=lambda row: len(list(row))))
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for row in rows:
         lines.append("| " + " | ".join(cell(row.get(column)) for column in columns) + " |")

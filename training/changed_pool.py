@@ -2,7 +2,7 @@
 
 The changed run has a folder of its own, with config.yaml, agent/ and terminator/. What belongs to
 the experts that stay is taken over (`belief.pool_change`). A promise of the Terminator is not: it
-was made for the old pool.
+was made for the old pool. Nor is what the agent spends at which weight of cost.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def changed_agent(change: Change, num_examples: int) -> BeliefAgent:
     state["costs"] = torch.as_tensor(np.array(costs))
     agent = build_agent(change.config.agent, len(change.pool), change.config.env.t_max)
     assert isinstance(agent, BeliefAgent)
-    agent.load_learned_state(state, old.settings())
+    agent.load_learned_state(state, old.settings() | {"spent": [], "num_spent": 0})
     return agent
 
 

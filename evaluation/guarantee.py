@@ -12,6 +12,7 @@ used to fit or to choose anything, the candidate thresholds included.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,14 +91,27 @@ class Promise:
             )
 
 
+@functools.cache
+def most_lost(num_questions: int, promise: Promise) -> int:
+    """The most losses at which a test passes; -1 where not even none would do."""
+    most = -1
+    while (
+        most < num_questions
+        and upper_limit(most + 1, num_questions, promise.confidence) <= promise.max_loss
+    ):
+        most += 1
+    return most
+
+
 def last_that_holds(num_lost: Sequence[int], num_questions: int, promise: Promise) -> int | None:
     """Index of the last threshold that passes, by fixed-sequence testing; None if the first fails.
 
     num_lost: losses under each threshold, from the most conservative to the cheapest.
     """
+    allowed = most_lost(num_questions, promise)
     last = None
     for place, lost in enumerate(num_lost):
-        if upper_limit(int(lost), num_questions, promise.confidence) > promise.max_loss:
+        if lost > allowed:
             break
         last = place
     return last

@@ -9,6 +9,7 @@ question; answers are read by counted features (`belief.features`).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
@@ -20,20 +21,22 @@ import torch
 from torch import nn
 
 from belief.budget import Dial, Spent, dial_for
+from belief.exploration import GREEDY, Exploration
 from belief.features import Said
 from belief.outcome_model import (
     CrossFitted,
-    ExpertRegression,
     OutcomeModel,
     check_inputs,
     count_answers,
     count_questions,
 )
+from belief.packing import pack_model, unpack_model
 from belief.planner import Plan, action_inputs, num_inputs
-from belief.regression import Logistic, Standardiser, sigmoid
+from belief.regression import sigmoid
 from belief.state import Belief, CandidateModel, Heard, agreement, believe
 from der_env import Episode, encode_states
 from questions import Question
+from rollout import Decision
 from runtime.errors import AgentError
 from text_agent import Agent
 
@@ -301,8 +304,13 @@ class BeliefCritic(nn.Module):
 
 
 class BeliefAgent(Agent):
-    """An agent over beliefs."""
+    """An agent over beliefs. As a `rollout.Policy` it takes the action of the highest score.
 
+    `explore_with` makes it draw some actions by their scores instead.
+    """
+
+    exploration = GREEDY
+    exploration_seed = 0
     beliefs: BeliefReader
     actor: BeliefActor
     critic: BeliefCritic
@@ -375,6 +383,25 @@ class BeliefAgent(Agent):
             weights = plan + (self.actor.scale * self.actor.learned).cpu()
         return Plan(weights.numpy().astype(np.float64), np.ones(weights.shape))
 
+    def explore_with(self, exploration: Exploration, seed: int) -> None:
+        """Draw actions so from now on.
+
+        What is drawn depends on the seed, the question and the calls made, not on the order of
+        play.
+        """
+        self.exploration = exploration
+        self.exploration_seed = seed
+
+    @torch.no_grad()
+    def promised(self, episodes: Sequence[Episode]) -> np.ndarray:
+        """What each action promises beyond stopping (B, A), in units of return.
+
+        The last action is to stop, where the agent can. What cannot be done scores far below 0.
+        """
+        logits, _ = self.scores(episodes)
+        returns: np.ndarray = logits.double().cpu().numpy() * TEMPERATURE
+        return returns
+
     def set_plans(self, plans: Sequence[Plan]) -> None:
         """Start the policy from fitted dynamic programming, a plan for each alpha."""
         sizes = plans[0].sizes  # of the inputs: the same for every alpha
@@ -383,6 +410,30 @@ class BeliefAgent(Agent):
             self.actor.plan.copy_(torch.as_tensor(weights, dtype=torch.float32))
             scale = np.where(sizes > 1e-6, 1.0 / np.maximum(sizes, 1e-6), 0.0)
             self.actor.scale.copy_(torch.as_tensor(scale, dtype=torch.float32))
+
+    @torch.no_grad()
+    def act(self, episodes: Sequence[Episode]) -> list[Decision]:
+        """The action of the highest score, or with `explore_with` one drawn by the scores."""
+        logits, values = self.scores(episodes)
+        entropies = torch.distributions.Categorical(logits=logits).entropy().tolist()
+        returns = logits.double().cpu().numpy() * TEMPERATURE
+        probabilities = self.exploration.probabilities(returns)
+        decisions = []
+        for row, episode in enumerate(episodes):
+            action = self._draw(probabilities[row], episode)
+            expert_idx = None if action == self.num_experts else action
+            probability = float(probabilities[row, action])
+            decisions.append(Decision(expert_idx, float(values[row]), entropies[row], probability))
+        return decisions
+
+    def _draw(self, probabilities: np.ndarray, episode: Episode) -> int:
+        """An action by its probability (A,); always the same one in the same state."""
+        if self.exploration.share == 0:
+            return int(probabilities.argmax())
+        digest = hashlib.sha256(episode.question.text.encode()).digest()
+        question_number = int.from_bytes(digest[:8], "big")
+        rng = np.random.default_rng([self.exploration_seed, question_number, len(episode.steps)])
+        return int(rng.choice(len(probabilities), p=probabilities))
 
     def learned_state(self) -> dict[str, torch.Tensor]:
         """Everything learned, by name. A frozen encoder is left out: its source has it."""
@@ -447,40 +498,3 @@ class BeliefAgent(Agent):
             self.actor.scale.copy_(state["actor.scale"])
             self.actor.learned.copy_(state["actor.learned"])
             self.critic.weights.copy_(state["critic.weights"])
-
-
-def pack_model(model: OutcomeModel, candidates: CandidateModel) -> dict[str, np.ndarray]:
-    """The numbers of an outcome model and a candidate model, by name."""
-    packed = {}
-    for name, regression in (("prior", model.prior), ("reader", model.reader)):
-        packed[f"{name}.mean"] = regression.inputs.mean
-        packed[f"{name}.scale"] = regression.inputs.scale
-        packed[f"{name}.embedding_mean"] = regression.embedding.mean
-        packed[f"{name}.embedding_scale"] = regression.embedding.scale
-        packed[f"{name}.weights"] = regression.logistic.weights
-        packed[f"{name}.bias"] = np.array([regression.logistic.bias])
-    packed["candidates.mean"] = candidates.inputs.mean
-    packed["candidates.scale"] = candidates.inputs.scale
-    packed["candidates.weights"] = candidates.logistic.weights
-    packed["candidates.bias"] = np.array([candidates.logistic.bias])
-    return packed
-
-
-def unpack_model(
-    packed: dict[str, np.ndarray], num_experts: int, num_tasks: int
-) -> tuple[OutcomeModel, CandidateModel]:
-    """The models of `pack_model`."""
-    parts = []
-    for name in ("prior", "reader"):
-        regression = ExpertRegression(
-            num_experts,
-            num_tasks,
-            Standardiser(packed[f"{name}.mean"], packed[f"{name}.scale"]),
-            Standardiser(packed[f"{name}.embedding_mean"], packed[f"{name}.embedding_scale"]),
-        )
-        bias = float(packed[f"{name}.bias"][0])
-        regression.logistic = Logistic(packed[f"{name}.weights"], bias)
-        parts.append(regression)
-    inputs = Standardiser(packed["candidates.mean"], packed["candidates.scale"])
-    logistic = Logistic(packed["candidates.weights"], float(packed["candidates.bias"][0]))
-    return OutcomeModel(*parts), CandidateModel(inputs, logistic)

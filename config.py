@@ -344,6 +344,23 @@ class TerminatorConfig(Section):
         le=1,
         description="validation routes end here, so thresholds above are not considered",
     )
+    max_loss: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description=(
+            "agent.reads belief: promise that the reference is right and the route wrong on at most"
+            " this share of questions; half of the validation questions calibrate the threshold;"
+            " none: no promise"
+        ),
+    )
+    confidence: float = Field(0.95, gt=0, lt=1, description="of the promise of max_loss")
+    reference: str | None = Field(
+        None,
+        description=(
+            "the expert that max_loss compares with; none: the best one on training questions"
+        ),
+    )
 
 
 class EvalConfig(Section):
@@ -475,6 +492,24 @@ class Config(Section):
     def _who_stops_can(self) -> Config:
         if self.env.stop == "action" and self.agent.reads != "belief":
             raise ValueError("env.stop: action is for agents that hold beliefs (agent.reads)")
+        return self
+
+    @model_validator(mode="after")
+    def _who_promises_can(self) -> Config:
+        settings = self.terminator
+        names = [expert.name for expert in self.pool.experts]
+        if settings.reference is not None and settings.reference not in names:
+            raise ValueError(
+                f"terminator.reference = {settings.reference!r} is not in the pool:"
+                f" {', '.join(names)}"
+            )
+        if settings.max_loss is None:
+            return self
+        if self.agent.reads != "belief" or self.env.stop != "terminator":
+            raise ValueError(
+                "terminator.max_loss needs agent.reads: belief and env.stop: terminator, whose"
+                " threshold it sets"
+            )
         return self
 
     @model_validator(mode="after")

@@ -27,11 +27,13 @@ class Decision:
     """A policy's choice in one state.
 
     `expert_idx` None ends the route; value and entropy are logged where a policy has them.
+    `probability`: with which the policy made this choice, 1 if it always does; None: not known.
     """
 
     expert_idx: int | None
     value: float | None = None
     entropy: float | None = None
+    probability: float | None = None
 
 
 class Policy(Protocol):
@@ -52,10 +54,14 @@ class NeverSatisfied:
 
 @dataclass
 class Route:
-    """A played question: the finished episode and the decisions that led there, one per step."""
+    """A played question: the finished episode and the decisions that led there, one per step.
+
+    `stop`: the decision that ended the route, where the policy itself ended it.
+    """
 
     episode: Episode
     decisions: list[Decision]
+    stop: Decision | None = None
 
     @property
     def quality(self) -> float:
@@ -215,6 +221,7 @@ def _decide(routes: Sequence[Route], policy: Policy) -> tuple[list[Route], list[
             raise ValueError(f"{type(policy).__name__} stopped before the first call")
         else:
             route.episode.stop()
+            route.stop = decision
             stopped.append(route)
     return moving, stopped
 

@@ -198,8 +198,9 @@ class EstimateTerminator:
     is NEVER where the agent stops by an action of its own.
     """
 
-    def __init__(self, threshold: float = NEVER):
+    def __init__(self, threshold: float = NEVER, promise: dict[str, Any] | None = None):
         self.threshold = threshold
+        self.promise = promise  # of `terminator.max_loss`, and what it rests on
 
 
 class EstimateJudge:
@@ -403,13 +404,18 @@ class TerminatorSpec(ModelSpec):
     t_max: int = Field(1, ge=1, le=MAX_CALLS)
     hidden_size: int = Field(1, ge=1, le=MAX_SIZE)
     threshold: float
+    promise: dict[str, Any] | None = None
 
 
 def save_terminator(terminator: AnyTerminator, folder: Path) -> None:
     """Write the terminator folder: config.json, model.safetensors."""
     if isinstance(terminator, EstimateTerminator):
         threshold = torch.tensor([terminator.threshold])
-        spec = {"kind": "estimate", "threshold": terminator.threshold}
+        spec = {
+            "kind": "estimate",
+            "threshold": terminator.threshold,
+            "promise": terminator.promise,
+        }
         write_model_folder(folder, spec, {"threshold": threshold})
         return
     width, num_experts, t_max = terminator.reads
@@ -427,7 +433,7 @@ def load_terminator(folder: Path, device: torch.device) -> AnyTerminator:
     """The Terminator of a folder, threshold included. Raises AgentError for a damaged one."""
     spec, tensors = read_model_folder(folder, TerminatorSpec, AgentError)
     if spec.kind == "estimate":
-        return EstimateTerminator(spec.threshold)
+        return EstimateTerminator(spec.threshold, spec.promise)
     terminator = Terminator(spec.width, spec.num_experts, spec.t_max, spec.hidden_size)
     check_shapes(tensors, terminator.net.state_dict(), folder, AgentError)
     terminator.net.load_state_dict(tensors)

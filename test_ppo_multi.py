@@ -9,6 +9,9 @@
     python test_ppo_multi.py --alphas 0,.05,.2 --run runs/a0 runs/a05 runs/a2 --out runs/curves
     # the same routes in another unit; asks no expert
     python test_ppo_multi.py --run runs/NAME --reprice flops
+    # with an expert more, fitted on 200 training questions, or one less; the policy is not trained
+    python test_ppo_multi.py --run runs/NAME --add_expert experts.yaml --out runs/more
+    python test_ppo_multi.py --run runs/NAME --drop_expert EXPERT --out runs/less
 
 No policy sees a reference: routes are played first and scored afterwards. Rows of kind `oracle` are
 the exception and say so. Prints a table; writes routes.jsonl and report/ (results.json, report.md,
@@ -392,6 +395,21 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="evaluate although the pool differs from the one trained on",
     )
+    made.add_argument(
+        "--add_expert",
+        type=Path,
+        metavar="YAML",
+        help="evaluate the run with the experts of this file's list `experts` added, in --out",
+    )
+    made.add_argument(
+        "--examples",
+        type=int,
+        default=200,
+        help="training questions that an added expert answers first",
+    )
+    made.add_argument(
+        "--drop_expert", metavar="NAME", help="evaluate the run without this expert, in --out"
+    )
     return made
 
 
@@ -405,6 +423,23 @@ def check_options(options: argparse.Namespace, num_runs: int) -> None:
         raise ConfigError("--reprice prices one alpha: give it --out FOLDER/alpha_VALUE")
 
 
+def changed_run(options: argparse.Namespace) -> Path | None:
+    """The run in --out whose pool is changed as the options say; None where they change nothing."""
+    if options.add_expert is None and options.drop_expert is None:
+        return None
+    if options.add_expert and options.drop_expert:
+        raise ConfigError("--add_expert and --drop_expert: change a pool in one way at a time")
+    if len(options.run or []) != 1 or options.out is None:
+        raise ConfigError("a pool is changed for one --run RUN, in a new --out FOLDER")
+    if options.examples < 1:
+        raise ConfigError(f"--examples {options.examples}: an expert cannot be fitted on nothing")
+    from training.changed_pool import with_expert, without_expert
+
+    if options.drop_expert:
+        return without_expert(options.run[0], options.drop_expert, options.out)
+    return with_expert(options.run[0], options.add_expert, options.examples, options.out)
+
+
 def main(arguments: list[str]) -> Path:
     """Run the command; returns the path of results.json."""
     options, overrides = parse(parser(), arguments)
@@ -416,6 +451,9 @@ def main(arguments: list[str]) -> Path:
 
     runs = options.run or [newest_run()]
     check_options(options, len(runs))
+    changed = changed_run(options)
+    if changed is not None:
+        runs = [changed]
     budgets = parse_budgets(options.budget) if options.budget else None
     out = options.out or runs[0]
     refuse_links(out, ReportError)

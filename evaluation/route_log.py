@@ -124,6 +124,7 @@ def route_records(
             "reference": references[question.id],
             "task": question.task,
             "stop_reason": route.episode.stop_reason,
+            "stop_probability": stop_probability(route),
             "submitted": route.episode.submitted_idx,
             "quality": route.quality,
             "return": route.value_under(config.reward),
@@ -155,6 +156,7 @@ def _step_records(
         record["value"] = decision.value
         record["entropy"] = decision.entropy
         record["p_stop"] = step.p_stop
+        record["probability"] = decision.probability
         records.append(record)
         if played.passes_answers:
             handed.append(step.answer.text)
@@ -174,6 +176,13 @@ def _answer_record(step: Step, reward: RewardConfig) -> Record:
     record["cost"] = asdict(step.cost)
     record["charge"] = charge(step.cost, reward)
     return record
+
+
+def stop_probability(route: Route) -> float | None:
+    """With which probability the route ended where it did; None: not known, or out of calls."""
+    if route.episode.stop_reason == "satisfied":
+        return 1.0  # a judge draws no lots
+    return None if route.stop is None else route.stop.probability
 
 
 def _hash(prompt: str) -> str:

@@ -54,6 +54,7 @@ class StepLine(Part):
     value: float | None
     entropy: float | None
     p_stop: Share | None
+    probability: Share | None = None  # of asking this expert; none: not logged
 
 
 class OverheadLine(Part):
@@ -75,6 +76,7 @@ class RouteLine(Part):
     role: str = ""  # older logs lack it
     validation_return: float | None = None
     stop_reason: Literal["satisfied", "t_max", "stopped"]
+    stop_probability: Share | None = None  # of ending here; none: not logged, or out of calls
     submitted: Count | None = None  # index of the step whose answer counts; none: the last
     quality: Share
     return_: float = Field(alias="return")

@@ -51,6 +51,10 @@ class RunError(DERError):
     """A run folder that cannot be used; the message says why."""
 
 
+class GuaranteeError(DERError):
+    """A promise that the calibration questions do not support; the message says how many would."""
+
+
 class ReportError(DERError):
     """Route logs or results that cannot be reported; the message says why."""
 

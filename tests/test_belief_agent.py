@@ -200,6 +200,24 @@ def test_a_terminator_may_stop_the_agent_instead(
     assert 0 < threshold <= 0.95
 
 
+def test_the_best_epoch_keeps_its_threshold(
+    config_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    validate = BeliefTrainer.validate
+
+    def validate_worse_each_time(trainer):
+        figures = validate(trainer)
+        trainer.validated = trainer.validated - trainer.epoch
+        trainer.terminator.threshold = figures["terminator/threshold"] = 0.5 - trainer.epoch / 10
+        return figures
+
+    monkeypatch.setattr(BeliefTrainer, "validate", validate_worse_each_time)
+    options = ["--env.stop", "terminator", "--train.epochs", "1", "--name", "best"]
+    path = train_ppo_multi.main(["--config", str(config_path), *options])
+    assert load_terminator(tmp_path / path / "terminator", torch.device("cpu")).threshold == 0.5
+
+
 @pytest.mark.slow
 def test_one_agent_serves_all_alphas_it_was_trained_for_and_those_between(
     config_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from belief.outcome_model import (
     count_questions,
     cross_fit,
 )
+from belief.packing import pack_model, unpack_model
 from belief.planner import Order, Plan, fit_plan, follow
 from belief.state import (
     Asked,
@@ -38,7 +40,7 @@ from belief.state import (
     fit_candidates,
     hear,
 )
-from belief_agent import BeliefAgent, BeliefReader, pack_model, unpack_model
+from belief_agent import BeliefAgent, BeliefReader
 from config import RewardConfig
 from der_env import Episode, Judge, OracleJudge, Reader
 from evaluation.answer_table import AnswerTable, ask_all
@@ -46,6 +48,7 @@ from evaluation.progress import route_figures
 from questions import Question
 from rollout import Route, play, score_routes
 from terminator import NEVER, EstimateTerminator, choose_threshold, cut_at, make_judge
+from training.promise import halves, make_guarantee, promise_of
 from training.trainer import Trainer, mean_entropy
 
 
@@ -59,6 +62,7 @@ class BeliefTrainer(Trainer):
     def build_learners(self, saved: dict[str, Any] | None) -> None:
         """The outcome model and the plan: fitted, or as a checkpoint holds them."""
         self.terminator = EstimateTerminator()
+        self._set_calibration_apart()
         self.validated = np.zeros(0)  # returns of the last validation, question by question
         self.best_validated = np.zeros(0)
         self.calibrate()
@@ -67,6 +71,16 @@ class BeliefTrainer(Trainer):
         else:
             self._restore(saved["learners"])
         self.best_learned = self._learned()
+        self.best_threshold = self.terminator.threshold
+
+    def _set_calibration_apart(self) -> None:
+        """Half of the validation questions, where a promise has to be calibrated."""
+        self.choosing = self.splits.validation
+        self.calibration: list[Question] = []
+        self.promise = promise_of(self.config)
+        if self.promise is not None:
+            self.choosing, self.calibration = halves(self.splits.validation)
+            self.promise.check_size(len(self.calibration))
 
     def _learned(self) -> dict[str, torch.Tensor]:
         """A copy of what PPO has changed."""
@@ -181,8 +195,9 @@ class BeliefTrainer(Trainer):
     def validate(self) -> dict[str, float]:
         """Play the validation split with every alpha.
 
-        Where the Terminator ends routes, its threshold is chosen. Figures are those of
-        reward.alpha, but the return is the mean over the alphas.
+        Questions that calibrate a promise are left out. Where the Terminator ends routes, its
+        threshold is chosen. Figures are those of reward.alpha, but the return is the mean over the
+        alphas.
         """
         start = time.perf_counter()
         self.algorithm.eval()
@@ -215,7 +230,7 @@ class BeliefTrainer(Trainer):
         most = NEVER if self.can_stop else config.terminator.max_threshold
         self.agent.ask_with(reward.alpha)
         routes = play(
-            [question.sealed() for question in self.splits.validation],
+            [question.sealed() for question in self.choosing],
             self.agent,
             self.pool,
             make_judge(self.agent, self.terminator, most),
@@ -224,7 +239,7 @@ class BeliefTrainer(Trainer):
             submits=config.env.submits,
             reader=self.agent.reader,
         )
-        score_routes(routes, self.splits.validation, self.pool.names)
+        score_routes(routes, self.choosing, self.pool.names)
         if self.can_stop:
             return routes
         self.terminator.threshold = choose_threshold(routes, reward, most)
@@ -243,21 +258,45 @@ class BeliefTrainer(Trainer):
                 return False
         self.best_validated = self.validated
         self.best_learned = self._learned()
+        self.best_threshold = self.terminator.threshold
         return True
 
     def finish(self) -> None:
         """Fit everything again on training and validation questions together.
 
-        What PPO had learned by the best epoch is kept.
+        What PPO had learned by the best epoch is kept. A promise is made last, on questions that
+        nothing was fitted on. Raises GuaranteeError where it cannot be made.
         """
-        if not self.config.train.refit:
+        if self.config.train.refit:
+            self._fit([*self.splits.train, *self.choosing])
+        elif self.promise is None:
             return
-        self._fit([*self.splits.train, *self.splits.validation])
         with torch.no_grad():
             self.agent.actor.learned.copy_(self.best_learned["actor"])
             self.agent.critic.weights.copy_(self.best_learned["critic"])
         self._tabulate_spending()
-        self.save_learned()
+        self.terminator.threshold = self.best_threshold
+        try:
+            self._keep_promise()
+        finally:
+            self.save_learned()
+
+    def _keep_promise(self) -> None:
+        """Set the threshold that keeps the promise, if there is one. A refusal leaves NEVER."""
+        if self.promise is None:
+            return
+        self.terminator.threshold = NEVER
+        found = make_guarantee(
+            self.agent,
+            self.pool,
+            self.config,
+            self.promise,
+            self.splits.train,
+            self.choosing,
+            self.calibration,
+        )
+        self.terminator.threshold = found.threshold
+        self.terminator.promise = asdict(found)
 
     def _tabulate_spending(self) -> None:
         """What the agent spends on the known questions at each weight of cost, judged by estimates
@@ -294,12 +333,14 @@ class BeliefTrainer(Trainer):
             "threshold": self.terminator.threshold,
             "best_validated": torch.as_tensor(self.best_validated),
             "best_learned": self.best_learned,
+            "best_threshold": self.best_threshold,
         }
 
     def load_learners_state(self, state: dict[str, Any]) -> None:
         self.terminator.threshold = state["threshold"]
         self.best_validated = state["best_validated"].numpy()
         self.best_learned = state["best_learned"]
+        self.best_threshold = state.get("best_threshold", state["threshold"])  # of an older run
 
     def _restore(self, state: dict[str, Any]) -> None:
         """Build the reader and the plan as a checkpoint holds them."""

@@ -19,6 +19,7 @@ from belief.regression import sigmoid
 from belief_agent import BeliefAgent
 from config import Config
 from evaluation.answer_table import ask_all
+from evaluation.estimates import TableFeatures
 from experts import ExpertPool
 from prompts import Message
 from questions import Question, load_splits
@@ -129,7 +130,8 @@ def learn(agent: BeliefAgent, pool: ExpertPool, config: Config, judged: Sequence
     questions = [*splits.train, *splits.validation] if config.train.refit else splits.train
     tasks = agent.reader.tasks
     table = ask_all(questions, pool, config.reward)
-    trained = outcomes_of(table, tasks, agent, config.env.p0).flat()
+    features = TableFeatures.of(table, agent.question_embeddings(questions))
+    trained = outcomes_of(table, features, tasks, config.env.p0).flat()
     new = judged_answers(judged, agent, pool.names, config.env.p0)
 
     odds = _held_out_odds(trained, new, len(pool), len(tasks), config.seed)

@@ -24,8 +24,6 @@ from belief.outcome_model import (
     OutcomeModel,
     Outcomes,
     check_inputs,
-    count_answers,
-    count_questions,
     cross_fit,
 )
 from belief.packing import pack_model, unpack_model
@@ -44,6 +42,7 @@ from belief_agent import BeliefAgent, BeliefReader
 from config import RewardConfig
 from der_env import Episode, Judge, OracleJudge, Reader
 from evaluation.answer_table import AnswerTable, ask_all
+from evaluation.estimates import TableFeatures
 from evaluation.progress import route_figures
 from questions import Question
 from rollout import Route, play, score_routes
@@ -89,13 +88,22 @@ class BeliefTrainer(Trainer):
             "critic": self.agent.critic.weights.detach().clone(),
         }
 
-    def _fit(self, questions: Sequence[Question]) -> None:
-        """Fit the outcome model and the plan on the first answers to these questions."""
+    def _fit(self, *splits: Sequence[Question]) -> None:
+        """Fit the outcome model and the plan on the first answers to the questions of the splits.
+
+        What is read in the answers of a split is kept on the disk, for the next training and for
+        evaluation.
+        """
         config = self.config
-        table = ask_all(questions, self.pool, config.reward)
+        table, features = self._read(splits[0])
+        for questions in splits[1:]:
+            other, of_other = self._read(questions)
+            table = table.joined(other)
+            features = features.joined(of_other)
+        questions = table.questions
         said = [table.said_by(expert_idx) for expert_idx in range(len(self.pool))]
         tasks = sorted({question.task for question in questions})
-        outcomes = outcomes_of(table, tasks, self.agent, config.env.p0)
+        outcomes = outcomes_of(table, features, tasks, config.env.p0)
         fitted = cross_fit(outcomes, len(tasks), config.seed)
         same = agreement(table.groups)
         candidates = fit_candidates(
@@ -109,6 +117,11 @@ class BeliefTrainer(Trainer):
         self._table = table
         self._said = said
         self._fit_plans(reader, same, outcomes.good)
+
+    def _read(self, questions: Sequence[Question]) -> tuple[AnswerTable, TableFeatures]:
+        """Everybody's first answers to a split, and their features."""
+        table = ask_all(questions, self.pool, self.config.reward)
+        return table, TableFeatures.of(table, self.agent.question_embeddings(questions))
 
     def _fit_plans(self, reader: BeliefReader, same: np.ndarray, good: np.ndarray) -> None:
         """Fit a plan for each alpha on every route over the answers that were fitted on.
@@ -268,7 +281,7 @@ class BeliefTrainer(Trainer):
         nothing was fitted on. Raises GuaranteeError where it cannot be made.
         """
         if self.config.train.refit:
-            self._fit([*self.splits.train, *self.choosing])
+            self._fit(self.splits.train, self.choosing)
         elif self.promise is None:
             return
         with torch.no_grad():
@@ -373,17 +386,13 @@ def describe_order(order: Order, names: Sequence[str]) -> str:
 
 
 def outcomes_of(
-    table: AnswerTable, tasks: Sequence[str], agent: BeliefAgent, p0: float
+    table: AnswerTable, features: TableFeatures, tasks: Sequence[str], p0: float
 ) -> Outcomes:
     """Features and labels of all first answers of a scored table."""
-    questions = table.questions
-    columns = []
-    for expert_idx in range(table.num_experts):
-        columns.append(count_answers(questions, table.said_by(expert_idx)))
     return Outcomes(
-        question=count_questions(questions),
-        embedding=agent.question_embeddings(questions),
-        task=np.array([tasks.index(question.task) for question in questions]),
-        answer=np.stack(columns, axis=1),
+        question=features.question,
+        embedding=features.embedding,
+        task=np.array([tasks.index(question.task) for question in table.questions]),
+        answer=features.answer,
         good=table.quality >= p0,
     )

@@ -53,7 +53,13 @@ def step(expert: str, answer: str, tokens: tuple[int, int], quality: float) -> d
     cost = {"params_b": 1.0, "prompt_tokens": tokens[0], "completion_tokens": tokens[1]}
     cost |= {"flops": 1.0, "latency_s": 0.5, "usd": usd}
     known = {"expert": expert, "answer": answer, "quality": quality, "cost": cost}
-    return known | {"charge": 1.0, "value": None, "entropy": None, "p_stop": None}
+    return known | {
+        "charge": 1.0,
+        "value": None,
+        "entropy": None,
+        "p_stop": None,
+        "prompt_cut": False,
+    }
 
 
 def record(question: str, task: str, steps: list[dict[str, Any]], submitted: int) -> dict[str, Any]:

@@ -32,8 +32,8 @@ class Parrot:
     def decoding(self):
         return {}
 
-    def render(self, question, previous_answer, ktp):
-        return PromptFormat.of(self.config).render(question, previous_answer, ktp)
+    def render(self, question, previous_answer, ktp, context=()):
+        return PromptFormat.of(self.config).render(question, previous_answer, ktp, context=context)
 
     def load(self): ...
 

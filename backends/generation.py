@@ -4,6 +4,12 @@
 the batch, and other rows join it. In one long call every row would cost as much as the longest,
 though most answers are short. Later requests would wait for all of them. docs/speed.md measures
 what this gains.
+
+Requests A (3 tokens), B (8) and C (5) in a batch of two rows, a letter a token:
+
+    chunk   1    2    3
+    row 1  AAA  CCC  CC     C joins when A has left
+    row 2  BBB  BBB  BB
 """
 
 from __future__ import annotations

@@ -80,8 +80,9 @@ def dial_for(budget: float, table: Sequence[Spent], num_questions: int) -> Dial:
         place += 1
     low, high = table[place], table[place + 1]  # the lower weight spends more
     share = 0.0
-    if low.cost > budget:
-        share = (low.cost - budget) / (low.cost - high.cost)
+    if low.cost > budget:  # by less than rounding, where both weights spend the least
+        gap = low.cost - high.cost
+        share = min((low.cost - budget) / gap, 1.0) if gap > 0 else 1.0
     return _mix(low, high, share, num_questions)
 
 

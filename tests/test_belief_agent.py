@@ -25,6 +25,7 @@ from questions import Question, load_splits
 from rollout import NeverSatisfied, play
 from runtime.command_line import load_config
 from runtime.errors import AgentError, ConfigError
+from scripts.compare_evaluations import compare, lines, read_agents
 from terminator import load_terminator, make_judge
 from training.belief_trainer import BeliefTrainer
 
@@ -264,6 +265,15 @@ def test_agents_over_beliefs_are_evaluated_at_every_alpha(
     agent = next(row for row in results["curves"]["rows"] if row["role"] == "der")
     spent = [point["cost"] for point in agent["points"]]
     assert spent == sorted(spent, reverse=True)
+    evaluations = read_agents(tmp_path / "runs/curves", "der")
+    plans = read_agents(tmp_path / "runs/curves", "plan")
+    compared = compare(evaluations, plans)
+    for one, point in zip(compared, agent["points"], strict=True):
+        assert one.returns[0].mean() == pytest.approx(point["return"]["mean"])
+        gap = one.returns[0].mean() - one.returns[1].mean()
+        assert one.difference["diff"] == pytest.approx(gap)
+    same = lines(compare(evaluations, evaluations))
+    assert "+0.0000 [-" in same[-1]  # with the least error that so few questions allow
     test_ppo_multi.main(["--run", "runs/curve", "--out", "runs/budgets", "--budget", "all"])
     results = json.loads((tmp_path / "runs/budgets/report/results.json").read_text())
     budgets = results["budgets"]

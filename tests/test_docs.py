@@ -249,7 +249,11 @@ def test_a_shown_configuration_is_accepted(block: str, tmp_path: Path) -> None:
     given.setdefault("pool", quickstart_pool())
     path = tmp_path / "shown.yaml"
     path.write_text(yaml.safe_dump(given))
-    load_config(path)
+    shown = load_config(path).model_dump(mode="json")
+    for section, values in given.items():
+        assert section in shown
+        if section != "pool" and isinstance(values, dict):
+            assert values.keys() - shown[section].keys() <= {"cost", "cost_scale"}
 
 
 def quickstart_pool() -> dict[str, Any]:

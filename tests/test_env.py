@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from agent import build_agent
 from config import AgentConfig, EnvConfig, PPOConfig, RewardConfig
-from der_env import STOP_REASONS, DEREnv, OracleJudge, TextObserver
+from der_env import STOP_REASONS, DEREnv, Episode, OracleJudge, TextObserver
 from experts import ExpertPool, Request
 from prompts import StateTokenizer
 from questions import Question
@@ -320,7 +320,10 @@ def test_tianshou_plays_every_question_once_per_pass(
     def sometimes(question: str, previous: str | None) -> str:
         return "no" if question in slow and previous is None else question[-1]
 
-    on_step = lambda episode: played.append(episode.question.id) if episode.is_over else None  # noqa: E731
+    def on_step(episode: Episode) -> None:
+        if episode.is_over:
+            played.append(episode.question.id)
+
     venv, _ = make_vector_env(num_envs, [sometimes], on_step=on_step)
     agent = build_agent(AgentConfig(encoder=str(bert_encoder), max_tokens=32), 1, 3)
     policy = build_ppo(agent, PPOConfig(), 1.0, None).policy

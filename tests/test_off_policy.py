@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +122,11 @@ def test_a_certain_decision_that_the_target_never_comes_to_does_no_harm() -> Non
         np.zeros(2),
         np.zeros(2),
     )
-    check_support([route] * 30 + [simple(0.5, 1.0, 1.0)] * 30)
+    others = [simple(0.5, 1.0, 1.0)] * 30
+    check_support([route] * 30 + others)
+    reached = replace(route, target=np.array([0.5, 0.0]))
+    with pytest.raises(ReportError, match="the logging policy never did"):
+        check_support([reached] * 30 + others)
 
 
 def test_a_log_of_which_few_routes_carry_the_weight_is_refused() -> None:

@@ -1,8 +1,8 @@
 """What an agent spends at each weight of cost, and the weights at which it spends a given budget.
 
 A budget is the mean cost C of a question. Between two weights of the grid the mean cost jumps. So
-a share of the questions is asked with one weight and the others with the next: every budget between
-the least and the most that the agent spends can be met.
+a share of the questions is asked with one weight and the others with the next: there is a setting
+for every budget between the least and the most that the agent spends.
 """
 
 from __future__ import annotations

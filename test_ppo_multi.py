@@ -443,13 +443,13 @@ def changed_run(options: argparse.Namespace) -> Path | None:
 def main(arguments: list[str]) -> Path:
     """Run the command; returns the path of results.json."""
     options, overrides = parse(parser(), arguments)
-    for run in options.run or []:
-        if (run / "config.yaml").is_file():
-            load_config(run / "config.yaml", overrides)  # a mistake is told before torch is loaded
     alphas = parse_alphas(options.alphas) if options.alphas else []
     from runtime.run_folder import newest_run
 
     runs = options.run or [newest_run()]
+    for run in runs:
+        if (run / "config.yaml").is_file():
+            load_config(run / "config.yaml", overrides)  # a mistake is told before torch is loaded
     check_options(options, len(runs))
     changed = changed_run(options)
     if changed is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,13 @@ print("imported:", *sorted(name for name in sys.modules if "." not in name))
 """
 
 
+def run_in(folder: Path, program: str, arguments: list[str]) -> str:
+    """What a program prints."""
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -52,12 +60,23 @@ def test_nothing_heavy_is_imported_before_there_is_something_to_do(
 ) -> None:
     (tmp_path / "configs").symlink_to(project / "configs")
     program = f"import sys; sys.path.insert(0, {str(project)!r})\n{PROGRAM}"
-    command = [sys.executable, "-c", program, *arguments]
-    shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    shown = run_in(tmp_path, program, arguments)
     assert said in shown
     imported = shown.rpartition("imported:")[2].split()
     assert "pydantic" in imported
     assert not set(HEAVY) & set(imported)
+
+
+def test_a_mistake_is_told_before_anything_heavy_is_imported_for_the_newest_run(
+    project: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "runs" / "made"
+    run.mkdir(parents=True)
+    shutil.copy(project / "configs" / "quickstart.yaml", run / "config.yaml")
+    program = f"import sys; sys.path.insert(0, {str(project)!r})\n{PROGRAM}"
+    shown = run_in(tmp_path, program, ["test_ppo_multi.py", "--reward.alhpa", "0.1"])
+    assert "did you mean 'alpha'" in shown
+    assert not set(HEAVY) & set(shown.rpartition("imported:")[2].split())
 
 
 def names_of_all_settings(section: type[Section] = Config, prefix: str = "") -> list[str]:

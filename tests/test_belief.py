@@ -152,6 +152,17 @@ def test_a_training_question_is_estimated_by_models_that_have_not_seen_it():
     assert not np.allclose(after[1:], before[1:])
 
 
+def test_estimates_of_known_questions_are_as_sure_as_those_of_new_ones():
+    # Budgets are found on known questions. There each fold's model knows a tenth less.
+    new = made_outcomes(3000, seed=99)
+    ratios = []
+    for seed in range(5):
+        fitted = cross_fit(made_outcomes(400, seed=seed), 1, seed=0)
+        sure = np.abs(fitted.after).mean()
+        ratios.append(sure / np.abs(fitted.model.after_all(new)).mean())
+    assert 0.95 < np.mean(ratios) < 1.05
+
+
 def with_columns(outcomes, columns):
     """The outcomes with further features (N, K, 3) of each answer."""
     answer = np.concatenate([outcomes.answer, columns], axis=2)

@@ -64,6 +64,13 @@ def tabulate(alpha: float, charges: np.ndarray, quality: np.ndarray) -> Spent:
     return Spent(alpha, float(charges.mean()), deviation, float(quality.mean()))
 
 
+def widest_step(table: Sequence[Spent]) -> float:
+    """The largest change of cost between two neighbours, as a share of the range; 0 without one."""
+    costs = np.array([one.cost for one in table])
+    span = float(costs[0] - costs[-1])
+    return float(np.abs(np.diff(costs)).max()) / span if span > 0 else 0.0
+
+
 def dial_for(budget: float, table: Sequence[Spent], num_questions: int) -> Dial:
     """The weights of cost that spend a budget; table: by rising alpha.
 

@@ -11,7 +11,7 @@ import pytest
 
 from backends.answer_store import Answer
 from belief.arithmetic import check_equations, evaluate
-from belief.budget import Spent, dial_for
+from belief.budget import Spent, dial_for, widest_step
 from belief.features import Said, answer_features
 from belief.guard import fit_guarded_plans
 from belief.order import THRESHOLDS, plan_of, tabulate_orders
@@ -414,6 +414,11 @@ def test_a_budget_between_two_weights_of_cost_is_met_by_a_share_of_the_questions
     drawn = [dial.alpha_of(f"question {i}") for i in range(4000)]
     assert drawn.count(0.1) / 4000 == pytest.approx(0.75, abs=0.03)
     assert drawn[:20] == [dial.alpha_of(f"question {i}") for i in range(20)]
+
+
+def test_the_widest_step_is_a_share_of_all_that_can_be_saved():
+    assert widest_step(SPENT) == pytest.approx((2.0 - 1.0) / (2.0 - 0.5))
+    assert widest_step(SPENT[:1] * 2) == 0.0
 
 
 def test_more_than_is_spent_at_alpha_0_buys_nothing_and_less_than_the_least_is_refused():

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from belief.budget import ALPHAS, tabulate
+from belief.budget import ALPHAS, tabulate, widest_step
 from belief.features import Said
 from belief.guard import fit_guarded_plans
 from belief.outcome_model import (
@@ -328,6 +328,10 @@ class BeliefTrainer(Trainer):
             spent.append(tabulate(alpha, charges, table.quality[rows, submitted]))
         self.agent.spent = spent
         self.agent.num_spent = len(table)
+        print(
+            f"mean cost of a question: {spent[0].cost:.3f} at alpha 0, {spent[-1].cost:.3f} where"
+            f" only cost counts, no step above {widest_step(spent):.0%} of that range"
+        )
 
     def learners_state(self) -> dict[str, Any]:
         reader = self.agent.reader

@@ -1,63 +1,79 @@
-"""docs/img/overview.svg: the loop of a route, beside quality against cost from README's table."""
+"""docs/img/overview.svg: the loop of a route, beside quality against cost from README's tables."""
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 1000, 380
+WIDTH, HEIGHT = 1240, 380
 INK, MUTED, ACCENT, FILL = "#1f2933", "#7b8794", "#0b6bcb", "#eef4fb"
-PLOT_LEFT, PLOT_RIGHT, PLOT_TOP, PLOT_BOTTOM = 640, 970, 60, 310
-TICKS = (0, 25, 50, 75, 100)  # percent, on both axes
-ROW = re.compile(r"^\| *(?P<policy>[^|]+?) *\| *\**(?P<quality>[\d.]+)\** *\| *(?P<share>\d+)% *\|")
+PLOT_LEFTS = (645, 975)
+PLOT_WIDTH, PLOT_TOP, PLOT_BOTTOM = 240, 60, 310
+MARGIN, LETTER = 40, 7.5  # room beside a plot; the width of a letter
+SHARES = (0, 50, 100)  # percent, along the bottom
+HEADER = re.compile(r"^\| *(?P<title>[^|]+?) *\| *quality *\| *parameters called *\|$")
+ROW = re.compile(r"^\| *(?P<policy>[^|]+?) *\| *\**(?P<quality>\d+)%\** *\| *(?P<share>\d+)% *\|$")
 
 
 @dataclass(frozen=True)
 class Point:
-    """A row of the table: quality in [0, 1], and the parameters called, in percent of all."""
+    """A row of a table: quality, and the parameters called of all experts', both in percent."""
 
-    policy: str
     quality: float
     share: float
 
-    @property
-    def x(self) -> float:
-        return PLOT_LEFT + (PLOT_RIGHT - PLOT_LEFT) * self.share / 100
+
+@dataclass(frozen=True)
+class Plot:
+    """A table of README: its title up to the first comma, and each policy's points.
+
+    A policy's name ends at the first comma, colon or bracket; rows of one name are one policy.
+    """
+
+    title: str
+    points: dict[str, list[Point]]
 
     @property
-    def y(self) -> float:
-        return PLOT_BOTTOM - (PLOT_BOTTOM - PLOT_TOP) * self.quality
+    def ticks(self) -> range:
+        """Quality along the left side, in tens of percent."""
+        every = [point.quality for points in self.points.values() for point in points]
+        return range(math.floor(min(every) / 10) * 10, math.ceil(max(every) / 10) * 10 + 1, 10)
 
 
-def points_of(readme: str) -> list[Point]:
-    """The rows of README's first table. Raises ValueError when none can be read."""
-    points = []
+def plots_of(readme: str) -> list[Plot]:
+    """The tables of README with the columns of HEADER. Raises ValueError unless there are two."""
+    plots: list[Plot] = []
+    in_table = False
     for line in readme.splitlines():
-        match = ROW.match(line)
-        if match:
-            name = re.split(r"[,:(]", match["policy"].replace("*", ""))[0].strip()
-            points.append(Point(name, float(match["quality"]), float(match["share"])))
-        elif points:
-            break  # the table has ended
-    if not points:
-        raise ValueError("README.md: no row '| policy | quality | share% |' in it")
-    return points
+        if header := HEADER.match(line):
+            plots.append(Plot(header["title"].split(",")[0], {}))
+            in_table = True
+        elif in_table and (row := ROW.match(line)):
+            name = re.split(r"[,:(]", row["policy"].replace("*", ""))[0].strip()
+            point = Point(float(row["quality"]), float(row["share"]))
+            plots[-1].points.setdefault(name, []).append(point)
+        elif not line.startswith("|"):
+            in_table = False
+    if len(plots) != len(PLOT_LEFTS) or not all(plot.points for plot in plots):
+        raise ValueError("README.md: expected two tables '| ... | quality | parameters called |'")
+    return plots
 
 
 def overview_svg(readme: str) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}"'
-        ' font-family="Helvetica, Arial, sans-serif" font-size="14">',
+        ' font-family="Helvetica, Arial, sans-serif" font-size="15">',
         "<title>A question's route through the experts, and quality against cost</title>",
         '<defs><marker id="tip" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="7"'
         f' markerHeight="7" orient="auto"><path d="M0 0L10 5L0 10z" fill="{INK}"/></marker></defs>',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
         *_loop(),
-        *_axes(),
     ]
-    for point in points_of(readme):
-        parts.extend(_mark(point))
+    for left, plot in zip(PLOT_LEFTS, plots_of(readme), strict=True):
+        parts.extend(_draw(plot, left))
     return "\n".join([*parts, "</svg>", ""])
 
 
@@ -85,36 +101,55 @@ def _loop() -> list[str]:
     ]
 
 
-def _axes() -> list[str]:
+def _draw(plot: Plot, left: int) -> list[str]:
+    """A plot with its axes; DER is drawn last, above the others."""
+    ticks = plot.ticks
+    middle = left + PLOT_WIDTH / 2
+
+    def place(point: Point) -> tuple[float, float]:
+        above = (point.quality - ticks[0]) / (ticks[-1] - ticks[0])
+        return (
+            left + PLOT_WIDTH * point.share / 100,
+            PLOT_BOTTOM - (PLOT_BOTTOM - PLOT_TOP) * above,
+        )
+
     parts = [
-        _text((PLOT_LEFT + PLOT_RIGHT) / 2, 30, "Embedded test bed, 681 questions", weight="bold"),
-        f'<path d="M{PLOT_LEFT} {PLOT_TOP}V{PLOT_BOTTOM}H{PLOT_RIGHT}" fill="none"'
-        f' stroke="{MUTED}"/>',
-        _text((PLOT_LEFT + PLOT_RIGHT) / 2, 355, "parameters called, share of asking all experts"),
-        f'<g transform="translate(596 {(PLOT_TOP + PLOT_BOTTOM) / 2}) rotate(-90)">'
-        + _text(0, 0, "quality")
-        + "</g>",
+        _text(middle, 30, plot.title, weight="bold"),
+        f'<path d="M{left} {PLOT_TOP}V{PLOT_BOTTOM}h{PLOT_WIDTH}" fill="none" stroke="{MUTED}"/>',
+        _text(middle, 358, "parameters called, of all experts'", colour=MUTED),
+        _text(left, PLOT_TOP - 10, "quality", colour=MUTED),
     ]
-    for tick in TICKS:
-        at = Point("", tick / 100, tick)
-        parts.append(_text(at.x, PLOT_BOTTOM + 20, f"{tick}%", colour=MUTED))
-        parts.append(_text(PLOT_LEFT - 8, at.y + 5, f"{tick / 100:g}", "end", MUTED))
+    for quality in ticks:
+        x, y = place(Point(quality, 0))
+        parts.append(_text(x - 8, y + 5, f"{quality}%", "end", MUTED))
+    for share in SHARES:
+        x, y = place(Point(ticks[0], share))
+        parts.append(_text(x, y + 20, f"{share}%", colour=MUTED))
+    for name in sorted(plot.points, key=_is_ours):
+        where = [place(point) for point in plot.points[name]]
+        parts.extend(_curve(name, where, left + PLOT_WIDTH + MARGIN))
     return parts
 
 
-def _mark(point: Point) -> list[str]:
-    """A dot and its label; the label stands on the side where there is room."""
-    is_ours = point.policy.startswith("DER")
-    colour = ACCENT if is_ours else INK
-    anchor, offset = ("start", 10) if point.share < 50 else ("end", 5)
-    shift = 5 if point.share < 50 else -12
-    if is_ours:
-        shift = -6
-    return [
-        f'<circle cx="{point.x:.1f}" cy="{point.y:.1f}" r="{7 if is_ours else 5}"'
-        f' fill="{colour}"/>',
-        _text(point.x + offset, point.y + shift, point.policy, anchor, colour),
-    ]
+def _is_ours(name: str) -> bool:
+    return name.startswith("DER")
+
+
+def _curve(name: str, where: Iterable[tuple[float, float]], limit: float) -> list[str]:
+    """A policy's dots, joined, with its name beside the last, on the left where `limit` is near."""
+    colour = ACCENT if _is_ours(name) else INK
+    corners = sorted(where)
+    path = "L".join(f"{x:.1f} {y:.1f}" for x, y in corners)
+    parts = [f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>']
+    for x, y in corners:
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}"/>')
+    x, y = corners[-1]
+    y += -8 if _is_ours(name) else 18
+    if x + LETTER * len(name) < limit:
+        parts.append(_text(x + 8, y, name, "start", colour))
+    else:
+        parts.append(_text(x + 6, y, name, "end", colour))
+    return parts
 
 
 def _text(

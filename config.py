@@ -8,6 +8,7 @@ the field, the value, what is allowed and, for an unknown key, the nearest known
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Annotated, Literal
 
@@ -58,6 +59,7 @@ __all__ = [
     "TrainConfig",
 ]
 
+MAX_SETS = 3_000  # of experts asked, that a plan is fitted on
 MAX_CALLS = 1000  # of a question
 MAX_SIZE = 65_536  # of a layer
 NAME_CHARS, NAME_BYTES = 100, 200  # of a run; file systems take 255 bytes
@@ -421,6 +423,24 @@ class Config(Section):
     def _who_stops_can(self) -> Config:
         if self.env.stop == "action" and self.agent.reads != "belief":
             raise ValueError("env.stop: action is for agents that hold beliefs (agent.reads)")
+        return self
+
+    @model_validator(mode="after")
+    def _the_pool_can_be_planned_over(self) -> Config:
+        if self.agent.reads != "belief":
+            return self
+        num_experts = len(self.pool.experts)
+        num_sets = [math.comb(num_experts, size) for size in range(1, self.env.t_max + 1)]
+        if sum(num_sets) > MAX_SETS:
+            possible = [
+                size for size in range(1, self.env.t_max) if sum(num_sets[:size]) <= MAX_SETS
+            ]
+            remedy = f"set env.t_max to {possible[-1]}" if possible else "use fewer experts"
+            raise ValueError(
+                f"env.t_max = {self.env.t_max} with {num_experts} experts: an agent over beliefs"
+                f" plans over every set of experts asked, {sum(num_sets):,} here, at most"
+                f" {MAX_SETS:,}; {remedy}"
+            )
         return self
 
     @model_validator(mode="after")

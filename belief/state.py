@@ -17,6 +17,7 @@ import numpy as np
 from belief.regression import Logistic, Standardiser, sigmoid
 
 CANDIDATE_STRENGTH = 0.1  # C of the logistic regression over candidates
+MAX_SET_ROWS = 1_000_000  # questions times sets of experts that are looked at in a fit
 MAX_CANDIDATES = 60_000  # rows it is fitted on; more are sampled
 TIE = 1e-6  # between the estimates of answers that agree
 NOTHING = -6.0  # log-odds that stand for "there is no other candidate"
@@ -28,6 +29,15 @@ def asked_sets(num_experts: int, t_max: int) -> list[list[Asked]]:
     """All sets of asked experts by their size: entry t holds those of t experts."""
     sizes = range(min(t_max, num_experts) + 1)
     return [list(itertools.combinations(range(num_experts), size)) for size in sizes]
+
+
+def sample_questions(num_questions: int, num_experts: int, t_max: int, seed: int) -> np.ndarray:
+    """The rows, in order, that a fit over all sets of experts has memory for."""
+    num_sets = sum(map(len, asked_sets(num_experts, t_max)))
+    most = max(MAX_SET_ROWS // num_sets, 1)
+    if num_questions <= most:
+        return np.arange(num_questions)
+    return np.sort(np.random.default_rng(seed).permutation(num_questions)[:most])
 
 
 def by_asked(order: np.ndarray, num_asked: int) -> list[tuple[Asked, np.ndarray]]:
@@ -182,6 +192,8 @@ def fit_candidates(
     before: np.ndarray, after: np.ndarray, same: np.ndarray, good: np.ndarray, t_max: int, seed: int
 ) -> CandidateModel:
     """Fit on every set of up to t_max experts. Arrays (N, K), same (N, K, K)."""
+    rows = sample_questions(len(good), good.shape[1], t_max, seed)
+    before, after, same, good = before[rows], after[rows], same[rows], good[rows]
     features = []
     labels = []
     for asked in itertools.chain.from_iterable(asked_sets(before.shape[1], t_max)[1:]):

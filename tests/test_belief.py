@@ -36,6 +36,7 @@ from belief.state import (
     describe_candidates,
     fit_candidates,
     hear,
+    sample_questions,
 )
 from metrics.agreement import read_answer
 from questions import Question
@@ -392,6 +393,14 @@ def test_a_plan_stays_where_priors_tell_whom_to_ask():
     priors = np.where(good, 2.0, -2.0)
     (plan,) = fit_guarded_plans(beliefs, priors, good, costs, [0.5], 2, seed=0)
     assert plan.order is None
+
+
+def test_where_all_sets_fit_every_question_is_looked_at(monkeypatch):
+    monkeypatch.setattr("belief.state.MAX_SET_ROWS", 70)  # 7 sets of up to two of three experts
+    assert sample_questions(10, 3, 2, seed=0).tolist() == list(range(10))
+    few = sample_questions(50, 3, 2, seed=0)
+    assert len(set(few.tolist())) == 10
+    assert few.tolist() == sorted(few)
 
 
 # --- budgets ---

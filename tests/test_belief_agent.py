@@ -190,6 +190,30 @@ def test_an_agent_that_reads_text_cannot_stop_by_itself(config_path: Path) -> No
         load_config(config_path, ["--agent.reads", "text"])
 
 
+def test_a_pool_with_too_many_sets_of_experts_is_refused_with_the_length_that_fits(
+    config_path: Path,
+) -> None:
+    settings = yaml.safe_load(config_path.read_text())
+    expert = settings["pool"]["experts"][0]
+    many = [expert | {"name": f"e{number}"} for number in range(24)]
+    options = ["--pool.experts", json.dumps(many), "--env.t_max", "4"]
+    # 24 + 276 + 2,024 sets of up to three experts, and 10,626 of four
+    with pytest.raises(ConfigError, match=r"12,950 here, at most 3,000; set env\.t_max to 3"):
+        load_config(config_path, options)
+    assert load_config(config_path, [*options[:2], "--env.t_max", "3"]).env.t_max == 3
+
+
+def test_plans_are_fitted_on_a_sample_of_the_questions_where_there_are_many_routes(
+    config_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("belief.state.MAX_SET_ROWS", 30 * (1 + 4 + 6 + 4))  # sets of 0 to 3 of four
+    options = ["--reward.alphas", "[0, 0.2]", "--train.epochs", "1", "--name", "sampled"]
+    path = train_ppo_multi.main(["--config", str(config_path), *options])
+    config = load_config(path / "config.yaml")
+    assert load_agent(path / "agent", build_pool(config)).num_spent == 30
+
+
 @pytest.mark.slow
 def test_a_terminator_may_stop_the_agent_instead(
     config_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

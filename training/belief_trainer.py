@@ -37,6 +37,7 @@ from belief.state import (
     believe,
     fit_candidates,
     hear,
+    sample_questions,
 )
 from belief_agent import BeliefAgent, BeliefReader
 from config import RewardConfig
@@ -124,15 +125,19 @@ class BeliefTrainer(Trainer):
         return table, TableFeatures.of(table, self.agent.question_embeddings(questions))
 
     def _fit_plans(self, reader: BeliefReader, same: np.ndarray, good: np.ndarray) -> None:
-        """Fit a plan for each alpha on every route over the answers that were fitted on.
+        """Fit a plan for each alpha on every route over the answers that were fitted on, or over
+        those of a sample of the questions where there are too many routes.
 
         same (N, K, K): which answers agree. good (N, K): which are right.
         """
-        before = self._fitted.before
+        rows = sample_questions(len(good), len(self.pool), reader.t_max, self.config.seed)
+        before, after = self._fitted.before[rows], self._fitted.after[rows]
+        same, good = same[rows], good[rows]
+        self._planned_on = rows
         beliefs: dict[Asked, Belief] = {}
         self._beliefs = beliefs
         for asked in itertools.chain.from_iterable(asked_sets(len(self.pool), reader.t_max)[1:]):
-            heard = hear(asked, before, self._fitted.after, same)
+            heard = hear(asked, before, after, same)
             beliefs[asked] = believe(heard, reader.candidates)
         arrays = (beliefs, before, good, reader.costs)
         self.plans: list[Plan] = []
@@ -317,8 +322,8 @@ class BeliefTrainer(Trainer):
         """
         if not (self.can_stop and self.config.reward.alphas):
             return
-        table, before = self._table, self._fitted.before
-        rows = np.arange(len(table))
+        table, rows = self._table, self._planned_on
+        before = self._fitted.before[rows]
         costs = self.agent.reader.costs
         spent = []
         for alpha in ALPHAS:
@@ -327,7 +332,7 @@ class BeliefTrainer(Trainer):
             charges = np.where(order >= 0, table.charge[rows[:, None], order], 0.0).sum(1)
             spent.append(tabulate(alpha, charges, table.quality[rows, submitted]))
         self.agent.spent = spent
-        self.agent.num_spent = len(table)
+        self.agent.num_spent = len(rows)
         print(
             f"mean cost of a question: {spent[0].cost:.3f} at alpha 0, {spent[-1].cost:.3f} where"
             f" only cost counts, no step above {widest_step(spent):.0%} of that range"

@@ -112,14 +112,17 @@ class StateEncoder(nn.Module):
         weights = mask[..., None].float()
         return (hidden * weights).sum(1) / weights.sum(1)
 
+    def keys_of(self, rows: np.ndarray) -> list[bytes]:
+        """Keys of rows in the cache: without calls left, the first column, which is not read."""
+        return [row[1:].tobytes() for row in rows]
+
     @torch.no_grad()
     def cached(self, rows: np.ndarray) -> torch.Tensor:
         """Pooled outputs (B, D) of a frozen encoder.
 
         Each distinct text is encoded once, in batches of similar length.
         """
-        # The first column, calls left, is no part of a key: the encoder does not read it
-        keys = [row[1:].tobytes() for row in rows]
+        keys = self.keys_of(rows)
         new = {key: index for index, key in enumerate(keys) if key not in self.cache}
         order = sorted(new, key=lambda key: (int((rows[new[key]] != self.pad_id).sum()), key))
         began = time.perf_counter()

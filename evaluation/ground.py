@@ -19,6 +19,7 @@ from config import Config
 from der_env import Episode, Judge, Reader, encode_states
 from evaluation.answer_table import AnswerTable, ask_all
 from evaluation.baselines import highest_mean
+from evaluation.kept import keep_encodings
 from evaluation.overheads import overheads, seconds_per_state
 from evaluation.route_log import Overhead
 from evaluation.trees import Trees
@@ -94,6 +95,8 @@ class Ground:
         if self.config.agent.freeze_encoder:
             for run in self.runs:  # one encoder: each state is read once for all runs
                 run.agent.encoder.cache = self.agent.encoder.cache
+        if self.agent.reader is not None:  # an agent over beliefs reads bare questions only
+            keep_encodings(self.agent, self.splits.test)
 
     def take_over(self, other: Ground) -> None:
         """Use what another evaluation of the same questions found that no alpha changes.
@@ -188,6 +191,7 @@ class Ground:
 
     def question_features(self, questions: Sequence[Question]) -> np.ndarray:
         """Standardised encoder features (N, D) of bare questions, as the agent sees them."""
+        keep_encodings(self.agent, questions)
         fresh = [Episode(question.sealed(), self.t_max) for question in questions]
         rows = encode_states(fresh, self.agent.state_tokenizer)
         return self.agent.row_features(rows).cpu().numpy()

@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -19,6 +20,7 @@ from agent import load_agent
 from belief.outcome_model import count_questions
 from belief_agent import BeliefActor, BeliefAgent
 from der_env import Episode
+from encoder import StateEncoder
 from evaluation.policies import FixedRoute
 from experts import build_pool
 from questions import Question, load_splits
@@ -188,6 +190,31 @@ def test_scrambled_test_labels_change_nothing(
 def test_an_agent_that_reads_text_cannot_stop_by_itself(config_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"env\.stop: action is for agents that hold beliefs"):
         load_config(config_path, ["--agent.reads", "text"])
+
+
+def test_a_second_training_reads_the_encodings_of_the_first(
+    config_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("evaluation.kept.WORTH_ENCODING", 1)
+    passes: list[int] = []
+    encode = StateEncoder.pooled_here
+
+    def counted(encoder: StateEncoder, rows: np.ndarray) -> torch.Tensor:
+        passes.append(len(rows))
+        return encode(encoder, rows)
+
+    monkeypatch.setattr(StateEncoder, "pooled_here", counted)
+    learned = []
+    for name in ("first", "second"):
+        options = ["--train.epochs", "1", "--name", name]
+        path = train_ppo_multi.main(["--config", str(config_path), *options])
+        learned.append((path / "agent" / "model.safetensors").read_bytes())
+        if name == "first":
+            assert sum(passes) > 0
+            passes.clear()
+    assert passes == []
+    assert learned[0] == learned[1]
 
 
 def test_a_pool_with_too_many_sets_of_experts_is_refused_with_the_length_that_fits(

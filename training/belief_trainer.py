@@ -44,6 +44,7 @@ from config import RewardConfig
 from der_env import Episode, Judge, OracleJudge, Reader
 from evaluation.answer_table import AnswerTable, ask_all
 from evaluation.estimates import TableFeatures
+from evaluation.kept import keep_encodings
 from evaluation.progress import route_figures
 from questions import Question
 from rollout import Route, play, score_routes
@@ -191,6 +192,8 @@ class BeliefTrainer(Trainer):
     def calibrate(self) -> None:
         """Before the outcome model is fitted, which reads the encoder's features; once."""
         if not self.agent.encoder.cache:
+            keep_encodings(self.agent, self.splits.train)
+            keep_encodings(self.agent, self.choosing)
             super().calibrate()
 
     @property

@@ -20,7 +20,7 @@ from der_env import Episode, Judge, Reader, encode_states
 from evaluation.answer_table import AnswerTable, ask_all
 from evaluation.baselines import highest_mean
 from evaluation.kept import keep_encodings
-from evaluation.overheads import overheads, seconds_per_state
+from evaluation.overheads import State, overheads, seconds_per_state
 from evaluation.route_log import Overhead
 from evaluation.trees import Trees
 from evaluation.views import Views
@@ -92,6 +92,7 @@ class Ground:
             for path, config in zip(paths, configs, strict=True)
         ]
         self.agent = self.runs[0].agent  # whose encoder the fitted baselines use
+        self.lengths: dict[State, int] = {}  # in tokens, of what the encoder would read
         if self.config.agent.freeze_encoder:
             for run in self.runs:  # one encoder: each state is read once for all runs
                 run.agent.encoder.cache = self.agent.encoder.cache
@@ -104,6 +105,7 @@ class Ground:
         That is everybody's first answers, what was read in them, and the encoded states.
         """
         self.test_table = other.test_table
+        self.lengths = other.lengths
         if self.asks_training == other.asks_training:
             self.views = other.views
         if self.config.agent.freeze_encoder:
@@ -210,12 +212,14 @@ class Ground:
         reads_question: bool = True,
         reads_answers: bool = True,
     ) -> list[Overhead]:
+        """The encoder's work of each route. An agent over beliefs reads no answers with it."""
         return overheads(
             agent,
             routes,
             self._seconds_per_row,
+            self.lengths,
             reads_question=reads_question,
-            reads_answers=reads_answers,
+            reads_answers=reads_answers and agent.reader is None,
         )
 
 

@@ -15,6 +15,8 @@ from questions import Question
 from rollout import Route
 from text_agent import Agent
 
+State = tuple[str, str | None]  # a question, and the answer that the encoder reads with it
+
 
 def seconds_per_state(agent: Agent, questions: Sequence[Question], t_max: int) -> float:
     """Wall seconds of the encoder for one state, measured on a full batch, not taken from the
@@ -33,6 +35,7 @@ def overheads(
     agent: Agent,
     routes: Sequence[Route],
     seconds_per_row: float,
+    lengths: dict[State, int] | None = None,
     *,
     reads_question: bool = True,
     reads_answers: bool = True,
@@ -40,21 +43,20 @@ def overheads(
     """Encoder work of each route.
 
     The agent takes one pass over the bare question, and one over the state after each call. The
-    Terminator shares the latter: the agent reads the same state if the route goes on.
+    Terminator shares the latter: the agent reads the same state if the route goes on. `lengths`, in
+    tokens, of the states read so far are used and added to.
     """
-    texts: list[str] = []
-    answers: list[str | None] = []
+    states: list[State] = []
     route_of: list[int] = []  # of each state
     for route_idx, route in enumerate(routes):
         read: list[str | None] = [None] if reads_question else []
         if reads_answers:
             read += route.episode.answers
-        answers += read
-        texts += [route.episode.question.text] * len(read)
+        states += [(route.episode.question.text, answer) for answer in read]
         route_of += [route_idx] * len(read)
     passes = np.bincount(route_of, minlength=len(routes))
-    lengths = _num_tokens(agent, texts, answers)
-    tokens = np.bincount(route_of, lengths, minlength=len(routes))
+    num_tokens_of = _num_tokens(agent, states, {} if lengths is None else lengths)
+    tokens = np.bincount(route_of, num_tokens_of, minlength=len(routes))
     params = sum(map(torch.numel, agent.encoder.model.parameters()))
     work = []
     for num_passes, num_tokens in zip(passes.tolist(), tokens.tolist(), strict=True):
@@ -64,9 +66,13 @@ def overheads(
     return work
 
 
-def _num_tokens(agent: Agent, texts: list[str], answers: list[str | None]) -> np.ndarray:
-    """How many tokens the encoder reads of each state (N,)."""
+def _num_tokens(agent: Agent, states: Sequence[State], lengths: dict[State, int]) -> np.ndarray:
+    """How many tokens the encoder reads of each state (N,). What is known stands in `lengths`."""
     tokenizer = agent.state_tokenizer
-    rows = tokenizer.encode(texts, answers, [0] * len(texts))
-    is_token = rows[:, tokenizer.HEADER :] != tokenizer.pad_id
-    return is_token.sum(axis=1)
+    new = [state for state in dict.fromkeys(states) if state not in lengths]
+    if new:
+        texts = [text for text, _ in new]
+        rows = tokenizer.encode(texts, [answer for _, answer in new], [0] * len(new))
+        is_token = rows[:, tokenizer.HEADER :] != tokenizer.pad_id
+        lengths.update(zip(new, is_token.sum(axis=1).tolist(), strict=True))
+    return np.array([lengths[state] for state in states], dtype=np.int64)

@@ -253,3 +253,7 @@ def test_overhead_counts_one_encoder_pass_per_state_read(bert_encoder: Path) -> 
     assert [o.flops for o in overheads(agent, routes, 0.5, reads_answers=False)] == pytest.approx(
         [2 * params * 7, 2 * params * 7]
     )
+    known = {("what is the sum", None): 100}  # what is known is not counted again
+    again = overheads(agent, routes, 0.5, known)
+    assert [o.flops for o in again] == pytest.approx([2 * params * 108, 2 * params * 116])
+    assert known["what is the sum", "yes"] == 8

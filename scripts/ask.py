@@ -26,6 +26,29 @@ from runtime.signals import watch_signals
 if __name__ == "__main__":  # before the imports that take seconds
     watch_signals()
 
+from runtime.command_line import parse, run_command
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("question", nargs="?", help="none: interactive")
+    parser.add_argument("--run", type=Path, help="folder of the run; default: the newest")
+    parser.add_argument(
+        "--budget", type=float, help="mean cost C of a question, instead of --reward.alpha=A"
+    )
+    parser.add_argument("--file", type=Path, help="JSONL of questions")
+    parser.add_argument(
+        "--out", type=Path, help="with --file: where the routes go; default: routed.jsonl"
+    )
+    return parser
+
+
+if __name__ == "__main__":  # --help and mistakes, before the imports that take seconds
+    run_command(lambda arguments: parse(make_parser(), arguments))
 
 from agent import load_agent
 from config import SourceConfig
@@ -34,7 +57,6 @@ from experts import ExpertPool, build_pool
 from questions import Question, read_questions
 from reward import charge
 from rollout import Route, play
-from runtime.command_line import parse, run_command
 from runtime.errors import ConfigError
 from runtime.files import whole_text, write_atomically
 from runtime.machine import pick_device, set_threads
@@ -131,24 +153,6 @@ def ask_file(router: Router, source: Path, out: Path) -> None:
         f"{out}: {len(routes)} questions routed,"
         f" {sum(len(r.episode.steps) for r in routes) / len(routes):.2f} calls each"
     )
-
-
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("question", nargs="?", help="none: interactive")
-    parser.add_argument("--run", type=Path, help="folder of the run; default: the newest")
-    parser.add_argument(
-        "--budget", type=float, help="mean cost C of a question, instead of --reward.alpha=A"
-    )
-    parser.add_argument("--file", type=Path, help="JSONL of questions")
-    parser.add_argument(
-        "--out", type=Path, help="with --file: where the routes go; default: routed.jsonl"
-    )
-    return parser
 
 
 def main(arguments: list[str]) -> None:

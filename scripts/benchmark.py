@@ -19,13 +19,13 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from runtime.command_line import load_config, parse, run_command
-from scripts.support import bench_rollouts, bench_store, bench_updates
 
 POOLS = {"tiny": Path("configs/quickstart.yaml"), "small_llms": Path("configs/small_llms.yaml")}
 GROUPS = ("rollouts", "updates", "store", "scaling")
@@ -59,35 +59,44 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+if __name__ == "__main__":  # --help and mistakes, before the imports that take seconds
+    run_command(lambda arguments: parse(make_parser(), arguments))
+
+from scripts.support import bench_rollouts, bench_store, bench_updates
+
+
+def measured(
+    options: argparse.Namespace, overrides: list[str], folder: Path
+) -> Iterator[dict[str, float]]:
+    """The figures of each group that was asked for."""
+    path = POOLS.get(options.pool, Path(options.pool))
+    config = load_config(path, overrides)
+    if options.quick:
+        yield bench_updates.counts(path, overrides, folder)
+        return
+    repeats = options.repeats
+    if "rollouts" in options.only:
+        yield bench_rollouts.measure(config, folder, repeats, options.questions)
+    if "updates" in options.only:
+        yield bench_updates.measure(path, overrides, folder, repeats)
+    if "store" in options.only:
+        for size in STORE_SIZES:
+            yield bench_store.measure(folder, size)
+    if "scaling" in options.only:
+        yield bench_rollouts.measure_scaling(config, folder, repeats)
+
+
 def main(arguments: list[str]) -> dict[str, float]:
     """Run the command; returns the figures."""
     options, overrides = parse(make_parser(), arguments)
-    path = POOLS.get(options.pool, Path(options.pool))
     if options.device:
         overrides += ["--device", options.device]
-    config = load_config(path, overrides)
-    figures: dict[str, float] = {}
-
-    def add(new: dict[str, float]) -> None:
-        figures.update(new)
-        for name, value in new.items():
-            print(f"{name:44} {value:12.4g}", flush=True)
-
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        groups = [] if options.quick else options.only
-        repeats = options.repeats
-        if options.quick:
-            add(bench_updates.counts(path, overrides, folder))
-        if "rollouts" in groups:
-            add(bench_rollouts.measure(config, folder, repeats, options.questions))
-        if "updates" in groups:
-            add(bench_updates.measure(path, overrides, folder, repeats))
-        if "store" in groups:
-            for size in STORE_SIZES:
-                add(bench_store.measure(folder, size))
-        if "scaling" in groups:
-            add(bench_rollouts.measure_scaling(config, folder, repeats))
+    figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for new in measured(options, overrides, Path(folder)):
+            figures.update(new)
+            for name, value in new.items():
+                print(f"{name:44} {value:12.4g}", flush=True)
     if options.out:
         options.out.write_text(json.dumps(figures, indent=2) + "\n")
     return figures

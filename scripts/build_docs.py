@@ -9,6 +9,7 @@ fails when one of them is out of date.
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tomllib
 from pathlib import Path
@@ -51,6 +52,10 @@ def generated() -> dict[str, str]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.parse_args()
     for path, text in generated().items():
         target = ROOT / path
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,41 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from runtime.command_line import load_config, run_command
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--questions", action="store_true", help="write data/tiny_questions")
+    parser.add_argument("--train", action="store_true", help="train the experts")
+    parser.add_argument(
+        "--check", action="store_true", help="measure the pool and hold it to its bounds"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        help=(
+            "with --check: generate fresh questions from this seed instead of reading the test"
+            " split"
+        ),
+    )
+    parser.add_argument(
+        "--fresh",
+        type=Path,
+        metavar="FILE",
+        help="with --seed: write fresh test questions, to evaluate on with --data.test.path FILE",
+    )
+    return parser
+
+
+if __name__ == "__main__":  # --help and mistakes, before the imports that take seconds
+    run_command(make_parser().parse_args)
+
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -34,13 +69,9 @@ from transformers import (
     set_seed,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
 from config import SourceConfig
 from prompts import knowledge_transfer_prompt
 from questions import Question, read_questions
-from runtime.command_line import load_config, run_command
 from scripts.support.tiny_check import check, write_card
 from scripts.support.tiny_models import (
     ANSWER_CUE,
@@ -367,28 +398,7 @@ def check_pool(seed: int | None) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--questions", action="store_true", help="write data/tiny_questions")
-    parser.add_argument("--train", action="store_true", help="train the experts")
-    parser.add_argument(
-        "--check", action="store_true", help="measure the pool and hold it to its bounds"
-    )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        help=(
-            "with --check: generate fresh questions from this seed instead of reading the test"
-            " split"
-        ),
-    )
-    parser.add_argument(
-        "--fresh",
-        type=Path,
-        metavar="FILE",
-        help="with --seed: write fresh test questions, to evaluate on with --data.test.path FILE",
-    )
+    parser = make_parser()
     options = parser.parse_args(arguments)
     if not (options.questions or options.train or options.check or options.fresh):
         parser.error("nothing to do: name --questions, --train, --check or --fresh")

@@ -13,14 +13,30 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from runtime.command_line import run_command
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", type=Path, required=True, help="trained with the expert")
+    parser.add_argument("--base", type=Path, required=True, help="trained without it")
+    parser.add_argument("--expert", required=True)
+    parser.add_argument("--out", type=Path, required=True, help="a new folder for the changed runs")
+    return parser
+
+
+if __name__ == "__main__":  # --help and mistakes, before the imports that take seconds
+    run_command(make_parser().parse_args)
+
+import numpy as np
 
 from belief.exploration import GREEDY
 from evaluation.ground import Ground
 from evaluation.stats import paired_difference
-from runtime.command_line import run_command
 from runtime.errors import ConfigError
 from runtime.run_folder import load_run_config
 from scripts.explore_run import explore
@@ -57,14 +73,7 @@ def line(label: str, one: dict[str, np.ndarray], reference: dict[str, np.ndarray
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--run", type=Path, required=True, help="trained with the expert")
-    parser.add_argument("--base", type=Path, required=True, help="trained without it")
-    parser.add_argument("--expert", required=True)
-    parser.add_argument("--out", type=Path, required=True, help="a new folder for the changed runs")
-    options = parser.parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     options.out.mkdir(parents=True)
     experts = expert_file(options.run, options.expert, options.out)
     reference = played(options.run)

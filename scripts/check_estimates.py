@@ -17,16 +17,31 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from runtime.command_line import run_command
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--out", type=Path, help="write the rows as JSON, too")
+    return parser
+
+
+if __name__ == "__main__":  # --help and mistakes, before the imports that take seconds
+    run_command(make_parser().parse_args)
+
+import numpy as np
 
 from belief.exploration import GREEDY, Exploration
 from evaluation.ground import Ground
 from evaluation.off_policy import ESTIMATORS
 from evaluation.route_log import Record
 from questions import Question
-from runtime.command_line import run_command
 from runtime.errors import ReportError
 from scripts.estimate_policy import estimate, log_reader
 from scripts.explore_run import explore
@@ -135,13 +150,7 @@ def table(rows: list[dict[str, float]]) -> str:
 
 
 def main(arguments: list[str]) -> list[dict[str, float]]:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--out", type=Path, help="write the rows as JSON, too")
-    options = parser.parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     checker = Checker(options.run)
     logs: dict[tuple[float, Exploration], list[list[Record]]] = {}
     rows = []

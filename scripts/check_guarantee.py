@@ -26,10 +26,35 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from runtime.command_line import run_command
+
+
+def numbers(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", type=Path, required=True, help="whose test questions are used")
+    parser.add_argument("--shift", type=Path, help="another run, whose agent is used there")
+    parser.add_argument("--max_loss", type=numbers, default=[0.02, 0.03, 0.05])
+    parser.add_argument("--confidence", type=float, default=0.95)
+    parser.add_argument("--calibration", type=numbers, default=[500, 1000])
+    parser.add_argument("--splits", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="write the rows as JSON, too")
+    return parser
+
+
+if __name__ == "__main__":  # --help and mistakes, before the imports that take seconds
+    run_command(make_parser().parse_args)
+
 import numpy as np
 from scipy.stats import binomtest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from agent import load_agent
 from belief_agent import BeliefAgent
@@ -43,7 +68,6 @@ from evaluation.guarantee import (
 from experts import ExpertPool, Request, build_pool
 from questions import Question, Splits, load_splits
 from reward import charge
-from runtime.command_line import run_command
 from runtime.errors import ConfigError
 from runtime.machine import pick_device, set_threads
 from runtime.run_folder import load_run_config
@@ -193,27 +217,8 @@ def table(rows: list[dict[str, object]]) -> str:
     return "\n".join(lines)
 
 
-def numbers(text: str) -> list[float]:
-    return [float(part) for part in text.split(",")]
-
-
-def parse_arguments(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--run", type=Path, required=True, help="whose test questions are used")
-    parser.add_argument("--shift", type=Path, help="another run, whose agent is used there")
-    parser.add_argument("--max_loss", type=numbers, default=[0.02, 0.03, 0.05])
-    parser.add_argument("--confidence", type=float, default=0.95)
-    parser.add_argument("--calibration", type=numbers, default=[500, 1000])
-    parser.add_argument("--splits", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="write the rows as JSON, too")
-    return parser.parse_args(arguments)
-
-
 def main(arguments: list[str]) -> list[dict[str, object]]:
-    options = parse_arguments(arguments)
+    options = make_parser().parse_args(arguments)
     place = Place.of(options.run)
     home = Place.of(options.shift) if options.shift else place
     used = measure(home, place, place.splits.test)

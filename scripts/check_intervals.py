@@ -28,11 +28,22 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repetitions", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+if __name__ == "__main__":  # --help and mistakes, before the imports that take seconds
+    make_parser().parse_args()
+
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import ndtri, owens_t
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluation.stats import limits
 
@@ -180,15 +191,8 @@ def is_outside(row: dict[str, float], seeds: int, bar: float) -> bool:
     return not (mean_holds and paired_holds and row["separate"] <= bar)
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repetitions", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
-
-
 def main() -> int:
-    args = parse_arguments()
+    args = make_parser().parse_args()
     bar = 0.05 + 3 * np.sqrt(0.05 * 0.95 / args.repetitions)
     rng = np.random.default_rng(args.seed)
     failed = 0

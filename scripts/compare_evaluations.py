@@ -15,15 +15,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from runtime.command_line import run_command
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("a", type=Path)
+    parser.add_argument("b", type=Path)
+    parser.add_argument("--role", default="der", help="of the policy compared in A; default: der")
+    parser.add_argument("--other_role", help="of the policy in B; default: that of A")
+    return parser
+
+
+if __name__ == "__main__":  # --help and mistakes, before the imports that take seconds
+    run_command(make_parser().parse_args)
+
+import numpy as np
 
 from evaluation.route_log import read_records
 from evaluation.stats import paired_difference
 from report.policies import PolicyResults
 from report.schema import read_results
-from runtime.command_line import run_command
 from runtime.errors import ReportError
 
 
@@ -96,14 +112,7 @@ def shown(difference: Mapping[str, Any]) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("a", type=Path)
-    parser.add_argument("b", type=Path)
-    parser.add_argument("--role", default="der", help="of the policy compared in A; default: der")
-    parser.add_argument("--other_role", help="of the policy in B; default: that of A")
-    options = parser.parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     ours = read_agents(options.a, options.role)
     theirs = read_agents(options.b, options.other_role or options.role)
     print("\n".join(lines(compare(ours, theirs))))

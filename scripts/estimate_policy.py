@@ -18,6 +18,29 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from runtime.command_line import parse, run_command
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--log", type=Path, required=True, help="a route log with probabilities")
+    parser.add_argument("--run", type=Path, required=True, help="whose policy is estimated")
+    parser.add_argument("--policy", help="label in the log; default: the agent's routes")
+    parser.add_argument(
+        "--share", type=float, default=0.0, help="the estimated policy explores as much"
+    )
+    parser.add_argument("--temperature", type=float, default=0.05, help="of that exploration")
+    parser.add_argument("--out", type=Path, help="write the estimates as JSON, too")
+    return parser
+
+
+if __name__ == "__main__":  # --help and mistakes, before the imports that take seconds
+    run_command(lambda arguments: parse(make_parser(), arguments))
+
 from belief.exploration import Exploration
 from evaluation.ground import Ground
 from evaluation.logged_routes import LogReader, TargetPolicy
@@ -28,7 +51,6 @@ from evaluation.off_policy import (
     effective_sample_size,
 )
 from evaluation.route_log import Record, read_records
-from runtime.command_line import parse, run_command
 from runtime.errors import ReportError
 from scripts.explore_run import belief_agent_of, exploration_of
 from terminator import EstimateTerminator
@@ -70,23 +92,6 @@ def estimate(routes: list[LoggedRoute]) -> dict[str, Any]:
     for name, estimator in ESTIMATORS.items():
         found[name] = asdict(estimator(routes))
     return found
-
-
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--log", type=Path, required=True, help="a route log with probabilities")
-    parser.add_argument("--run", type=Path, required=True, help="whose policy is estimated")
-    parser.add_argument("--policy", help="label in the log; default: the agent's routes")
-    parser.add_argument(
-        "--share", type=float, default=0.0, help="the estimated policy explores as much"
-    )
-    parser.add_argument("--temperature", type=float, default=0.05, help="of that exploration")
-    parser.add_argument("--out", type=Path, help="write the estimates as JSON, too")
-    return parser
 
 
 def main(arguments: list[str]) -> dict[str, Any]:

@@ -35,6 +35,24 @@ from runtime.signals import watch_signals
 if __name__ == "__main__":  # before the imports that take seconds
     watch_signals()
 
+from runtime.command_line import load_config, parse, run_command, validate
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", type=Path, default=Path("configs/quickstart.yaml"))
+    parser.add_argument("--name", required=True, help="of the experiment: runs/NAME")
+    parser.add_argument("--seeds", default="0,1,2", help="comma-separated")
+    parser.add_argument("--sweep", metavar="KEY=V1,V2", help="a setting to vary")
+    return parser
+
+
+if __name__ == "__main__":  # --help and mistakes, before the imports that take seconds
+    run_command(lambda arguments: parse(make_parser(), arguments))
 
 from config import Config, RewardConfig
 from evaluation.route_log import Record, read_records, reprice
@@ -42,7 +60,6 @@ from report.page import write_report_files
 from report.policies import PolicyResults
 from report.schema import read_results, to_json
 from report.trade_off import trade_off
-from runtime.command_line import load_config, parse, run_command, validate
 from runtime.errors import ConfigError
 from runtime.files import write_atomically
 from runtime.run_folder import num_epochs, read_metrics
@@ -294,16 +311,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", type=Path, default=Path("configs/quickstart.yaml"))
-    parser.add_argument("--name", required=True, help="of the experiment: runs/NAME")
-    parser.add_argument("--seeds", default="0,1,2", help="comma-separated")
-    parser.add_argument("--sweep", metavar="KEY=V1,V2", help="a setting to vary")
-    options, overrides = parse(parser, arguments)
+    options, overrides = parse(make_parser(), arguments)
     seeds = parse_seeds(options.seeds)
     # A typo, in the name too, is refused before anything is trained.
     load_config(options.config, [*overrides, f"--name={json.dumps(options.name)}"])

@@ -17,12 +17,33 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from runtime.command_line import parse, run_command
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument(
+        "--share", type=float, required=True, help="of the decisions that are drawn"
+    )
+    parser.add_argument("--temperature", type=float, default=0.05, help="in units of return")
+    parser.add_argument("--draw", type=int, default=0, help="seed of what is drawn")
+    parser.add_argument("--out", type=Path, required=True, help="the route log to write")
+    return parser
+
+
+if __name__ == "__main__":  # --help and mistakes, before the imports that take seconds
+    run_command(lambda arguments: parse(make_parser(), arguments))
+
 from belief.exploration import GREEDY, Exploration
 from belief_agent import BeliefAgent
 from evaluation.ground import Ground
 from evaluation.route_log import Played, Record, route_records
 from questions import Question
-from runtime.command_line import parse, run_command
 from runtime.errors import ConfigError
 from runtime.files import write_atomically
 
@@ -56,22 +77,6 @@ def exploration_of(share: float, temperature: float) -> Exploration:
     if temperature <= 0:
         raise ConfigError(f"--temperature {temperature:g}: a temperature is above 0")
     return Exploration(share, temperature)
-
-
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument(
-        "--share", type=float, required=True, help="of the decisions that are drawn"
-    )
-    parser.add_argument("--temperature", type=float, default=0.05, help="in units of return")
-    parser.add_argument("--draw", type=int, default=0, help="seed of what is drawn")
-    parser.add_argument("--out", type=Path, required=True, help="the route log to write")
-    return parser
 
 
 def main(arguments: list[str]) -> Path:

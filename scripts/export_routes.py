@@ -30,9 +30,39 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from runtime.command_line import run_command
+
+FORMATS = ("llmrouterbench", "routerarena")
+
+
+def name_pair(text: str) -> tuple[str, str]:
+    expert, sign, model = text.partition("=")
+    if not sign or not model:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected EXPERT=MODEL")
+    return expert, model
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", type=Path, required=True, help="an evaluated run")
+    parser.add_argument("--log", type=Path, help="default: RUN/routes.jsonl")
+    parser.add_argument("--policy", help="label in the log; default: the agent's routes")
+    parser.add_argument("--format", choices=FORMATS, required=True)
+    parser.add_argument("--router", required=True, help="what the board calls this router")
+    parser.add_argument(
+        "--name", type=name_pair, action="append", default=[], metavar="EXPERT=MODEL"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
+    return parser
+
+
+if __name__ == "__main__":  # --help and mistakes, before the imports that take seconds
+    run_command(make_parser().parse_args)
+
 from config import Config, ExpertConfig
 from evaluation.route_log import Record, read_records
-from runtime.command_line import run_command
 from runtime.errors import ConfigError, ReportError
 from runtime.files import refuse_links, write_atomically
 from runtime.run_folder import load_run_config
@@ -242,32 +272,6 @@ def write_bench(exporter: Exporter, records: Sequence[Record], out: Path) -> lis
     return paths
 
 
-FORMATS = {"routerarena": write_arena, "llmrouterbench": write_bench}
-
-
-def name_pair(text: str) -> tuple[str, str]:
-    expert, sign, model = text.partition("=")
-    if not sign or not model:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected EXPERT=MODEL")
-    return expert, model
-
-
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--run", type=Path, required=True, help="an evaluated run")
-    parser.add_argument("--log", type=Path, help="default: RUN/routes.jsonl")
-    parser.add_argument("--policy", help="label in the log; default: the agent's routes")
-    parser.add_argument("--format", choices=sorted(FORMATS), required=True)
-    parser.add_argument("--router", required=True, help="what the board calls this router")
-    parser.add_argument(
-        "--name", type=name_pair, action="append", default=[], metavar="EXPERT=MODEL"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
-    return parser
-
-
 def one_seed(records: list[Record]) -> list[Record]:
     """Raises ReportError where the log holds several seeds of the policy."""
     seeds = {record["seed"] for record in records}
@@ -287,7 +291,10 @@ def main(arguments: list[str]) -> list[Path]:
     log = options.log or options.run / "routes.jsonl"
     records = one_seed(policy_of(read_records(log), options.policy, log))
     exporter = Exporter(options.router, load_run_config(options.run), dict(options.name))
-    paths = FORMATS[options.format](exporter, records, options.out)
+    if options.format == "routerarena":
+        paths = write_arena(exporter, records, options.out)
+    else:
+        paths = write_bench(exporter, records, options.out)
     print(f"{len(records)} routes: {', '.join(map(str, paths))}")
     return paths
 

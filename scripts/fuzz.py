@@ -27,12 +27,30 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from runtime.command_line import dump_config, load_config, run_command
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--mutations", type=int, default=2000, help="over all kinds")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", metavar="KIND:NUMBER", help="this one, with its traceback")
+    return parser
+
+
+if __name__ == "__main__":  # --help and mistakes, before the imports that take seconds
+    run_command(make_parser().parse_args)
 
 import torch
 import yaml
@@ -47,7 +65,6 @@ from dry_run.plan import make_plan
 from experts import Request, build_pool
 from metrics.registry import check_metrics
 from questions import load_splits
-from runtime.command_line import dump_config, load_config, run_command
 from runtime.errors import DERError
 from runtime.files import read_json
 from runtime.run_folder import evaluated_config, num_epochs
@@ -82,6 +99,11 @@ class Hang(BaseException):
     """A mutation that took too long. No error, so that nothing on the way takes it for one."""
 
 
+def write_lines(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """One JSON object a line."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 class Workshop:
     """Good files of every kind, made once, and what reads each kind."""
 
@@ -107,20 +129,28 @@ class Workshop:
         self.pool = build_pool(load_config(Path("runs/good/config.yaml")))
 
     def _make_files(self) -> None:
+        self._make_questions()
+        self._make_encoder()
+        Path("good.yaml").write_text(yaml.safe_dump(self._settings()))
+        store = AnswerStore("good.sqlite")
+        store.put_many([self._stored(number) for number in range(300)])
+        store.close()
+
+    def _make_questions(self) -> None:
         rng = random.Random(0)
+        recorded = []
         for split, count in SPLITS.items():
-            with Path(f"{split}.jsonl").open("w") as file:
-                for number in range(count):
-                    file.write(json.dumps(self._row(split, number, rng)) + "\n")
-        Path("recorded.jsonl").write_bytes(
-            b"".join(Path(f"{split}.jsonl").read_bytes() for split in SPLITS)
-        )
-        questions = [
-            {"id": f"q{n}", "text": f"{n} + {n}?", "reference": str(2 * n), "metric": metric}
-            for n, metric in enumerate(("exact_match", "numeric_match", "short_answer"))
-        ]
-        lines = [json.dumps(question) + "\n" for question in questions]
-        Path("questions.jsonl").write_text("".join(lines))
+            rows = [self._row(split, number, rng) for number in range(count)]
+            write_lines(Path(f"{split}.jsonl"), rows)
+            recorded += rows
+        write_lines(Path("recorded.jsonl"), recorded)
+        questions = []
+        for n, metric in enumerate(("exact_match", "numeric_match", "short_answer")):
+            question = {"id": f"q{n}", "text": f"{n} + {n}?", "reference": str(2 * n)}
+            questions.append({**question, "metric": metric})
+        write_lines(Path("questions.jsonl"), questions)
+
+    def _make_encoder(self) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             tokenizer = build_tokenizer(seq2seq=False)
@@ -128,10 +158,6 @@ class Workshop:
             model = build_model(TinyExpert("encoder", "llama", shape, ()), len(tokenizer))
         model.save_pretrained("encoder")
         tokenizer.save_pretrained("encoder")
-        Path("good.yaml").write_text(yaml.safe_dump(self._settings()))
-        store = AnswerStore("good.sqlite")
-        store.put_many([self._stored(number) for number in range(300)])
-        store.close()
 
     def _row(self, split: str, number: int, rng: random.Random) -> dict[str, object]:
         right = rng.randrange(2)
@@ -345,15 +371,7 @@ def fuzz(workshop: Workshop, mutations: int, seed: int) -> bool:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--mutations", type=int, default=2000, help="over all kinds")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", metavar="KIND:NUMBER", help="this one, with its traceback")
-    options = parser.parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     logging.disable(logging.CRITICAL)
     here = Path.cwd()
     try:

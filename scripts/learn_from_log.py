@@ -17,14 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from agent import load_agent, save_agent
-from belief_agent import BeliefAgent
-from experts import build_pool
 from runtime.command_line import parse, run_command
-from runtime.errors import AgentError
-from runtime.machine import pick_device, set_threads
-from runtime.run_folder import evaluated_config, newest_run
-from serving.feedback import Lesson, Skill, learn, read_judged
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -37,6 +30,18 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--log", type=Path, help="default: served/routes.jsonl in the run")
     parser.add_argument("--write", action="store_true", help="put the new model into the agent")
     return parser
+
+
+if __name__ == "__main__":  # --help and mistakes, before the imports that take seconds
+    run_command(lambda arguments: parse(make_parser(), arguments))
+
+from agent import load_agent, save_agent
+from belief_agent import BeliefAgent
+from experts import build_pool
+from runtime.errors import AgentError
+from runtime.machine import pick_device, set_threads
+from runtime.run_folder import evaluated_config, newest_run
+from serving.feedback import Lesson, Skill, learn, read_judged
 
 
 def main(arguments: list[str]) -> Lesson:

@@ -27,13 +27,32 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from runtime.command_line import parse, run_command
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--run", type=Path, help="folder of the run; default: the newest")
+    parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--at_once", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--failing", type=float, default=0.05, help="share of expert calls")
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    return parser
+
+
+if __name__ == "__main__":  # --help and mistakes, before the imports that take seconds
+    run_command(lambda arguments: parse(make_parser(), arguments))
+
 import numpy as np
 import openai
 import uvicorn
 
 from backends.answer_store import Answer
 from backends.dispatch import Finished, Inbox
-from runtime.command_line import parse, run_command
 from runtime.errors import BoundsError
 from runtime.run_folder import newest_run
 from serving.app import build_app
@@ -128,20 +147,6 @@ async def ask_all(url: str, texts: Sequence[str], at_once: int) -> Tally:
     await asyncio.gather(*[ask(text) for text in texts])
     await client.close()
     return tally
-
-
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--run", type=Path, help="folder of the run; default: the newest")
-    parser.add_argument("--requests", type=int, default=1000)
-    parser.add_argument("--at_once", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--failing", type=float, default=0.05, help="share of expert calls")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
-    return parser
 
 
 def measure(url: str, num_requests: int, at_once: int) -> dict[str, float]:

@@ -21,7 +21,7 @@ import re
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,48 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import yaml
+
+from runtime.command_line import load_config, overrides_from, parse, run_command, validate
+
+TABLES = ROOT / "docs" / "paper_tables.yaml"
+
+
+def read_tables() -> dict[str, Any]:
+    """The tables of the paper, by name."""
+    tables: dict[str, Any] = yaml.safe_load(TABLES.read_text(encoding="utf-8"))
+    return tables
+
+
+def make_parser() -> argparse.ArgumentParser:
+    tables = read_tables()
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("table", choices=tables, metavar="TABLE", help=", ".join(tables))
+    parser.add_argument("--config", type=Path, help="another configuration than the table's")
+    parser.add_argument(
+        "--name", help="of the runs: runs/NAME-s0, ...; default: paper-CONFIGURATION"
+    )
+    parser.add_argument("--seeds", default="0,1,2", help="comma-separated")
+    parser.add_argument(
+        "--reuse",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="finished runs of several seeds to evaluate instead of training",
+    )
+    return parser
+
+
+if __name__ == "__main__":  # --help and mistakes, before the imports that take seconds
+    run_command(lambda arguments: parse(make_parser(), arguments))
+
 import numpy as np
 import torch
-import yaml
 from huggingface_hub import constants, try_to_load_from_cache
 
 from backends.model_source import resolve_source
@@ -42,13 +81,11 @@ from evaluation.stats import interval
 from metrics.registry import get_metric
 from report.policies import PolicyResults, policies_of
 from report.schema import read_results
-from runtime.command_line import load_config, overrides_from, parse, run_command, validate
 from runtime.errors import ConfigError, DERError, NotRunError, ReportError
 from runtime.machine import pick_device
 from runtime.run_folder import TRAINING_SECTIONS
 from scripts.experiment import evaluate, parse_seeds, train, trained_otherwise
 
-TABLES = ROOT / "docs" / "paper_tables.yaml"
 LARGEST_ON_CPU_B = 3.0  # billion parameters; a larger expert would take days without a GPU
 
 
@@ -349,9 +386,7 @@ def lines(table: Mapping[str, Any], runs: Runs, *, comparable: bool) -> Iterator
         said_before: tuple[Any, ...] | None = None
         for name, paper in row["paper"].items():
             measure = table["measures"][name]
-            decimals = measure.get("decimals", 2)
-            value = paper if isinstance(paper, str) else f"{paper:.{decimals}f}"
-            start = f"{method:<40} {name:<{width}} {value:>20} "
+            start = f"{method:<40} {name:<{width}} {paper_value(measure, paper):>20} "
             method = ""  # named on its first line only
             try:
                 values = measured(measure, row, runs)
@@ -362,9 +397,14 @@ def lines(table: Mapping[str, Any], runs: Runs, *, comparable: bool) -> Iterator
                 said_before = error.args
             else:
                 compared = paper if comparable else None
-                yield start + told(values, compared, decimals)
+                yield start + told(values, compared, measure.get("decimals", 2))
     if reasons:
         yield from ["", "Not run, because:", *(f"  - {reason}" for reason in reasons)]
+
+
+def paper_value(measure: Mapping[str, Any], paper: float | str) -> str:
+    """The paper's figure with the decimals of its measure."""
+    return paper if isinstance(paper, str) else f"{paper:.{measure.get('decimals', 2)}f}"
 
 
 def measured(measure: Mapping[str, Any], row: Mapping[str, Any], runs: Runs) -> tuple[float, ...]:
@@ -389,33 +429,9 @@ def told(values: Sequence[float], paper: float | str | None, decimals: int) -> s
     return f"{ours:>26} {difference:>10}".rstrip()
 
 
-def make_parser(tables: Iterable[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("table", choices=tables, metavar="TABLE", help=", ".join(tables))
-    parser.add_argument("--config", type=Path, help="another configuration than the table's")
-    parser.add_argument(
-        "--name", help="of the runs: runs/NAME-s0, ...; default: paper-CONFIGURATION"
-    )
-    parser.add_argument("--seeds", default="0,1,2", help="comma-separated")
-    parser.add_argument(
-        "--reuse",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="RUN",
-        help="finished runs of several seeds to evaluate instead of training",
-    )
-    return parser
-
-
 def main(arguments: list[str]) -> None:
-    tables = yaml.safe_load(TABLES.read_text(encoding="utf-8"))
-    options, settings = parse(make_parser(tables), arguments)
-    table = tables[options.table]
+    options, settings = parse(make_parser(), arguments)
+    table = read_tables()[options.table]
     config = options.config or Path(table["config"])
     runs = Runs(
         config,

@@ -22,40 +22,11 @@ from runtime.signals import watch_signals
 if __name__ == "__main__":  # before the imports that take seconds
     watch_signals()
 
-try:
-    import uvicorn
-except ImportError:
-    sys.exit("error: the server needs: pip install -r requirements-optional.txt")
-
 from runtime.command_line import parse, run_command
-from runtime.errors import ConfigError
-from runtime.run_folder import newest_run
-from runtime.signals import Terminated
-from serving.app import build_app
-from serving.served_run import Exploration, ServedRun
-from serving.service import GRACE_S, Service, ServiceOptions
+from serving import GRACE_S
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 CLOSE_S = 1.5  # for replies to be sent after the last request has ended
-
-
-class Server(uvicorn.Server):
-    """uvicorn's server, which tells the service when it is to end."""
-
-    def __init__(self, config: uvicorn.Config, service: Service):
-        super().__init__(config)
-        self.service = service
-
-    async def startup(self, sockets: list[socket] | None = None) -> None:
-        """Listen, and then say where."""
-        await super().startup(sockets)
-        if self.servers:
-            host, port, *_ = self.servers[0].sockets[0].getsockname()
-            print(f"{self.service.run.name}: serving on http://{host}:{port}/v1", flush=True)
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.service.drain()
-        super().handle_exit(sig, frame)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -93,6 +64,41 @@ def make_parser() -> argparse.ArgumentParser:
         "--grace", type=float, default=GRACE_S, help="seconds for open requests after SIGTERM"
     )
     return parser
+
+
+if __name__ == "__main__":  # --help and mistakes, before the imports that take seconds
+    run_command(lambda arguments: parse(make_parser(), arguments))
+
+try:
+    import uvicorn
+except ImportError:
+    sys.exit("error: the server needs: pip install -r requirements-optional.txt")
+
+from runtime.errors import ConfigError
+from runtime.run_folder import newest_run
+from runtime.signals import Terminated
+from serving.app import build_app
+from serving.served_run import Exploration, ServedRun
+from serving.service import Service, ServiceOptions
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which tells the service when it is to end."""
+
+    def __init__(self, config: uvicorn.Config, service: Service):
+        super().__init__(config)
+        self.service = service
+
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        """Listen, and then say where."""
+        await super().startup(sockets)
+        if self.servers:
+            host, port, *_ = self.servers[0].sockets[0].getsockname()
+            print(f"{self.service.run.name}: serving on http://{host}:{port}/v1", flush=True)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.service.drain()
+        super().handle_exit(sig, frame)
 
 
 def read_key(options: argparse.Namespace) -> str | None:

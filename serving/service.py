@@ -11,14 +11,13 @@ from pathlib import Path
 
 from prompts import Message
 from rollout import Route
+from serving import GRACE_S
 from serving.figures import Figures
 from serving.replies import Record, route_record
 from serving.requests import Asked, RequestError
 from serving.route_log import RouteLog
 from serving.served_run import ServedRun
 from serving.worker import Ticket, Worker
-
-GRACE_S = 7.0  # that open requests have after SIGTERM, unless told otherwise
 
 
 @dataclass(frozen=True)

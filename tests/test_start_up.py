@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,20 @@ try:
 except (DERError, SystemExit) as error:
     print(error)
 print("imported:", *sorted(name for name in sys.modules if "." not in name))
+"""
+# Scripts are run one after the other; each is told what has been imported by then.
+HELP_PROGRAM = """
+import contextlib, io, json, runpy, sys
+for script in sys.argv[1:]:
+    sys.argv = [script, "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        try:
+            runpy.run_path(script, run_name="__main__")
+            status = "no exit"
+        except SystemExit as error:
+            status = error.code
+    imported = [name for name in sys.modules if "." not in name]
+    print(json.dumps([script, status, shown.getvalue(), imported]))
 """
 
 
@@ -77,6 +92,20 @@ def test_a_mistake_is_told_before_anything_heavy_is_imported_for_the_newest_run(
     shown = run_in(tmp_path, program, ["test_ppo_multi.py", "--reward.alhpa", "0.1"])
     assert "did you mean 'alpha'" in shown
     assert not set(HEAVY) & set(shown.rpartition("imported:")[2].split())
+
+
+def test_the_help_of_every_script_imports_nothing_heavy(project: Path, tmp_path: Path) -> None:
+    scripts = sorted(str(path) for path in project.glob("scripts/*.py"))
+    scripts.remove(str(project / "scripts/__init__.py"))
+    command = [sys.executable, "-c", HELP_PROGRAM, *scripts]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    for line in done.stdout.splitlines():
+        script, status, shown, imported = json.loads(line)
+        assert status == 0, script
+        assert shown.startswith(f"usage: {Path(script).name}"), script
+        assert not set(HEAVY) & set(imported), script
+    assert len(done.stdout.splitlines()) == len(scripts) > 20
+    assert list(tmp_path.iterdir()) == []
 
 
 def names_of_all_settings(section: type[Section] = Config, prefix: str = "") -> list[str]:

@@ -13,7 +13,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -182,26 +182,19 @@ class EndpointExpert:
             try:
                 while True:
                     if self._error is None:
-                        running |= {
-                            runner.get_loop().create_task(self._ask(prompt)): number
-                            for number, prompt in inbox.take(num_slots - len(running))
-                        }
+                        for number, prompt in inbox.take(num_slots - len(running)):
+                            task = runner.get_loop().create_task(self._ask(prompt))
+                            running[task] = number
                     if not running:
                         break
-                    patience = (
-                        POLL_S if len(running) < num_slots else None
-                    )  # with room left, look whether more is asked
+                    # With room left, look whether more is asked
+                    patience = POLL_S if len(running) < num_slots else None
                     done, _ = runner.run(
                         asyncio.wait(running, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
                     )
                     if not done:
                         continue
-                    ended = [(running.pop(task), task) for task in done]
-                    yield [
-                        (number, task.result())
-                        for number, task in ended
-                        if not isinstance(task.exception(), ExpertError)
-                    ]
+                    yield _answers_of({running.pop(task): task for task in done})
             finally:
                 for task in running:
                     task.cancel()
@@ -458,6 +451,17 @@ class EndpointExpert:
             case _:
                 reason = str(error) or "the reply is not a completion"
         return reason.replace(self._key, "[key]") if self.config.api_key_env else reason
+
+
+def _answers_of(
+    ended: Mapping[int, asyncio.Task[Answer | None]],
+) -> list[tuple[int, Answer | None]]:
+    """Answers of the requests that have ended, without those of requests that failed for good."""
+    answers = []
+    for number, task in ended.items():
+        if not isinstance(task.exception(), ExpertError):
+            answers.append((number, task.result()))
+    return answers
 
 
 def _retry_after_s(error: Exception) -> float:

@@ -58,6 +58,11 @@ class Row:
         self.completion = []
         self.logprobs = []
 
+    def add(self, tokens: list[int], logprobs: list[float]) -> None:
+        """Append tokens, with the log-probabilities of these and perhaps of more behind them."""
+        self.completion += tokens
+        self.logprobs += logprobs[: len(tokens)]
+
     def answer(self, text: str, *, has_end: bool) -> Answer:
         """The row as an answer, whose text its completion says; `has_end`: by an end token."""
         logprob_mean, logprob_min = self.certainty
@@ -324,9 +329,7 @@ class RunningBatch:
         seconds = (time.perf_counter() - start) / len(rows)
         logprobs = token_logprobs.of(output.sequences)
         for row, completion, row_logprobs in zip(rows, new, logprobs, strict=True):
-            kept = _until_end(completion, self.end_ids)
-            row.completion += kept
-            row.logprobs += row_logprobs[: len(kept)]
+            row.add(_until_end(completion, self.end_ids), row_logprobs)
             row.seconds += seconds
         going = self._sort_out_ended(rows)
         if not going:

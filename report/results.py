@@ -135,12 +135,9 @@ def build_results(
     rows = [policy.row(best_single) for policy in policies]
     points = [policy.point() for policy in policies if policy.kind != "oracle"]
     comparisons = compare(policies)
-    names = values_of(experts, "name")
-    routes = route_statistics(agent, names)
+    routes = route_statistics(agent, values_of(experts, "name"))
     oracle = oracle_figures(policies)
-    counted = []
-    for expert, ends in zip(experts, endings(records, names), strict=True):
-        counted.append({**expert, "endings": ends})
+    counted = _with_endings(experts, records)
     all_params_b = sum(values_of(experts, "params_b"))
     failed = extra.get("evaluation", {}).get("answers_failed", 0)
     return {
@@ -155,6 +152,16 @@ def build_results(
         "notes": notes(config, records, agent.name, len(agent.seeds), failed, counted),
         **extra,
     }
+
+
+def _with_endings(
+    experts: Sequence[Mapping[str, Any]], records: Sequence[Record]
+) -> list[dict[str, Any]]:
+    """The experts, each with how its answers ended."""
+    counted = []
+    for expert, ends in zip(experts, endings(records, values_of(experts, "name")), strict=True):
+        counted.append({**expert, "endings": ends})
+    return counted
 
 
 def _settings(agent: PolicyResults, config: Config) -> dict[str, Any]:

@@ -27,7 +27,7 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -250,6 +250,20 @@ def write_line(file: TextIO, row: dict[str, Any]) -> None:
     file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
+@dataclass
+class Recording:
+    """recorded.jsonl while it is written, and the number of answers of each expert in it."""
+
+    file: TextIO
+    answers_of: Counter[str] = field(default_factory=Counter)
+
+    def add(self, line: Row | None) -> None:
+        """Write a row; None, of a source without answers, is left out."""
+        if line is not None:
+            self.answers_of.update(line["answers"].keys())
+            write_line(self.file, line)
+
+
 def write_splits(
     sources: Sequence[Opened], out: Path, *, limits: dict[str, int | None], seed: int
 ) -> dict[str, Any]:
@@ -259,14 +273,12 @@ def write_splits(
     a split. Raises DataError when a split stays empty.
     """
     left_out = Counter(repeats=0, unusable=0)
-    answers_of: Counter[str] = Counter()
     taken: set[str] = set()
     tasks: dict[str, dict[str, int]] = {}
-    has_recorded = any(opened.source.recorded for opened in sources)
     with contextlib.ExitStack() as stack:
-        recorded_file = None
-        if has_recorded:
-            recorded_file = stack.enter_context(open_jsonl(out / "recorded.jsonl"))
+        recording = None
+        if any(opened.source.recorded for opened in sources):
+            recording = Recording(stack.enter_context(open_jsonl(out / "recorded.jsonl")))
         for split in SPLITS:
             questions = []
             for opened in sources:
@@ -275,17 +287,22 @@ def write_splits(
                 )
                 for question, row in drawn:
                     questions.append(question)
-                    line = record(opened, split, question, row)
-                    if line is not None and recorded_file is not None:
-                        answers_of.update(line["answers"].keys())
-                        write_line(recorded_file, line)
+                    if recording is not None:
+                        recording.add(record(opened, split, question, row))
             tasks[split] = write_questions(sources, out, split, questions, seed)
+    return count_written(tasks, left_out, recording)
+
+
+def count_written(
+    tasks: dict[str, dict[str, int]], left_out: Counter[str], recording: Recording | None
+) -> dict[str, Any]:
+    """The counts for provenance.json, from the questions of each split and task."""
     totals = {}
     for split in SPLITS:
         totals[split] = sum(tasks[split].values())
     counts: dict[str, Any] = {"questions": totals, "left_out": dict(left_out), "tasks": tasks}
-    if has_recorded:
-        counts["recorded_answers"] = dict(sorted(answers_of.items()))
+    if recording is not None:
+        counts["recorded_answers"] = dict(sorted(recording.answers_of.items()))
     return counts
 
 

@@ -77,8 +77,8 @@ def made_pair(
     }
 
 
-def made_results() -> dict[str, Any]:
-    rows = [
+def made_rows() -> list[dict[str, Any]]:
+    return [
         made_row("DER", "der", 0.85, 0.5),
         made_row("best fixed: large", "static", 0.4, 2.0, "best_single"),
         made_row("small", "single", 0.2, 0.2),
@@ -86,14 +86,123 @@ def made_results() -> dict[str, Any]:
         made_row("large", "single", 0.4, 2.0),
         made_row("all once, oracle's pick", "oracle", 0.9, 2.6, "oracle_pick"),
     ]
-    difference = {"diff": 0.45, "lo": 0.4, "hi": 0.5, "verdict": "better"}
-    tested = {**difference, "p": 1e-9, "wins": 14, "ties": 15, "losses": 1, "covers": "questions"}
-    compared = {"p_adjusted": 2e-9, **tested}
+
+
+# A comparison, as far as it is the same in all sections
+TESTED = {
+    "diff": 0.45,
+    "lo": 0.4,
+    "hi": 0.5,
+    "verdict": "better",
+    "p": 1e-9,
+    "wins": 14,
+    "ties": 15,
+    "losses": 1,
+    "covers": "questions",
+}
+
+
+def made_comparisons() -> list[dict[str, Any]]:
+    comparisons = []
+    for measure in ("quality", "return"):
+        for a, b in (("DER", "best fixed: large"), ("small", "best fixed: large")):
+            comparison = {"p_adjusted": 2e-9, **TESTED, "a": a, "b": b, "measure": measure}
+            comparisons.append(comparison)
+    return comparisons
+
+
+def made_oracle() -> dict[str, Any]:
+    return {
+        "oracle_stop": {"quality": 0.88, "return": 0.83},
+        "optimum": {"quality": 0.95, "return": 0.9},
+        "full_information": {"quality": 0.9, "return": 0.82},
+        "full_information_oracle_stop": {"quality": 0.9, "return": 0.86},
+        "gap": {"information": 0.04, "learning": 0.03, "stopping": -0.01},
+        "gap_own_stop": {"information": 0.08, "learning": -0.01, "stopping": -0.01},
+    }
+
+
+def made_terminator() -> dict[str, Any]:
+    thresholds = []
+    for t in (0.0, 0.4, 0.8):
+        at = {"threshold": t, "quality": 0.8 + 0.1 * t, "return": 0.8 - 0.1 * t, "cost": 0.4 + t}
+        thresholds.append(at)
+    return {
+        "threshold": 0.4,
+        "answers": 100,
+        "auroc": 0.93,
+        "auroc_well_formed": None,
+        "well_formed": 0.9,
+        "brier": 0.1,
+        "ece": 0.04,
+        "calibration": [
+            {"p": 0.1, "good": 0.2, "count": 30},
+            {"p": 0.9, "good": 0.95, "count": 70},
+        ],
+        "thresholds": thresholds,
+        "seeds": [
+            {"seed": 0, "threshold": 0.4, "auroc": 0.93, "auroc_well_formed": None, "ece": 0.04}
+        ],
+    }
+
+
+def made_routes() -> dict[str, Any]:
+    return {
+        "policy": "DER",
+        "share": {"small": 0.5, "middle": 0.0, "large": 0.5},
+        "by_position": [
+            {"small": 0.6, "middle": 0.0, "large": 0.4},
+            {"small": 0.0, "middle": 0.0, "large": 1.0},
+        ],
+        "flows": [
+            {"step": 1, "from": "start", "to": "small", "count": 36},
+            {"step": 1, "from": "start", "to": "large", "count": 24},
+            {"step": 2, "from": "small", "to": "large", "count": 6},
+            {"step": 2, "from": "small", "to": "stop", "count": 30},
+            {"step": 2, "from": "large", "to": "stop", "count": 24},
+            {"step": 3, "from": "large", "to": "stop", "count": 6},
+        ],
+        "entropy": 1.4,
+        "further_calls": [{"call": 2, "routes": 6, "gain": 0.5, "charge": 2.0}],
+    }
+
+
+def made_transfer() -> dict[str, Any]:
     pairs = [
         made_pair("small", "large", "composition", 0.6, 0.1),
         made_pair("large", "small", "composition", 0.1, 0.15),
         made_pair("small", "large", "other", 0.4, 0.38),
     ]
+    gains = {name: dict(TESTED) for name in ("none", "swapped", "own")}
+    return {"pairs": pairs, "best": [{**pairs[0], "task_group": "sums", "gains": gains}]}
+
+
+def made_point(
+    policy: str, kind: str, value: str | None, cost: float, quality: float
+) -> dict[str, Any]:
+    spans = {"cost": around(cost), "quality": around(quality)}
+    return {"policy": policy, "kind": kind, "value": value, **spans}
+
+
+def made_tradeoff() -> dict[str, Any]:
+    return {
+        "setting": "reward.alpha",
+        "points": [
+            made_point("DER", "der", "0.2", 0.4, 0.8),
+            made_point("DER", "der", "0.05", 0.7, 0.87),
+            made_point("small", "single", None, 0.2, 0.2),
+        ],
+        "hull": [[0.4, 0.8], [0.5, 0.85], [0.7, 0.87]],
+        "bounds": [0.2, 2.0],
+        "area": 0.7,
+        "area_experts": 0.31,
+    }
+
+
+def made_results() -> dict[str, Any]:
+    experts = []
+    for idx, name in enumerate(EXPERTS):
+        experts.append({"name": name, "params_b": 0.001 * (idx + 1)})
     return {
         "split": "test",
         "num_questions": NUM_QUESTIONS,
@@ -101,101 +210,14 @@ def made_results() -> dict[str, Any]:
         "reward": "final",
         "alpha": 0.1,
         "cost_unit": "million parameters",
-        "experts": [
-            {"name": name, "params_b": 0.001 * (idx + 1)} for idx, name in enumerate(EXPERTS)
-        ],
-        "rows": rows,
-        "comparisons": [
-            {**compared, "a": a, "b": b, "measure": m}
-            for m in ("quality", "return")
-            for a, b in (("DER", "best fixed: large"), ("small", "best fixed: large"))
-        ],
-        "oracle": {
-            "oracle_stop": {"quality": 0.88, "return": 0.83},
-            "optimum": {"quality": 0.95, "return": 0.9},
-            "full_information": {"quality": 0.9, "return": 0.82},
-            "full_information_oracle_stop": {"quality": 0.9, "return": 0.86},
-            "gap": {"information": 0.04, "learning": 0.03, "stopping": -0.01},
-            "gap_own_stop": {"information": 0.08, "learning": -0.01, "stopping": -0.01},
-        },
-        "terminator": {
-            "threshold": 0.4,
-            "answers": 100,
-            "auroc": 0.93,
-            "auroc_well_formed": None,
-            "well_formed": 0.9,
-            "brier": 0.1,
-            "ece": 0.04,
-            "calibration": [
-                {"p": 0.1, "good": 0.2, "count": 30},
-                {"p": 0.9, "good": 0.95, "count": 70},
-            ],
-            "thresholds": [
-                {"threshold": t, "quality": 0.8 + 0.1 * t, "return": 0.8 - 0.1 * t, "cost": 0.4 + t}
-                for t in (0.0, 0.4, 0.8)
-            ],
-            "seeds": [
-                {"seed": 0, "threshold": 0.4, "auroc": 0.93, "auroc_well_formed": None, "ece": 0.04}
-            ],
-        },
-        "routes": {
-            "policy": "DER",
-            "share": {"small": 0.5, "middle": 0.0, "large": 0.5},
-            "by_position": [
-                {"small": 0.6, "middle": 0.0, "large": 0.4},
-                {"small": 0.0, "middle": 0.0, "large": 1.0},
-            ],
-            "flows": [
-                {"step": 1, "from": "start", "to": "small", "count": 36},
-                {"step": 1, "from": "start", "to": "large", "count": 24},
-                {"step": 2, "from": "small", "to": "large", "count": 6},
-                {"step": 2, "from": "small", "to": "stop", "count": 30},
-                {"step": 2, "from": "large", "to": "stop", "count": 24},
-                {"step": 3, "from": "large", "to": "stop", "count": 6},
-            ],
-            "entropy": 1.4,
-            "further_calls": [{"call": 2, "routes": 6, "gain": 0.5, "charge": 2.0}],
-        },
-        "transfer": {
-            "pairs": pairs,
-            "best": [
-                {
-                    **pairs[0],
-                    "task_group": "sums",
-                    "gains": {name: tested for name in ("none", "swapped", "own")},
-                }
-            ],
-        },
-        "tradeoff": {
-            "setting": "reward.alpha",
-            "points": [
-                {
-                    "policy": "DER",
-                    "kind": "der",
-                    "value": "0.2",
-                    "cost": around(0.4),
-                    "quality": around(0.8),
-                },
-                {
-                    "policy": "DER",
-                    "kind": "der",
-                    "value": "0.05",
-                    "cost": around(0.7),
-                    "quality": around(0.87),
-                },
-                {
-                    "policy": "small",
-                    "kind": "single",
-                    "value": None,
-                    "cost": around(0.2),
-                    "quality": around(0.2),
-                },
-            ],
-            "hull": [[0.4, 0.8], [0.5, 0.85], [0.7, 0.87]],
-            "bounds": [0.2, 2.0],
-            "area": 0.7,
-            "area_experts": 0.31,
-        },
+        "experts": experts,
+        "rows": made_rows(),
+        "comparisons": made_comparisons(),
+        "oracle": made_oracle(),
+        "terminator": made_terminator(),
+        "routes": made_routes(),
+        "transfer": made_transfer(),
+        "tradeoff": made_tradeoff(),
         "summary": ["DER beats the best fixed expert."],
         "notes": ["Intervals: 95% bootstrap over questions."],
         "evaluation": {

@@ -299,21 +299,26 @@ def measure(config: Config, folder: Path, repeats: int, num_questions: int) -> d
     plan = Plan.draw(questions, len(bench.pool), config.env.t_max)
     ways = _ways(bench, plan)
     threads = _threads_of(ways, bench, plan)
-    rates: dict[str, list[float]] = {}
+    rates: dict[str, list[float]] = {name: [] for name in ways}
     against_generate = []
     for _ in range(repeats):
         for name, way in ways.items():
             torch.set_num_threads(threads[name])
-            rates.setdefault(name, []).append(way())
+            rates[name].append(way())
         torch.set_num_threads(threads["envs_64"])
-        seconds, pool = bench.rollout_s(plan, num_questions)
-        against_generate.append(seconds / bench.generate_s(stored_prompts(pool.store)))
+        against_generate.append(_rollout_over_generate(bench, plan))
     out = _rate_figures(rates)
     for name in ("envs_64", "sequential", "threads"):
         out[f"threads/{name}"] = float(threads[name])
     out["rollout_vs_generate"] = float(np.median(against_generate))
     out["rollout_vs_in_step/remote"] = distant_ratio(plan.first(128), bench, repeats)
     return out | _batch_figures(bench, questions[:64], repeats)
+
+
+def _rollout_over_generate(bench: Bench, plan: Plan) -> float:
+    """Time of a rollout with all questions in flight over generating its prompts in one pass."""
+    seconds, pool = bench.rollout_s(plan, len(plan.questions))
+    return seconds / bench.generate_s(stored_prompts(pool.store))
 
 
 def _ways(bench: Bench, plan: Plan) -> dict[str, Callable[[], float]]:

@@ -29,6 +29,13 @@ from runtime.run_folder import RunFolder
 from training.ppo import MAX_GRAD_NORM, VALUE_WEIGHT, TwoRates
 from training.trainer import Trainer
 
+SMALL = ("--data.train.limit=48", "--env.t_max=2")
+FEW = (  # of a trainable encoder, whose gradient steps are long
+    "--agent.freeze_encoder=false",
+    "--train.episodes_per_update=16",
+    "--ppo.batch_size=16",
+    "--ppo.repeats=2",
+)
 INSTANT = Answer("no", prompt_tokens=20, completion_tokens=1, latency_s=0.0)
 
 
@@ -175,45 +182,41 @@ def measure(
     """Cost of training beside the experts, per transition with everything stored, and of PPO's
     gradient steps.
     """
-    small = [
-        "--pool.store",
-        str(folder / "warm.sqlite"),
-        "--data.train.limit",
-        "48",
-        "--env.t_max",
-        "2",
-        *overrides,
-    ]
-    trainer = make_trainer(load_config(config_path, small), folder / "warm")
+    small = [f"--pool.store={folder / 'warm.sqlite'}", *SMALL, *overrides]
+    frozen = load_config(config_path, small)
+    out = measure_warm(make_trainer(frozen, folder / "warm"), repeats)
+    trainable = load_config(config_path, [*small, *FEW])
+    return out | measure_updates(make_trainer(trainable, folder / "trainable"), repeats)
+
+
+def measure_warm(trainer: Trainer, repeats: int) -> dict[str, float]:
+    """Collect and update with everything stored and cached, and against the bare loop."""
     warm_up(trainer)
-    warm, ratios = [], []
+    warm = []
+    ratios = []
     for _ in range(repeats):
         warm.append(ms_per_transition(trainer))
         with instant_parts(trainer):
             ratios.append(warm[-1] / ms_per_transition(trainer))
-    out = {
+    return {
         "warm_ms_per_transition": float(np.median(warm)),
         "warm_vs_floor": float(np.median(ratios)),
     }
-    few = [
-        "--agent.freeze_encoder",
-        "false",
-        "--train.episodes_per_update",
-        "16",
-        "--ppo.batch_size",
-        "16",
-        "--ppo.repeats",
-        "2",
-    ]
-    trainer = make_trainer(load_config(config_path, [*small, *few]), folder / "trainable")
+
+
+def measure_updates(trainer: Trainer, repeats: int) -> dict[str, float]:
+    """PPO's gradient steps with a trainable encoder against that encoder alone, and against the
+    library's own.
+    """
     collect(trainer)
     stock = stock_ppo(trainer)
-    to_bare, to_stock = [], []
+    to_bare = []
+    to_stock = []
     for _ in range(repeats):
         ours = update_s(trainer, trainer.algorithm)
         to_bare.append(ours / bare_encoder_s(trainer))
         to_stock.append(update_s(trainer, stock) / ours)
-    return out | {
+    return {
         "update_vs_encoder": float(np.median(to_bare)),
         "update_vs_stock": float(np.median(to_stock)),
     }

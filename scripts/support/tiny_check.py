@@ -43,6 +43,27 @@ class Measured:
     second_swapped: np.ndarray  # (E, E, C) the same with another question's answer passed on
 
 
+@dataclass(frozen=True)
+class FirstCalls:
+    """One expert asked every question alone: answers, their qualities and returns (Q,)."""
+
+    texts: list[str]
+    quality: np.ndarray
+    returns: np.ndarray
+
+
+def first_calls(
+    pool: ExpertPool, idx: int, questions: Sequence[Question], reward: RewardConfig
+) -> FirstCalls:
+    """Ask the expert of this index."""
+    expert = pool.experts[idx].config
+    answers = pool.answer([Request(idx, question.text) for question in questions])
+    texts = [answer.text for answer in answers]
+    quality = np.array(score_answers(questions, texts, [expert.name] * len(texts)))
+    costs = np.array([_charge(expert, answer, reward) for answer in answers])
+    return FirstCalls(texts, quality, quality - reward.alpha * costs)
+
+
 def measure(config: Config, questions: Sequence[Question], cells: Sequence[str]) -> Measured:
     """Ask every expert every question alone, and every pair in turn on the chained families.
 
@@ -52,21 +73,13 @@ def measure(config: Config, questions: Sequence[Question], cells: Sequence[str])
         pool = build_pool(config)
         pool.store.close()
         pool.store = AnswerStore(Path(folder) / "answers.sqlite")
-        quality = []
-        value = []
-        first = []
-        for idx, expert in enumerate(pool.experts):
-            answers = pool.answer([Request(idx, question.text) for question in questions])
-            texts = [answer.text for answer in answers]
-            scores = score_answers(questions, texts, [expert.config.name] * len(texts))
-            quality.append(scores)
-            value.append(_returns(expert.config, answers, scores, config.reward))
-            first.append(texts)
+        first = [first_calls(pool, idx, questions, config.reward) for idx in range(len(pool))]
         tasks = np.array([question.task for question in questions])
         chained = np.isin(tasks, CHAINED_TASKS)
         rows = np.flatnonzero(chained)
-        second = second_calls(pool, questions, rows, first, swap=False)
-        swapped = second_calls(pool, questions, rows, first, swap=True)
+        texts = [calls.texts for calls in first]
+        second = second_calls(pool, questions, rows, texts, swap=False)
+        swapped = second_calls(pool, questions, rows, texts, swap=True)
         pool.store.close()
     params_m = np.array([1000 * expert.config.params_b for expert in pool.experts])
     return Measured(
@@ -74,8 +87,8 @@ def measure(config: Config, questions: Sequence[Question], cells: Sequence[str])
         params_m,
         tasks,
         np.array(cells),
-        np.array(quality),
-        np.array(value),
+        np.array([calls.quality for calls in first]),
+        np.array([calls.returns for calls in first]),
         chained,
         second,
         swapped,
@@ -86,14 +99,6 @@ def _charge(expert: ExpertConfig, answer: Answer, reward: RewardConfig) -> float
     """C of the call that gave an answer."""
     cost = call_cost(expert, answer.prompt_tokens, answer.completion_tokens, answer.latency_s)
     return charge(cost, reward)
-
-
-def _returns(
-    expert: ExpertConfig, answers: Sequence[Answer], scores: Sequence[float], reward: RewardConfig
-) -> np.ndarray:
-    """What an expert's answers return when it is asked alone (Q,)."""
-    costs = [_charge(expert, answer, reward) for answer in answers]
-    return np.array(scores) - reward.alpha * np.array(costs)
 
 
 def second_calls(

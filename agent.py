@@ -36,7 +36,8 @@ def build_agent(config: AgentConfig, num_experts: int, t_max: int) -> Agent:
         # folder's own code.
         options = {"revision": config.revision or "main", "trust_remote_code": False}
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModel.from_pretrained(source, dtype=torch.float32, **options)
+        dtype = getattr(torch, config.encoder_dtype)
+        model = AutoModel.from_pretrained(source, dtype=dtype, **options)
     except (OSError, ValueError) as error:
         raise AgentError(
             f"agent.encoder {config.encoder!r} cannot be loaded: {str(error).splitlines()[0]}\n   "

@@ -212,6 +212,13 @@ class AgentConfig(Section):
     freeze_encoder: bool = Field(
         True, description="keep the encoder as it is and cache its features"
     )
+    encoder_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description=(
+            "precision of a frozen encoder; bfloat16 is faster on processors that compute in it"
+            " (docs/speed.md)"
+        ),
+    )
     max_tokens: int = Field(256, ge=16, description="length of the state text in tokens")
     hidden_sizes: tuple[Annotated[int, Field(ge=1, le=MAX_SIZE)], ...] = Field(
         (128,), description="hidden layers of the policy head and of the value head"
@@ -219,6 +226,15 @@ class AgentConfig(Section):
     sees_calls_left: bool = Field(
         True, description="tell the heads how many calls are left (paper: false)"
     )
+
+    @model_validator(mode="after")
+    def _a_trainable_encoder_is_float32(self) -> AgentConfig:
+        if self.encoder_dtype != "float32" and not self.freeze_encoder:
+            raise ValueError(
+                f"encoder_dtype {self.encoder_dtype} is for a frozen encoder: gradient steps are"
+                " too small for it; leave freeze_encoder true, or encoder_dtype float32"
+            )
+        return self
 
 
 class PPOConfig(Section):

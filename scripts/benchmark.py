@@ -4,6 +4,9 @@
     # real small LLMs, or the path of a configuration
     python scripts/benchmark.py --pool small_llms --only rollouts
     python scripts/benchmark.py --pool configs/X.yaml --device cuda --pool.max_batch_size 256
+    # minutes from recorded answers to a report, from empty caches
+    python scripts/benchmark.py --only recorded --questions 5000
+    python scripts/benchmark.py --pool configs/lookahead_math.yaml --only recorded
     # counts instead of seconds; a test guards them
     python scripts/benchmark.py --quick
 
@@ -28,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from runtime.command_line import load_config, parse, run_command
 
 POOLS = {"tiny": Path("configs/quickstart.yaml"), "small_llms": Path("configs/small_llms.yaml")}
-GROUPS = ("rollouts", "updates", "store", "scaling")
+GROUPS = ("rollouts", "updates", "store", "scaling", "encoder", "recorded")
 STORE_SIZES = (10_000, 100_000, 1_000_000)
 
 
@@ -54,7 +57,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", help="device of the configuration")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--questions", type=int, default=256, help="questions of a timed rollout")
+    parser.add_argument(
+        "--questions", type=int, default=256, help="of a timed rollout, or of the recorded set"
+    )
     parser.add_argument("--out", type=Path, help="write the figures as one flat JSON object")
     return parser
 
@@ -62,7 +67,13 @@ def make_parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":  # --help and mistakes, before the imports that take seconds
     run_command(lambda arguments: parse(make_parser(), arguments))
 
-from scripts.support import bench_rollouts, bench_store, bench_updates
+from scripts.support import (
+    bench_encoder,
+    bench_recorded,
+    bench_rollouts,
+    bench_store,
+    bench_updates,
+)
 
 
 def measured(
@@ -84,6 +95,14 @@ def measured(
             yield bench_store.measure(folder, size)
     if "scaling" in options.only:
         yield bench_rollouts.measure_scaling(config, folder, repeats)
+    if "encoder" in options.only:
+        yield bench_encoder.measure(config.agent, repeats)
+    if "recorded" in options.only:
+        if all(expert.kind == "recorded" for expert in config.pool.experts):
+            yield bench_recorded.measure(path, overrides, folder)
+        else:
+            synthetic = bench_recorded.write_synthetic(folder, options.questions)
+            yield bench_recorded.measure(synthetic, [], folder)
 
 
 def main(arguments: list[str]) -> dict[str, float]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from tianshou.algorithm import PPO
 from tianshou.algorithm.optim import AdamOptimizerFactory
@@ -136,6 +137,26 @@ def test_the_encoder_sees_what_its_own_library_would_show_it(
         [0, 1, 0],
         [0, 0, 1],
     ]  # one to three calls left
+
+
+def test_a_bfloat16_encoder_gives_nearly_the_same_features_in_float32(
+    make_agent: Callable,
+) -> None:
+    narrow, wide = make_agent(encoder_dtype="bfloat16"), make_agent()
+    assert {p.dtype for p in narrow.encoder.model.parameters()} == {torch.bfloat16}
+    questions, answers = zip(*PAIRS, strict=True)
+    rows = wide.state_tokenizer.encode(questions, answers, [1, 2, 3])
+    with torch.no_grad():
+        features, expected = narrow.encoder.pooled(rows), wide.encoder.pooled(rows)
+    assert features.dtype == torch.float32
+    # bfloat16 keeps 8 bits: an error of 2^-9 of a number of size 1, in each of some ten steps
+    assert torch.allclose(features, expected, atol=10 * 2**-9 * float(expected.abs().max()))
+    assert not torch.equal(features, expected)
+
+
+def test_a_trainable_encoder_cannot_be_bfloat16(make_agent: Callable) -> None:
+    with pytest.raises(ValidationError, match="encoder_dtype bfloat16 is for a frozen encoder"):
+        make_agent(encoder_dtype="bfloat16", freeze_encoder=False)
 
 
 def test_calls_left_can_be_hidden_from_the_heads(make_agent: Callable) -> None:
@@ -447,11 +468,15 @@ def test_dropout_is_off_while_the_encoder_is_trained(make_agent: Callable) -> No
     assert torch.equal(agent.encoder(rows.copy())[0], agent.encoder(rows.copy())[0])
 
 
-@pytest.mark.parametrize("freeze", [True, False])
+@pytest.mark.parametrize(
+    "fields",
+    [{"freeze_encoder": True}, {"freeze_encoder": False}, {"encoder_dtype": "bfloat16"}],
+    ids=["frozen", "trainable", "bfloat16"],
+)
 def test_a_saved_agent_decides_as_before(
-    make_agent: Callable, make_pool: Callable, tmp_path: Path, freeze: bool
+    make_agent: Callable, make_pool: Callable, tmp_path: Path, fields: dict[str, object]
 ) -> None:
-    agent = make_agent(freeze_encoder=freeze)
+    agent = make_agent(**fields)
     obs = encode_states(
         [Episode(question.sealed(), T_MAX) for question in QUESTIONS], agent.state_tokenizer
     )
@@ -465,7 +490,7 @@ def test_a_saved_agent_decides_as_before(
         assert torch.equal(loaded.actor(obs.copy())[0], agent.actor(obs.copy())[0])
         assert torch.equal(loaded.critic(obs.copy()), agent.critic(obs.copy()))
     assert not torch.allclose(
-        agent.actor(obs)[0], make_agent(freeze_encoder=freeze).actor(obs)[0], atol=1e-3
+        agent.actor(obs)[0], make_agent(**fields).actor(obs)[0], atol=1e-3
     )  # it had learned something
     assert {path.name for path in (tmp_path / "agent").iterdir()} == {
         "config.json",

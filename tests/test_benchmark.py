@@ -2,15 +2,21 @@
 by hand.
 """
 
+import json
+from collections import Counter
+
 import numpy as np
 import pytest
 
+from config import AgentConfig
 from experts import build_pool
+from metrics.registry import get_metric
 from questions import load_splits
 from runtime.command_line import load_config
 from scripts import benchmark
-from scripts.support import bench_rollouts, bench_store
+from scripts.support import bench_encoder, bench_recorded, bench_rollouts, bench_store
 from scripts.support.bench_rollouts import Bench, Plan, exponent, repeated, stored_prompts
+from scripts.support.synthetic_answers import EXPERTS, make_recording
 
 pytestmark = pytest.mark.slow
 
@@ -93,6 +99,37 @@ def test_repeated_experts_have_answers_of_their_own(project):
     )
     assert len({pool.key(expert, "the same prompt") for expert in pool.experts}) == 7
     assert pool.identities[0] == pool.identities[5]
+
+
+def test_the_synthetic_answers_are_right_where_their_scores_say_so(tmp_path):
+    make_recording(tmp_path / "first.jsonl", 40)
+    make_recording(tmp_path / "second.jsonl", 40)
+    text = (tmp_path / "first.jsonl").read_text()
+    assert text == (tmp_path / "second.jsonl").read_text()
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert Counter(row["meta"]["split"] for row in rows) == {
+        "train": 16,
+        "validation": 4,
+        "test": 20,
+    }
+    metric = get_metric("numeric_match")
+    for row in rows:
+        references = [row["reference"]] * len(EXPERTS)
+        scores = metric.compute(predictions=list(row["answers"].values()), references=references)
+        assert scores == list(row["scores"].values())
+
+
+def test_the_configuration_of_the_synthetic_set_is_one(tmp_path):
+    config = load_config(bench_recorded.write_synthetic(tmp_path, 10))
+    assert [expert.name for expert in config.pool.experts] == list(EXPERTS)
+    assert len(load_splits(config.data).test) == 5
+
+
+def test_an_encoder_is_measured_in_both_precisions(bert_encoder):
+    agent = AgentConfig(encoder=str(bert_encoder), max_tokens=32)
+    figures = bench_encoder.measure(agent, 1)
+    assert figures["encode_vs_fp32"] > 0
+    assert 0.9 < figures["encode_vs_fp32/least_cosine"] < 1
 
 
 def test_a_store_is_measured_with_answers_that_are_there(tmp_path):

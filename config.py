@@ -338,7 +338,14 @@ class EvalConfig(Section):
     composition_tasks: tuple[str, ...] = Field(
         (),
         description=(
-            "full: tasks that chain skills by construction, reported apart in the transfer audit"
+            "tasks that chain skills by construction, reported apart in the transfer audit"
+        ),
+    )
+    transfer: bool = Field(
+        False,
+        description=(
+            "the transfer audit without the rest of full: what second calls gain from the answer"
+            " they are handed"
         ),
     )
     use_terminator: bool = Field(

@@ -5,6 +5,8 @@
     python test_ppo_multi.py --run runs/s0 runs/s1 --out runs/both
     # every baseline, the exact optimum, the transfer audit
     python test_ppo_multi.py --run runs/NAME --eval.full true
+    # the transfer audit alone: what second calls gain from the answer they are handed
+    python test_ppo_multi.py --run runs/NAME --eval.transfer true
     # quality against cost: agents of several alphas, every baseline chosen again at each
     python test_ppo_multi.py --alphas 0,.05,.2 --run runs/a0 runs/a05 runs/a2 --out runs/curves
     # the same routes in another unit; asks no expert
@@ -85,7 +87,7 @@ def evaluate(evaluation: Evaluation, budgets: Sequence[float] | None = None) -> 
     for played in evaluation.played():
         records += route_records(played, pool, config, references)
     extra: dict[str, Any] = {"terminator": evaluation.terminator_section()}
-    if config.eval.full:
+    if config.eval.full or config.eval.transfer:
         extra["transfer"] = evaluation.transfer_section()
     if budgets is not None:
         extra["budgets"] = budget_section(evaluation, budgets)
@@ -293,7 +295,7 @@ def _kept_sections(before: Mapping[str, Any], config: Config) -> dict[str, Any]:
 def refuse_to_replace(folder: Path, config: Config) -> None:
     """Raises ConfigError where the folder's report has other settings than `config`.
 
-    A full evaluation may replace one that was not.
+    A full evaluation may replace one that was not, and one with the transfer audit.
     """
     try:
         before = validate(read_results(folder / "report" / "results.json")["evaluation"]["config"])
@@ -305,8 +307,9 @@ def refuse_to_replace(folder: Path, config: Config) -> None:
             other.append(name)
     if before.pool.experts != config.pool.experts:
         other.append("pool.experts")
-    full = before.eval.full or config.eval.full
-    if before.eval.model_copy(update={"full": full}) != config.eval:
+    more = {"full": before.eval.full or config.eval.full}
+    more["transfer"] = before.eval.transfer or config.eval.transfer
+    if before.eval.model_copy(update=more) != config.eval:
         other.append("eval")
     if other:
         raise ConfigError(

@@ -34,7 +34,8 @@ class Evaluation(Ground):
         self.baselines = chosen_baselines(self.config, self.pool)
         needs = needs_of(self.baselines)
         self.asks_training = TRAINING in needs
-        if TREES in needs or self.config.eval.full:
+        chains = self.config.eval.transfer and self.config.eval.composition_tasks
+        if TREES in needs or self.config.eval.full or chains:
             self.trees.check_size()
 
     def played(self) -> Iterator[Played]:
@@ -82,7 +83,7 @@ class Evaluation(Ground):
     def transfer_section(self) -> dict[str, Any]:
         """results.json's `transfer`: the knowledge-transfer audit on the test split."""
         self.say("the knowledge-transfer audit")
-        pairs = best_pairs(
-            self.trees.validation, self.config.eval.composition_tasks, reading_experts(self.pool)
-        )
+        pairs = {}
+        if tasks := self.config.eval.composition_tasks:
+            pairs = best_pairs(self.trees.validation, tasks, reading_experts(self.pool))
         return audit(self.splits.test, self.pool, pairs, self.config.env.p0)

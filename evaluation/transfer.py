@@ -96,8 +96,8 @@ def audit(
 
     Returns:
         {"pairs": [...], "best": [...]} of results.json. `pairs` has a row for each pair of experts
-        and group of tasks. `best` has one for each composition task, with the paired gain of the
-        handed-on answer over each other variant.
+        and group of tasks, `best` one for each composition task. A row holds the paired gain of
+        the handed-on answer over each other variant.
     """
     partner = swapped_partner(questions)
     calls = _make_calls(questions, pool, partner)
@@ -114,9 +114,7 @@ def audit(
     for task, (i, j) in composition_pairs.items():
         mask = (tasks == task) & has_partner
         if mask.sum() > 1:
-            row = _pair(calls, i, j, task, mask, p0)
-            row["gains"] = _gains(calls, i, j, mask)
-            best.append(row)
+            best.append(_pair(calls, i, j, task, mask, p0))
     return {"pairs": pairs, "best": best}
 
 
@@ -192,6 +190,7 @@ def _pair(
         "task_group": group,
         "n": int(mask.sum()),
         "variants": variants,
+        "gains": _gains(calls, i, j, mask),
         "wrong_to_right": _interval(handed_on[was_wrong] >= p0),
         "right_to_wrong": _interval(handed_on[was_right] < p0),
     }

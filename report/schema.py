@@ -334,6 +334,14 @@ class Variants(Entry):
     own: Span | None = Field(description="its own first answer")
 
 
+class Gains(Entry):
+    """The handed-on answer against each other variant, paired by question."""
+
+    none: PairedTest
+    swapped: PairedTest
+    own: PairedTest
+
+
 class TransferPair(Entry):
     first: str
     second: str
@@ -344,14 +352,7 @@ class TransferPair(Entry):
         description="share of the first's wrong answers that the second rights"
     )
     right_to_wrong: Span | None
-
-
-class Gains(Entry):
-    """The handed-on answer against each other variant, paired by question."""
-
-    none: PairedTest
-    swapped: PairedTest
-    own: PairedTest
+    gains: Gains | None = Field(None, description="null in results of older versions")
 
 
 class BestPair(TransferPair):
@@ -393,7 +394,7 @@ class Results(Entry):
     oracle: Oracle
     terminator: TerminatorFigures
     routes: Routes
-    transfer: Transfer | None = Field(None, description="with eval.full")
+    transfer: Transfer | None = Field(None, description="with eval.full or eval.transfer")
     tradeoff: TradeOff
     curves: Curves | None = Field(None, description="with --alphas")
     summary: list[str] = Field(description="what the numbers say, in sentences")

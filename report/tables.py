@@ -285,11 +285,19 @@ def transfer_table(results: Results) -> Table | None:
         cells = [Cell(pair["first"]), Cell(pair["second"]), Cell(pair["task_group"])]
         cells.append(number(pair["n"], 0))
         cells += [estimate(pair["variants"].get(name)) for name in variants]
+        cells.append(_gain_over_none(pair))
         cells.append(estimate(pair.get("wrong_to_right")))
         cells.append(estimate(pair.get("right_to_wrong")))
         rows.append(cells)
-    columns = ["first", "second", "tasks", "n", *variants, "wrong to right", "right to wrong"]
+    columns = ["first", "second", "tasks", "n", *variants, "previous over none"]
+    columns += ["wrong to right", "right to wrong"]
     return Table(columns, rows) if rows else None
+
+
+def _gain_over_none(pair: Mapping[str, Any]) -> Cell:
+    """What the second answer gains where it is handed the first; missing in older results."""
+    gains = pair.get("gains")
+    return difference(gains["none"]) if gains else MISSING
 
 
 def composition_table(results: Results) -> Table | None:

@@ -174,7 +174,9 @@ def made_transfer() -> dict[str, Any]:
         made_pair("small", "large", "other", 0.4, 0.38),
     ]
     gains = {name: dict(TESTED) for name in ("none", "swapped", "own")}
-    return {"pairs": pairs, "best": [{**pairs[0], "task_group": "sums", "gains": gains}]}
+    best = {**pairs[0], "task_group": "sums", "gains": gains}
+    # The last pairs are as older versions wrote them, without gains.
+    return {"pairs": [{**pairs[0], "gains": gains}, *pairs[1:]], "best": [best]}
 
 
 def made_point(

@@ -929,6 +929,25 @@ def test_the_last_line_of_a_command_stands_without_the_progress_bar_before_it() 
     assert experiment.last_line(" \n") == "it said nothing"
 
 
+def test_the_transfer_audit_needs_no_route_trees(
+    finished_run: Path, workplace: Workplace, tmp_path: Path
+) -> None:
+    alone = ["--eval.transfer", "true", "--eval.max_tree_calls", "1"]
+    arguments = ["--run", str(finished_run), "--out", str(tmp_path), *alone]
+    results = read_results(test_ppo_multi.main([*arguments, "--pool.store", str(workplace.store)]))
+    pairs = results["transfer"]["pairs"]
+    assert {(pair["first"], pair["second"]) for pair in pairs} == {
+        (a, b) for a in NAMES for b in NAMES
+    }
+    for pair in pairs:
+        means = {name: span["mean"] for name, span in pair["variants"].items()}
+        gain = pair["gains"]["none"]["diff"]
+        assert gain == pytest.approx(means["previous"] - means["none"])
+    assert "optimum (hindsight)" not in {row["policy"] for row in results["rows"]}
+    with pytest.raises(ConfigError, match="could need"):  # the best pair is found in trees
+        test_ppo_multi.main([*arguments, "--eval.composition_tasks", "[spell]"])
+
+
 def test_runs_that_do_not_belong_together_are_refused(
     finished_run: Path, workplace: Workplace, tmp_path: Path
 ) -> None:

@@ -46,6 +46,9 @@ def test_the_gain_is_there_with_the_true_answer_and_gone_with_another_questions(
         variant: value["mean"] for variant, value in rows["e0", "e1", "other"]["variants"].items()
     }
     assert other == {"previous": 1.0, "none": 0.5, "swapped": 0.5, "own": 0.5}
+    # e1 is right on all four hard questions with the answer, on none of them without: 4 of 8
+    gain = rows["e0", "e1", "other"]["gains"]["none"]
+    assert (gain["diff"], gain["wins"], gain["ties"], gain["losses"]) == (0.5, 4, 4, 0)
     back = rows["e1", "e0", "other"]  # e0 writes over whatever e1 had right
     assert back["right_to_wrong"]["mean"] == 1.0 and back["wrong_to_right"]["mean"] == 0.0
     (best,) = found["best"]

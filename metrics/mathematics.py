@@ -61,6 +61,13 @@ SEGMENT = re.compile(
 WORDS = re.compile(r"\\text\s*\{[^{}]*\}|\\[A-Za-z]+")
 FINISHED = re.compile(r"[.!?)\]}$*\"'\d]\s*$")
 PROSE = re.compile(r"[A-Za-z]{2,}[,:]?\s+[A-Za-z]{2,}")
+# What an expression may only ask for: \cot\frac{3\pi}{2} says which value, not that it is 0
+UNDONE = re.compile(
+    r"\\(?:sum|prod|int|lim|log|ln|lg|(?:arc)?(?:sin|cos|tan)|cot|sec|csc|det)(?![A-Za-z])"
+)
+SUBSCRIPT = re.compile(r"_\{[^{}]*\}")
+PAIR = re.compile(r"[(\[][^()\[\]]*,[^()\[\]]*[)\]]")  # an interval or a point
+VALUES = re.compile(r"[^()\[\]{}|]*,[^()\[\]{}|]*")  # several values
 
 
 def spell(expression: str) -> str:
@@ -85,8 +92,8 @@ def expression_in(answer: str) -> str | None:
     if text and not _is_sentence(text) and not _is_prose(text) and len(text) <= MAX_LENGTH:
         return text
     line = last_line(text)
-    if _is_cut_off(line):  # its last formula is a step on the way
-        return None
+    if _is_cut_off(line) or text.count(r"\[") > text.count(r"\]"):
+        return None  # its last formula is a step on the way
     segments = _segments(line)
     if segments:
         return segments[-1]
@@ -104,7 +111,7 @@ def _segments(text: str) -> list[str]:
 
 def _is_cut_off(line: str) -> bool:
     """Whether a line ends before its sentence or its formula does."""
-    is_open = line.count("(") > line.count(")") or line.count(r"\[") > line.count(r"\]")
+    is_open = line.count("(") > line.count(")")
     return is_open or line.count("$") % 2 == 1 or FINISHED.search(line) is None
 
 
@@ -163,6 +170,8 @@ def equals(wanted: str, found: str) -> bool:
         return True
     if CLOCK_OR_RATIO.search(first) or CLOCK_OR_RATIO.search(second):
         return False  # 4:30 and 3:1 are no expressions: texts count
+    if _are_unlike(first, second) or PROSE.search(WORDS.sub(" ", found)):
+        return False
     value, other = _plain_value(first), _plain_value(second)
     if value is not None and other is not None:
         is_decimal = "." in first or "." in second
@@ -173,6 +182,17 @@ def equals(wanted: str, found: str) -> bool:
         bases = {digits[2], other_digits[2]} - {None}
         return digits[1] == other_digits[1] and len(bases) == 1
     return compare(wanted, found)
+
+
+def _are_unlike(wanted: str, found: str) -> bool:
+    """Whether one is an interval or a point and the other several values, or a value is wanted and
+    what is found only says which.
+    """
+    for one, other in ((wanted, found), (found, wanted)):
+        if PAIR.fullmatch(one) and VALUES.fullmatch(other):
+            return True
+    result = SUBSCRIPT.sub("", found).rpartition("=")[2]
+    return UNDONE.search(result) is not None and UNDONE.search(wanted) is None
 
 
 def same_expression(a: str, b: str) -> bool:

@@ -6,7 +6,7 @@ import math
 import re
 
 from metrics.base import TYPESET_MINUS
-from metrics.marks import before_next_question, marked_parts
+from metrics.marks import MARKS, before_next_question, marked_parts
 from runtime.errors import MetricError
 
 # Where the statement of a result ends and a remark on it begins
@@ -17,6 +17,20 @@ SIGN_APART = re.compile(
     rf"((?:boxed\s*\{{|####|=)[^\S\n]*\\?\$?)(?:-|{TYPESET_MINUS})[^\S\n]+(?=[\\$€£]*\.?\d)"
 )
 TOLERANCE = 1e-6  # relative, and absolute below 1
+SAYS_ALL = ("box", "hashes")  # marks of the whole result: without a number in them there is none
+ORDINAL = re.compile(r"(?<![\w.])(\d{1,9})(?:st|nd|rd|th)\b")
+REMARK = re.compile(
+    r"\([^()]*\)|,\s(?:which(?!\s(?:equals?|gives|makes|totals)\b)|since|because)\b"
+    r"(?:[^\n.!?]|[.!?](?=\S))*"
+)
+# What may follow the last statement
+POLITE = re.compile(
+    r"(?i)\W*(?:let me know|i hope|hope th(?:is|at)|feel free|please|if you (?:have|need|want))\b"
+)
+UNKNOWN = re.compile(
+    r"(?i)\b(?:however|cannot|can not|unknown|impossible|(?:do|does|did|is|are) not"
+    r"|(?:ca|do|does|did|is|are)n['\u2019]t)\b"
+)
 
 # How LaTeX writes what numbers need, and what stands for it: (pattern, replacement, example)
 TYPESETTING = (
@@ -120,7 +134,7 @@ def _number_in_part(part: str) -> float | None:
     part = bold[1] if bold else part
     part = END_OF_CLAUSE.split(part, maxsplit=1)[0]
     part = part.rpartition("=")[2]
-    numbers = numbers_in(part)
+    numbers = numbers_in(part) or [float(digits) for digits in ORDINAL.findall(part)]
     if not numbers:
         return _word_in(part)
     opens = re.match(r"[\s$€£*_`({\\\[-]*\.?\d", plain_numbers(part))
@@ -129,14 +143,21 @@ def _number_in_part(part: str) -> float | None:
 
 def last_number(text: str) -> float | None:
     """The last number of a text, remarks aside: what stands in parentheses, and a clause after a
-    comma that opens with "which".
+    comma that opens with "which" and names no result.
     """
-    remarks = re.compile(r"\([^()]*\)|,\s(?:which|since|because)\b[^\n]*")
-    for candidate in (remarks.sub(" ", text), text):
+    for candidate in (REMARK.sub(" ", text), text):
         numbers = numbers_in(candidate)
         if numbers:
             return numbers[-1]
     return _word_in(text)
+
+
+def _ends_unknown(text: str) -> bool:
+    """Whether the last statement holds no number and says that something is not known."""
+    statements = [line for line in text.splitlines() if line.strip() and not POLITE.match(line)]
+    if not statements or numbers_in(statements[-1]):
+        return False
+    return UNKNOWN.search(statements[-1]) is not None
 
 
 def number_in(answer: str) -> float | None:
@@ -145,11 +166,16 @@ def number_in(answer: str) -> float | None:
     What is marked (metrics/marks.py) goes before what is merely last.
     """
     text = SIGN_APART.sub(r"\1-", before_next_question(answer))
-    for part in marked_parts(text):
-        number = _number_in_part(part)
-        if number is not None:
-            return number
-    return last_number(text)
+    for mark in MARKS:
+        is_marked = False
+        for part in marked_parts(text, [mark]):
+            is_marked = True
+            number = _number_in_part(part)
+            if number is not None:
+                return number
+        if is_marked and mark[0] in SAYS_ALL:
+            return None
+    return None if _ends_unknown(text) else last_number(text)
 
 
 def read_number(answer: str) -> str | None:

@@ -31,6 +31,8 @@ OTHER_FORM = "the reference in another form, which the publisher compares as tex
 OTHER_PART = "the publisher read another part of the text"
 NOT_FOUND = "the publisher found no letter"
 FIRST_OF_WORD = "the publisher read a letter of a word or of several letters"
+CUT_SHORT = "the publisher cut its reading short"
+DROPPED_TEXT = "the publisher drops \\text{...} when it compares"
 UNLISTED = "not listed"
 SHOWN_CHARACTERS = 300  # of an example
 
@@ -117,9 +119,18 @@ def kind_of(metric: str, judged: Judged, is_right: bool) -> str:
         word = rf"answer is \(?{judged.read}(?:[A-Za-z]|\)?(?:,| and)\s)"
         return FIRST_OF_WORD if re.search(word, judged.text) else UNLISTED
     if not is_right:
-        return UNLISTED
+        return _kind_of_publishers_right(metric, judged)
     in_its_reading = score(metric, str(judged.read), judged.reference) == 1
     return OTHER_FORM if in_its_reading else OTHER_PART
+
+
+def _kind_of_publishers_right(metric: str, judged: Judged) -> str:
+    """The kind of a disagreement in which the publisher alone takes an answer for right."""
+    read, ours = str(judged.read), get_metric(metric).read(judged.text) or ""
+    if read != ours and ours.startswith(read):
+        return CUT_SHORT  # 3 of 3.5
+    is_wrong = score(metric, read, judged.reference) == 0
+    return DROPPED_TEXT if r"\text" in read and is_wrong else UNLISTED
 
 
 def check(

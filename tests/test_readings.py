@@ -12,6 +12,7 @@ from metrics.mathematics import SPELLING, equals, read_expression, spell
 from metrics.numbers import TYPESETTING, number_in
 from metrics.registry import METRICS, get_metric
 from runtime.errors import MetricError
+from scripts import check_readings
 
 
 def score(metric, prediction, reference):
@@ -27,6 +28,8 @@ def score(metric, prediction, reference):
         ("#### 70000 (of 3)", 70000),
         ("#### 3. Add them\nThat makes 12.", 12),  # a heading is no mark
         ("The total is 72 dollars, which is 3 more than 69.", 72),
+        ("The total is 10 + 1, which equals 11.", 11),
+        ("There are 7, which is odd. So it makes 12.", 12),  # a remark ends with its sentence
         ("The answer is 8 x 9 = 72.", 72),
         ("The answer is 72 because 8 x 9 is 72 and 3 is 3", 72),
         ("The answer to question 5 is 72", 72),
@@ -64,6 +67,12 @@ def score(metric, prediction, reference):
         ("five hundred", None),
         ("one of them has two", None),  # of several words none is the answer
         ("10^999", None),
+        (r"She moves 1 place, to \boxed{6th} place.", 6),
+        ("The answer is the 6th floor", 6),
+        (r"Of 7 none is left. \boxed{\text{Out}}", None),  # a box says what the answer is
+        ("So we subtract 14 from this year.\n\nHowever, the year is not mentioned.", None),
+        ("There are 3 of 5.\n\nWe cannot determine how many came.\n\nI hope this helps!", None),
+        ("8 x 9 = 72\n\nThis is what was asked.", 72),
         ("I cannot say.", None),
         ("", None),
     ],
@@ -87,6 +96,16 @@ def test_a_number_is_read_where_the_answer_marks_it_else_the_last(answer, number
         ("A mammal is what I mean.", None),
         ("I am not sure that I know.", None),
         ("The answer is (C) and (B).", "C"),  # as the graders read it
+        ("Answer: (C), and (B) is wrong.", "C"),
+        ("The answer is:\na) 5 cm, b) 6 cm\n\nThe answer is (I).", "I"),
+        ("The closest option is (F), but it is wrong. Answer: None of the above.", None),
+        ("The answer is none of these. The closest option is (F).", "F"),
+        ("Solving for C, we get C = 20 J / 5 m = 4.", None),  # a variable
+        ("The force (F) times the", None),
+        ("That makes it 8.6 km, or (B).<EOS_TOKEN>", "B"),
+        ("A. means more\nB. means less\nC.", None),  # a list that is cut off
+        ("A. One\nB. Two\nC. Three\n\nB.", "B"),
+        ("It is close to option C for glass and option D for water.", None),
         ("The answer is (CB).", None),
         ("Therefore (C) and (D) are the correct ones.", None),
         ("The answer is (Insufficient information).", None),
@@ -128,6 +147,14 @@ def test_a_letter_is_read_from_a_phrase_then_a_mark_then_alone(answer, letter):
         ("B", r"\text{(B)}", 1),
         ("odd", r"\text{odd}", 1),
         ("(1,234)", "1234", 0),
+        (r"\boxed{0, 1}", "(0,1)", 0),  # two values are no interval and no point
+        (r"\boxed{(0, 1)}", "0,1", 0),
+        (r"\boxed{\sum_{n=1}^\infty \frac{1}{2^n}}", "1", 0),  # only says what is to be found
+        (r"\boxed{\cot\frac{3\pi}{2}}", "0", 0),
+        (r"\boxed{\sum_{n=1}^\infty \frac{1}{2^n} = 1}", "1", 1),
+        (r"\boxed{\sin(3x)}", r"\sin 3x", 1),
+        (r"\boxed{\text{a probability slightly greater than 0.5}}", r"\frac{1}{2}", 0),
+        ("Let us add:\n\\[\n9 + 7 \\equiv 0\n\\]\n\\[\n0", "0", 0),  # cut off
         (r"Then $x^5 + 7x^4 - 2 = 0$, so that $x", "0", 0),  # cut off
         ("", "5", 0),
     ],
@@ -241,3 +268,23 @@ def test_the_letter_after_a_thinking_part_counts():
     assert score("multiple_choice", "<think>A or C?</think>\nB", "B") == 1
     assert score("multiple_choice", "A is wrong, so C?</think>\n\nB", "B") == 1
     assert score("numeric_match", "<think>\\boxed{5}</think> 72", "72") == 1
+
+
+@pytest.mark.parametrize(
+    ("metric", "text", "reference", "published", "kind"),
+    [
+        ("numeric_match", r"\boxed{230 miles}", "230", "230 miles", check_readings.OTHER_FORM),
+        ("numeric_match", "It is 72.", "72", "ItisTo", check_readings.OTHER_PART),
+        ("numeric_match", "The answer is: 3.5", "3", "3", check_readings.CUT_SHORT),
+        ("numeric_match", "I do not know.", "3", "3", check_readings.UNLISTED),
+        ("multiple_choice", "The closest option is (F).", "F", None, check_readings.NOT_FOUND),
+        ("multiple_choice", "The answer is CBF.", "C", "C", check_readings.FIRST_OF_WORD),
+    ],
+)
+def test_a_disagreement_with_a_publisher_is_of_the_kind_that_explains_it(
+    metric, text, reference, published, kind
+):
+    is_published_right = kind in (check_readings.CUT_SHORT, check_readings.UNLISTED)
+    judged = check_readings.Judged("m", "1", text, reference, published, is_published_right)
+    is_right = check_readings.score(metric, text, reference) == 1
+    assert check_readings.kind_of(metric, judged, is_right) == kind

@@ -51,7 +51,12 @@ IN_LINE = re.compile(r"[.)][^\n]*[\s;,][A-Ja-j]\)")
 LIST_GOES_ON = re.compile(rf"{IN_LINE.pattern}|[.)](?s:.)*?\n\s*[(\[]?[A-Ja-j][.)]\s")
 OTHER_MARKS = [mark for mark in MARKS if mark[0] != "phrase"]
 # What was weighed before is withdrawn
-NOTHING = re.compile(r"(?i)\banswer\s*(?:is|:)[^\w\n]*(?:none\b|there\s+is\s+no\b)")
+NOTHING = re.compile(
+    r"""\banswer\s*(?:is|:)[^\w\n]*(?:none\b|there\s+is\s+no\b)
+    |\bclosest\b.{0,250}?\b(?:it|this|that)(?:\soption)?(?:'s|\sis)(?:\slikely\sthat\sthis\sis)?
+    (?:\s(?:still|also))?\s(?:not\s(?:(?:the|a)\s)?(?:correct|right)|incorrect|wrong)\b""",
+    re.IGNORECASE | re.DOTALL | re.VERBOSE,
+)
 
 # A line that a letter opens, or is all of: "(B)", "B.", "Option B:"
 OPENING = re.compile(r"^\s*(?i:option\s+|choice\s+)?[(\[]?([A-J])(?:[.:)\]\u3002]|\s*$)")
@@ -170,10 +175,17 @@ def _lone_letter(line: str) -> str | None:
         is_no_word = match["bracket"] or ends_line or match["letter"] not in "AI"
         is_said = is_last and SAID.search(line, 0, match.start()) is not None
         is_alone = match["bracket"] or ends_line or (is_last and _is_no_symbol(match, line))
+        if is_last and not match["bracket"] and len(_bare_letters(line, last_sentence)) > 2:
+            return None
         if is_no_word and (is_said or (is_finished and is_alone)):
             after = BESIDE.match(line, match.end("letter"))
             return None if after or JOINED.search(line, 0, match.start()) else match["letter"]
     return None
+
+
+def _bare_letters(line: str, start: int) -> set[str]:
+    """The letters without brackets from a place on."""
+    return {match["letter"] for match in ALONE.finditer(line, start) if not match["bracket"]}
 
 
 def _is_no_symbol(match: re.Match[str], line: str) -> bool:

@@ -100,6 +100,8 @@ def test_a_number_is_read_where_the_answer_marks_it_else_the_last(answer, number
         ("The answer is:\na) 5 cm, b) 6 cm\n\nThe answer is (I).", "I"),
         ("The closest option is (F), but it is wrong. Answer: None of the above.", None),
         ("The answer is none of these. The closest option is (F).", "F"),
+        ("The closest option is (E) 3025, but it is not the correct answer.", None),
+        ("It is CBF. The correct options are A, ECB; B, CFB; and D, CBC.", None),
         ("Solving for C, we get C = 20 J / 5 m = 4.", None),  # a variable
         ("The force (F) times the", None),
         ("That makes it 8.6 km, or (B).<EOS_TOKEN>", "B"),

@@ -115,6 +115,13 @@ def test_a_number_is_read_where_the_answer_marks_it_else_the_last(answer, number
         ("It has a charge of 3 C.", None),  # a unit
         ("Then $1-H(p)$ is 1", None),
         ("A. One\nB. Two\nC. Three", None),  # a list of options
+        ("So (A) and (B) fit. Final Answer: A, B.", None),  # one is to be chosen
+        ("So, the final answer is:\nC. It rises.\nH. It falls.", None),
+        ("So, the final answer is:\nC. It rises.\n\nH would be wrong.", "C"),
+        ("Answer: B, as A is too small.", "B"),
+        ("In the second iteration K is decremented by 1, making J", None),  # cut off
+        ("The only one that is left is J", "J"),
+        (r"It is $5 \mathrm{~J}$. The change is $-7 \mathrm{~J", None),  # a formula, cut off
         ("Only one fits: the river (B).", "B"),
         ("D", "D"),
     ],

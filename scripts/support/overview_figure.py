@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -12,10 +12,12 @@ WIDTH, HEIGHT = 1240, 380
 INK, MUTED, ACCENT, FILL = "#1f2933", "#7b8794", "#0b6bcb", "#eef4fb"
 PLOT_LEFTS = (645, 975)
 PLOT_WIDTH, PLOT_TOP, PLOT_BOTTOM = 240, 60, 310
-MARGIN, LETTER = 40, 7.5  # room beside a plot; the width of a letter
+MARGIN, LETTER, LINE = 40, 7.5, 17  # room beside a plot; width and height of a letter
 SHARES = (0, 50, 100)  # percent, along the bottom
 HEADER = re.compile(r"^\| *(?P<title>[^|]+?) *\| *quality *\| *parameters called *\|$")
-ROW = re.compile(r"^\| *(?P<policy>[^|]+?) *\| *\**(?P<quality>\d+)%\** *\| *(?P<share>\d+)% *\|$")
+ROW = re.compile(
+    r"^\| *(?P<policy>[^|]+?) *\| *\**(?P<quality>[\d.]+)%\** *\| *(?P<share>\d+)% *\|$"
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Plot:
-    """A table of README: its title up to the first comma, and each policy's points.
+    """A table of README: its title up to the colon, and each policy's points.
 
     A policy's name ends at the first comma, colon or bracket; rows of one name are one policy.
     """
@@ -49,7 +51,7 @@ def plots_of(readme: str) -> list[Plot]:
     in_table = False
     for line in readme.splitlines():
         if header := HEADER.match(line):
-            plots.append(Plot(header["title"].split(",")[0], {}))
+            plots.append(Plot(header["title"].split(":")[0], {}))
             in_table = True
         elif in_table and (row := ROW.match(line)):
             name = re.split(r"[,:(]", row["policy"].replace("*", ""))[0].strip()
@@ -125,9 +127,12 @@ def _draw(plot: Plot, left: int) -> list[str]:
     for share in SHARES:
         x, y = place(Point(ticks[0], share))
         parts.append(_text(x, y + 20, f"{share}%", colour=MUTED))
-    for name in sorted(plot.points, key=_is_ours):
-        where = [place(point) for point in plot.points[name]]
-        parts.extend(_curve(name, where, left + PLOT_WIDTH + MARGIN))
+    curves = {name: sorted(map(place, points)) for name, points in plot.points.items()}
+    label_y = 0.0
+    for name in sorted(curves, key=lambda name: (_is_ours(name), curves[name][-1][1])):
+        last_y = curves[name][-1][1]
+        label_y = last_y - 8 if _is_ours(name) else max(last_y + 18, label_y + LINE)
+        parts.extend(_curve(name, curves[name], label_y, left + PLOT_WIDTH + MARGIN))
     return parts
 
 
@@ -135,20 +140,20 @@ def _is_ours(name: str) -> bool:
     return name.startswith("DER")
 
 
-def _curve(name: str, where: Iterable[tuple[float, float]], limit: float) -> list[str]:
+def _curve(
+    name: str, corners: Sequence[tuple[float, float]], label_y: float, limit: float
+) -> list[str]:
     """A policy's dots, joined, with its name beside the last, on the left where `limit` is near."""
     colour = ACCENT if _is_ours(name) else INK
-    corners = sorted(where)
     path = "L".join(f"{x:.1f} {y:.1f}" for x, y in corners)
     parts = [f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>']
     for x, y in corners:
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}"/>')
-    x, y = corners[-1]
-    y += -8 if _is_ours(name) else 18
+    x = corners[-1][0]
     if x + LETTER * len(name) < limit:
-        parts.append(_text(x + 8, y, name, "start", colour))
+        parts.append(_text(x + 8, label_y, name, "start", colour))
     else:
-        parts.append(_text(x + 6, y, name, "end", colour))
+        parts.append(_text(x + 6, label_y, name, "end", colour))
     return parts
 
 

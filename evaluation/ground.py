@@ -102,10 +102,12 @@ class Ground:
     def take_over(self, other: Ground) -> None:
         """Use what another evaluation of the same questions found that no alpha changes.
 
-        That is everybody's first answers, what was read in them, and the encoded states.
+        That is everybody's first answers, what was read in them, the encoded states, and how long
+        encoding takes.
         """
         self.test_table = other.test_table
         self.lengths = other.lengths
+        self._seconds_per_row = other._seconds_per_row
         if self.asks_training == other.asks_training:
             self.views = other.views
         if self.config.agent.freeze_encoder:

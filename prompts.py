@@ -367,15 +367,13 @@ class StateTokenizer:
         if len(self._ids) + len(new) > MAX_REMEMBERED:
             self._ids, new = {}, list(dict.fromkeys(texts))
         if new:
-            self._ids.update(
-                zip(
-                    new,
-                    self.tokenizer(new, add_special_tokens=False, split_special_tokens=True)[
-                        "input_ids"
-                    ],
-                    strict=True,
-                )
+            read = self.tokenizer(
+                new,
+                add_special_tokens=False,
+                split_special_tokens=True,
+                verbose=False,  # else it warns of texts that are too long, which `encode` cuts
             )
+            self._ids.update(zip(new, read["input_ids"], strict=True))
         return [self._ids[text] for text in texts]
 
     def encode(

@@ -1,4 +1,5 @@
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -269,6 +270,25 @@ def check_cut(tokenizer, question_length, answer_length):
     assert half == 0 or (
         kept_answer[:half] == answer[:half] and kept_answer[-half:] == answer[-half:]
     )  # both ends survive
+
+
+def test_a_text_longer_than_the_encoder_reads_is_cut_without_a_warning(bert_encoder):
+    tokenizer = AutoTokenizer.from_pretrained(bert_encoder, model_max_length=16)
+    lines = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)
+    try:
+        StateTokenizer(tokenizer, 16).encode(["what is the sum " * 20], [None], [3])
+        assert lines == []
+        tokenizer(["what is the sum " * 20])
+        assert len(lines) == 1  # as transformers does unless told otherwise
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def test_rows_encoded_together_equal_rows_encoded_alone(encoder_tokenizer):

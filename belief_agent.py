@@ -345,19 +345,19 @@ class BeliefAgent(Agent):
     def alpha_range(self) -> tuple[float, float]:
         return float(self.actor.alphas[0]), float(self.actor.alphas[-1])
 
-    def forget(self, most: int) -> None:
-        super().forget(most)
-        if max(len(self.reader.before), len(self.reader.after)) > most:
+    def forget(self, max_questions: int) -> None:
+        super().forget(max_questions)
+        if max(len(self.reader.before), len(self.reader.after)) > max_questions:
             self.reader.before.clear()
             self.reader.after.clear()
 
     def ask_with(self, alpha: float) -> None:
         """Weigh cost by alpha from now on. Raises AgentError outside what it was trained for."""
-        least, most = self.alpha_range
-        if not least - 1e-6 <= alpha <= most + 1e-6:  # kept in 32 bits
+        min_alpha, max_alpha = self.alpha_range
+        if not min_alpha - 1e-6 <= alpha <= max_alpha + 1e-6:  # kept in 32 bits
             raise AgentError(
-                f"reward.alpha = {alpha:g}: this agent was trained for {least:g} to {most:g};"
-                " train another one with reward.alphas"
+                f"reward.alpha = {alpha:g}: this agent was trained for {min_alpha:g} to"
+                f" {max_alpha:g}; train another one with reward.alphas"
             )
         self.reader.alpha = alpha
         self.reader.dial = None

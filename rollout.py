@@ -19,7 +19,7 @@ from metrics.registry import score_answers
 from questions import Question
 from reward import charge
 
-PLAY_WIDTH = 256  # questions in flight
+MAX_IN_FLIGHT = 256  # questions in flight
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Route:
             raise ValueError(f"route of question {self.episode.question.id} has ended")
         return expert_idx
 
-    def value_under(self, reward: RewardConfig) -> float:
+    def return_under(self, reward: RewardConfig) -> float:
         """The return that every table shows.
 
         It is the quality of the final answer minus alpha times the sum of C, undiscounted and
@@ -157,20 +157,20 @@ def play(
     judge: Judge,
     t_max: int,
     *,
-    width: int = PLAY_WIDTH,
-    in_step: bool = False,
+    max_in_flight: int = MAX_IN_FLIGHT,
+    lockstep: bool = False,
     submits: str = "last",
     reader: Reader | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Route]:
-    """Play each question exactly once, begun in order of the list, `width` in flight.
+    """Play each question exactly once, begun in order of the list, `max_in_flight` in flight.
 
     The routes are deterministic if policy, judge and experts are.
 
     No question waits for another's answer. So policy and judge see states in groups that depend on
     what is stored and how fast experts are, and their outputs may differ in the last digit.
-    `in_step` makes all questions in flight wait for each other. This is slower, and the same to the
-    last digit whatever is stored.
+    `lockstep` makes all questions in flight wait for each other. This is slower, and the same to
+    the last digit whatever is stored.
 
     Raises ValueError where a policy asks no expert about a question.
     """
@@ -178,11 +178,11 @@ def play(
     waiting = deque(routes)
     flight = InFlight(policy, pool, judge, reader)
     while waiting or flight:
-        while waiting and len(flight) < width:
+        while waiting and len(flight) < max_in_flight:
             flight.join(waiting.popleft())
         stopped = flight.move()
         num_asked = len(flight.asked)
-        flight.wait_for(num_asked if in_step else min(1, num_asked))
+        flight.wait_for(num_asked if lockstep else min(1, num_asked))
         answered = flight.take()
         if on_progress is not None:
             on_progress(len(stopped) + len(answered) - len(flight.to_move))

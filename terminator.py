@@ -245,28 +245,28 @@ def cut_at(route: Route, threshold: float) -> Route:
     return route
 
 
-def choose_threshold(routes: Sequence[Route], reward: RewardConfig, most: float) -> float:
-    """The threshold with the highest mean return on scored routes that were not ended below `most`.
+def choose_threshold(routes: Sequence[Route], reward: RewardConfig, max_threshold: float) -> float:
+    """The threshold with the highest mean return on scored routes.
 
-    Candidates are up to 200 quantiles of the stop probabilities seen, `most` at most. Of equal
-    returns the higher threshold wins.
+    The routes were not ended below `max_threshold`. Candidates are up to 200 quantiles of the stop
+    probabilities seen, at most `max_threshold`. Of equal returns the higher threshold wins.
     """
     p_stops = []
     for route in routes:
         p_stops += [step.p_stop for step in route.episode.steps]
-    candidates = _thresholds_up_to(most, np.array(p_stops), 200)
+    candidates = _thresholds_up_to(max_threshold, np.array(p_stops), 200)
     returns = []
     for threshold in candidates:
         ended = [cut_at(route, threshold) for route in routes]
-        returns.append(np.mean([route.value_under(reward) for route in ended]))
+        returns.append(np.mean([route.return_under(reward) for route in ended]))
     return float(candidates[len(returns) - 1 - int(np.argmax(returns[::-1]))])
 
 
-def _thresholds_up_to(most: float, p_stops: np.ndarray, count: int) -> np.ndarray:
-    """`count` quantiles of stop probabilities, and `most`, in rising order; none above `most`."""
+def _thresholds_up_to(max_threshold: float, p_stops: np.ndarray, count: int) -> np.ndarray:
+    """`count` quantiles of stop probabilities up to `max_threshold`, and this, in rising order."""
     quantiles = np.quantile(p_stops, np.linspace(0, 1, count))
-    thresholds = np.unique(np.append(quantiles, most))
-    return thresholds[thresholds <= most]
+    thresholds = np.unique(np.append(quantiles, max_threshold))
+    return thresholds[thresholds <= max_threshold]
 
 
 def terminator_figures(
@@ -369,7 +369,7 @@ def _mean_figures(routes: Sequence[Route], reward: RewardConfig) -> dict[str, fl
     outcomes = np.empty((len(routes), 3))
     for idx, route in enumerate(routes):
         cost = charge(route.episode.cost, reward)
-        outcomes[idx] = (route.quality, route.value_under(reward), cost)
+        outcomes[idx] = (route.quality, route.return_under(reward), cost)
     means = {}
     for column, name in enumerate(("quality", "return", "cost")):
         means[name] = float(outcomes[:, column].mean())

@@ -188,12 +188,12 @@ class Agent:
             " with agent.reads belief and reward.alphas"
         )
 
-    def forget(self, most: int) -> None:
-        """Let go of what is kept of questions, where it is of more than `most`.
+    def forget(self, max_questions: int) -> None:
+        """Let go of what is kept of questions, where it is of more than `max_questions`.
 
         It can be computed again. For processes that meet new questions without end.
         """
-        if len(self.encoder.cache) > most:
+        if len(self.encoder.cache) > max_questions:
             self.encoder.cache.clear()
 
     def settings(self) -> dict[str, Any]:

@@ -47,14 +47,14 @@ class Inbox:
         self._num_put += 1
         return request_id
 
-    def take(self, most: int | None = None) -> list[tuple[int, str]]:
-        """Remove up to `most` prompts, the oldest first; None removes all.
+    def take(self, max_prompts: int | None = None) -> list[tuple[int, str]]:
+        """Remove up to `max_prompts` prompts, the oldest first; None removes all.
 
         Returns them as (request id, prompt).
         """
         count = len(self._waiting)
-        if most is not None:
-            count = min(count, most)
+        if max_prompts is not None:
+            count = min(count, max_prompts)
         taken = []
         for _ in range(count):
             taken.append(self._waiting.popleft())

@@ -35,7 +35,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from backends.answer_store import Answer, mean_and_least
 from config import DecodingConfig
 
-ROUND = 16  # most tokens of a decode chunk; between two chunks rows may leave and join
+CHUNK_TOKENS = 16  # most tokens of a decode chunk; between two chunks rows may leave and join
 LOGITS_KEPT = 1 << 20  # numbers, 4 MB; more are read at once
 ENDED_SHARE = 0.5  # a decode chunk is over when this share of its rows has ended
 
@@ -200,7 +200,7 @@ class PreallocatedLayer(DynamicLayer):
         end = start + num_new
         buffer = self._buffer
         if buffer is None or self._last_keys is not self.keys or end > buffer[0].shape[-2]:
-            more = [0, 0, 0, num_new + ROUND]
+            more = [0, 0, 0, num_new + CHUNK_TOKENS]
             buffer = (pad(self.keys, more), pad(self.values, more))
         keys, values = buffer
         keys[..., start:end, :] = key_states
@@ -309,7 +309,7 @@ class RunningBatch:
         if self.rows:
             num_left = min(self.decoding.max_new_tokens - len(row.completion) for row in self.rows)
             self.rows, self._tokens, self._state = self._extend(
-                self.rows, self._tokens, self._state, min(ROUND, num_left)
+                self.rows, self._tokens, self._state, min(CHUNK_TOKENS, num_left)
             )
         ended = self._ended
         self._ended = []

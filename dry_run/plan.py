@@ -47,7 +47,7 @@ from dry_run.preflight import (
 from experts import build_expert
 from prompts import PromptFormat
 from questions import Question
-from rollout import PLAY_WIDTH
+from rollout import MAX_IN_FLIGHT
 from runtime.errors import ConfigError
 
 # Of English under the usual vocabularies; used for prompts whose tokenizer is not here
@@ -96,7 +96,7 @@ def count_pool_calls(num_validation: int, config: Config) -> int:
     return (
         train.epochs
         * t_max
-        * (train.updates_per_epoch * rounds + math.ceil(num_validation / PLAY_WIDTH))
+        * (train.updates_per_epoch * rounds + math.ceil(num_validation / MAX_IN_FLIGHT))
     )
 
 

@@ -142,8 +142,8 @@ def vote(table: AnswerTable, best: int) -> Choices:
     for groups in table.groups.tolist():
         votes = Counter(group for group in groups if group >= 0)
         counts = [votes[group] for group in groups]
-        most = max(counts)
-        winners.append(best if counts[best] == most else counts.index(most))
+        max_votes = max(counts)
+        winners.append(best if counts[best] == max_votes else counts.index(max_votes))
     order = np.tile(np.arange(table.num_experts), (len(table), 1))
     return Choices(order, np.array(winners))
 

@@ -72,8 +72,8 @@ class CascadeRouting:
     def _sets_beside(self, asked: Sequence[int]) -> Iterator[list[int]]:
         """Sets of experts not asked yet, the cheapest of each first; small sets first."""
         others = [k for k in np.argsort(self.charges, kind="stable").tolist() if k not in asked]
-        most = min(self.looks_ahead, self.t_max - len(asked))
-        for size in range(1, most + 1):
+        max_size = min(self.looks_ahead, self.t_max - len(asked))
+        for size in range(1, max_size + 1):
             for members in itertools.combinations(others, size):
                 yield list(members)
 

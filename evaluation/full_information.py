@@ -151,7 +151,7 @@ def fit_key(
     pool: ExpertPool,
     t_max: int,
     reward: RewardConfig,
-    over: float | None,
+    stop_quality: float | None,
     submits: str = "last",
 ) -> str:
     """Name of a fit. Two fits have the same name only if they would be equal.
@@ -180,7 +180,7 @@ def fit_key(
         agent.t_max,
         t_max,
         reward.model_dump(mode="json"),
-        over,
+        stop_quality,
     ]
     about += [[q.id, q.text, q.task, q.metric, q.reference] for q in questions]
     prices = []
@@ -196,7 +196,11 @@ def fit_key(
 
 
 def fit_full_information(
-    agent: Agent, tree: RouteTree, reward: RewardConfig, over: float | None = None, seed: int = 0
+    agent: Agent,
+    tree: RouteTree,
+    reward: RewardConfig,
+    stop_quality: float | None = None,
+    seed: int = 0,
 ) -> FullInformationRouter:
     """Policy search by dynamic programming (Bagnell et al. 2003) on all states of full trees.
 
@@ -209,7 +213,7 @@ def fit_full_information(
     then asks a wrong second expert, so asking the first one is wrong too.
 
     Args:
-        over: quality at which an oracle ends a route; None: the router alone decides when to stop.
+        stop_quality: at which an oracle ends a route; None: the router alone decides when to stop.
 
     Raises:
         ConfigError: fewer questions than folds.
@@ -221,8 +225,8 @@ def fit_full_information(
     for depth in reversed(range(tree.t_max)):
         level = tree.levels[depth]
         is_over = np.zeros(len(level.quality), dtype=bool)
-        if over is not None and depth:
-            is_over = level.quality >= over
+        if stop_quality is not None and depth:
+            is_over = level.quality >= stop_quality
         weights = _weights(visits[depth], is_over)
         action_values = tree.action_values(depth, reward, outcome)
         targets = np.column_stack([action_values, level.quality])  # (N, K + 1)

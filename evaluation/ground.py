@@ -145,7 +145,7 @@ class Ground:
         if pool.stats.generated > generated:
             cache.clear()
             cache.update(known)
-            routes = play(sealed, policy, pool, judge, t_max, in_step=True, **memory)
+            routes = play(sealed, policy, pool, judge, t_max, lockstep=True, **memory)
         score_routes(routes, questions, self.pool.names)
         return routes
 

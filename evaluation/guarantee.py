@@ -92,15 +92,15 @@ class Promise:
 
 
 @functools.cache
-def most_lost(num_questions: int, promise: Promise) -> int:
+def max_losses(num_questions: int, promise: Promise) -> int:
     """The most losses at which a test passes; -1 where not even none would do."""
-    most = -1
+    num_losses = -1
     while (
-        most < num_questions
-        and upper_limit(most + 1, num_questions, promise.confidence) <= promise.max_loss
+        num_losses < num_questions
+        and upper_limit(num_losses + 1, num_questions, promise.confidence) <= promise.max_loss
     ):
-        most += 1
-    return most
+        num_losses += 1
+    return num_losses
 
 
 def last_that_holds(num_lost: Sequence[int], num_questions: int, promise: Promise) -> int | None:
@@ -108,7 +108,7 @@ def last_that_holds(num_lost: Sequence[int], num_questions: int, promise: Promis
 
     num_lost: losses under each threshold, from the most conservative to the cheapest.
     """
-    allowed = most_lost(num_questions, promise)
+    allowed = max_losses(num_questions, promise)
     last = None
     for place, lost in enumerate(num_lost):
         if lost > allowed:

@@ -143,7 +143,7 @@ class PairRanker:
         row = source + self._segment(first_mark, first, room)
         return row + self._segment(second_mark, second, room)
 
-    def _segment(self, mark: str, text: str, most: int) -> list[int]:
+    def _segment(self, mark: str, text: str, max_tokens: int) -> list[int]:
         for special in self._marks:  # a second mark in the row would be read as the first
             text = text.replace(special, " ")
-        return self.tokenizer(mark + text, max_length=most, truncation=True)["input_ids"]
+        return self.tokenizer(mark + text, max_length=max_tokens, truncation=True)["input_ids"]

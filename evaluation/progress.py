@@ -26,7 +26,7 @@ def route_figures(
         experts = [step.expert_idx for step in route.episode.steps]
         calls.update(experts)
         first[experts[0]] += 1
-        value = route.value_under(config.reward)
+        value = route.return_under(config.reward)
         cost = charge(route.episode.cost, config.reward)
         outcomes[idx] = (value, route.quality, len(experts), cost)
     figures = {}

@@ -83,7 +83,7 @@ class Overhead:
 
 
 @dataclass
-class Played:
+class PolicyRoutes:
     """A policy's scored routes on a split, one per question, in the split's order.
 
     `policy` is a label for readers. Programs go by `role`: an expert may have any name.
@@ -100,7 +100,7 @@ class Played:
 
 
 def route_records(
-    played: Played,
+    played: PolicyRoutes,
     pool: ExpertPool,
     config: Config,
     references: Mapping[str, Any],
@@ -127,7 +127,7 @@ def route_records(
             "stop_probability": stop_probability(route),
             "submitted": route.episode.submitted_idx,
             "quality": route.quality,
-            "return": route.value_under(config.reward),
+            "return": route.return_under(config.reward),
             "validation_return": played.validation_return,
             "overhead": asdict(overhead),
             "steps": _step_records(played, route, pool, config.reward),
@@ -135,7 +135,7 @@ def route_records(
 
 
 def _step_records(
-    played: Played, route: Route, pool: ExpertPool, reward: RewardConfig
+    played: PolicyRoutes, route: Route, pool: ExpertPool, reward: RewardConfig
 ) -> list[Record]:
     """What the route log keeps of each call of a route."""
     text = route.episode.question.text

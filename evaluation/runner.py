@@ -9,7 +9,7 @@ from typing import Any
 
 from evaluation.catalogue import TRAINING, TREES, chosen_baselines, needs_of
 from evaluation.ground import Ground, Say
-from evaluation.route_log import Played, Role
+from evaluation.route_log import PolicyRoutes, Role
 from evaluation.transfer import audit, best_pairs, reading_experts
 from rollout import Route
 from terminator import answer_shape, terminator_figures
@@ -38,7 +38,7 @@ class Evaluation(Ground):
         if TREES in needs or self.config.eval.full or chains:
             self.trees.check_size()
 
-    def played(self) -> Iterator[Played]:
+    def played(self) -> Iterator[PolicyRoutes]:
         """Every policy on the test split, the agent first, no label standing for two roles."""
         roles: dict[str, Role] = {}
         for baseline in self.baselines:
@@ -46,7 +46,7 @@ class Evaluation(Ground):
                 label, role = outcome.label, baseline.role
                 if roles.setdefault(label, role) != role:
                     label += f" ({role})"  # an expert may be named like a policy
-                yield Played(
+                yield PolicyRoutes(
                     label,
                     baseline.kind,
                     outcome.routes,

@@ -197,11 +197,11 @@ def _tails(ratio: np.ndarray, share: np.ndarray, seeds: int, questions: int) -> 
 
 
 def _mean_and_error(
-    values: np.ndarray, least: ArrayLike
+    values: np.ndarray, min_error: ArrayLike
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(..., S, Q) to three arrays (...).
 
-    The mean; its standard error, never below `least`; the seeds' share of the error's square.
+    The mean; its standard error, never below `min_error`; the seeds' share of the error's square.
     """
     seeds, questions = values.shape[-2:]
     by_seed = values.mean(axis=-1)
@@ -210,7 +210,7 @@ def _mean_and_error(
     ms_question = seeds * by_question.var(axis=-1, ddof=1)
     if seeds == 1:
         error = np.sqrt(ms_question / questions)
-        return mean, np.maximum(error, least), np.zeros_like(mean)
+        return mean, np.maximum(error, min_error), np.zeros_like(mean)
     ms_seed = questions * by_seed.var(axis=-1, ddof=1)
     freedom = (seeds - 1) * (questions - 1)
     ms_rest = _sum_of_squares_left(values) / freedom
@@ -219,7 +219,7 @@ def _mean_and_error(
     ms_seed = np.maximum(ms_seed, ms_rest * f.ppf(0.05, seeds - 1, freedom))
     total = ms_seed + np.maximum(ms_question - ms_rest, 0)
     error = np.sqrt(total / (seeds * questions))
-    return mean, np.maximum(error, least), ms_seed / total
+    return mean, np.maximum(error, min_error), ms_seed / total
 
 
 def _sum_of_squares_left(values: np.ndarray) -> np.ndarray:
@@ -244,10 +244,11 @@ def _logit_scale(
     (Anscombe 1956).
     """
     margin = _half_a_question(lower, upper, questions)
-    least = np.asarray(lower) - margin
-    most = np.asarray(upper) + margin
-    width = most - least
-    return least, width, logit((mean - least) / width), width / ((mean - least) * (most - mean))
+    lowest = np.asarray(lower) - margin
+    highest = np.asarray(upper) + margin
+    width = highest - lowest
+    slope = width / ((mean - lowest) * (highest - mean))
+    return lowest, width, logit((mean - lowest) / width), slope
 
 
 def _matrix(values: ArrayLike) -> np.ndarray:

@@ -46,21 +46,23 @@ class Trees:
         chosen = order[: self.config.eval.tree_questions]
         return [self.splits.train[i] for i in sorted(chosen)]
 
-    def full_information_router(self, agent: Agent, over: float | None) -> FullInformationRouter:
+    def full_information_router(
+        self, agent: Agent, stop_quality: float | None
+    ) -> FullInformationRouter:
         """Fitted on the trees of the training questions; a fit is kept under runs/full_information
         and used again.
 
-        `over`: quality at which an oracle will end its routes; none: it decides alone.
+        `stop_quality`: quality at which an oracle will end its routes; none: it decides alone.
         """
         reward, env = self.config.reward, self.config.env
         key = fit_key(
-            agent, self.training_questions, self.pool, env.t_max, reward, over, env.submits
+            agent, self.training_questions, self.pool, env.t_max, reward, stop_quality, env.submits
         )
         path = FITS / f"{key}.pt"
         if path.is_file():
             router = FullInformationRouter.load(path, agent)
         else:
-            router = fit_full_information(agent, self.training, reward, over)
+            router = fit_full_information(agent, self.training, reward, stop_quality)
             router.save(path)
         self.say(f"  {path}: cross-fitted return on training questions {router.cross_fitted:.3f}")
         return router
@@ -75,11 +77,11 @@ class Trees:
         return max_calls(len(questions), len(self.pool), self.config.env.t_max)
 
     def _check(self, split: str, questions: Sequence[Question]) -> None:
-        most, limit = self._max_calls(questions), self.config.eval.max_tree_calls
-        if most > limit:
+        num_calls, limit = self._max_calls(questions), self.config.eval.max_tree_calls
+        if num_calls > limit:
             raise ConfigError(
-                f"the route trees of {len(questions)} {split} questions could need {most} expert"
-                f" calls, eval.max_tree_calls is {limit}: raise it, lower env.t_max or"
+                f"the route trees of {len(questions)} {split} questions could need {num_calls}"
+                f" expert calls, eval.max_tree_calls is {limit}: raise it, lower env.t_max or"
                 " eval.tree_questions, or leave eval.full off and name baselines that need no trees"
                 " in eval.baselines"
             )

@@ -68,17 +68,17 @@ def _slope(start: np.ndarray, end: np.ndarray) -> float:
     return (end[1] - start[1]) / (end[0] - start[0])
 
 
-def area_under(points: np.ndarray, least: float, most: float) -> float:
-    """Mean height of the points' upper hull over the costs from `least` to `most`.
+def area_under(points: np.ndarray, min_cost: float, max_cost: float) -> float:
+    """Mean height of the points' upper hull over the costs from `min_cost` to `max_cost`.
 
-    The points, (N, 2), must hold one at `least` or below. Points above `most` shape the hull; the
-    area ends at `most`.
+    The points, (N, 2), must hold one at `min_cost` or below. Points above `max_cost` shape the
+    hull; the area ends at `max_cost`.
     """
     cost, quality = upper_hull(points).T
-    inner = cost[(cost > least) & (cost < most)]
-    grid = np.concatenate([[least], inner, [most]])
+    inner = cost[(cost > min_cost) & (cost < max_cost)]
+    grid = np.concatenate([[min_cost], inner, [max_cost]])
     heights = np.interp(grid, cost, quality)
-    return float(np.trapezoid(heights, grid) / (most - least))
+    return float(np.trapezoid(heights, grid) / (max_cost - min_cost))
 
 
 def areas(curves: Mapping[str, Curve], experts: CostRange, seed: int = 0) -> dict[str, np.ndarray]:
@@ -106,14 +106,14 @@ def _areas(curve: Curve, weights: np.ndarray, experts: CostRange) -> list[float]
     quality = curve.quality @ weights.T
     cheapest_cost = weights @ experts.cheapest_cost
     cheapest_quality = weights @ experts.cheapest_quality
-    most = weights @ experts.most_expensive_cost
+    max_cost = weights @ experts.most_expensive_cost
     found = []
-    for idx, least in enumerate(cheapest_cost):
-        cheapest = [least, cheapest_quality[idx]]
+    for idx, min_cost in enumerate(cheapest_cost):
+        cheapest = [min_cost, cheapest_quality[idx]]
         by_seed = []
         for seed in range(cost.shape[1]):
             points = np.column_stack([cost[:, seed, idx], quality[:, seed, idx]])
-            by_seed.append(area_under(np.vstack([cheapest, points]), least, most[idx]))
+            by_seed.append(area_under(np.vstack([cheapest, points]), min_cost, max_cost[idx]))
         found.append(float(np.mean(by_seed)))
     return found
 

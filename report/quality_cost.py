@@ -85,17 +85,17 @@ def curves_section(by_alpha: Mapping[float, Policies]) -> dict[str, Any]:
     _check(lines[0])
     lines += _best_lines(played)
     experts, names = _experts(played[0])
-    least = float(experts.cheapest_cost.mean())
-    most = float(experts.most_expensive_cost.mean())
+    min_cost = float(experts.cheapest_cost.mean())
+    max_cost = float(experts.most_expensive_cost.mean())
     samples: dict[str, np.ndarray] = {}
-    if least < most:
+    if min_cost < max_cost:
         samples = areas({line.name: line.curve for line in lines}, experts)
     cells = _cells(alphas, lines, samples)
     return {
         "alphas": alphas,
         "cheapest": names[0],
         "most_expensive": names[1],
-        "bounds": [least, most],
+        "bounds": [min_cost, max_cost],
         "rows": [_row(line, alphas, samples) for line in lines],
         "cells": cells,
         "summary": list(_sentences(alphas, lines, cells, samples)),
@@ -171,14 +171,14 @@ def _best_lines(played: Sequence[Policies]) -> list[Line]:
 def _best(policies: Policies, belongs: Callable[[PolicyResults], bool]) -> PolicyResults | None:
     """The deployable rule with the best return on validation questions; the first of equal ones."""
     best = None
-    most = -math.inf
+    best_return = -math.inf
     for policy in policies[1:]:
         value = policy.validation_return
         if value is None or not is_deployable(policy.role, policy.kind):
             continue
-        if belongs(policy) and value > most:
+        if belongs(policy) and value > best_return:
             best = policy
-            most = value
+            best_return = value
     return best
 
 

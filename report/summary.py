@@ -214,14 +214,14 @@ def notes(
 
 def _notes_on_endings(experts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """A line on the experts whose answers did not end by themselves."""
-    told = []
+    counts = []
     for expert in experts:
         ends = expert["endings"]
         parts = [f"{ends[name]} {words}" for name, words in ENDING_WORDS.items() if ends[name]]
         if parts:
-            told.append(f"{expert['name']} {', '.join(parts)} of {ends['answers']}")
-    if told:
-        yield f"Answers that did not end by themselves: {'; '.join(told)}."
+            counts.append(f"{expert['name']} {', '.join(parts)} of {ends['answers']}")
+    if counts:
+        yield f"Answers that did not end by themselves: {'; '.join(counts)}."
 
 
 def _notes_on_texts(records: Sequence[Record]) -> Iterator[str]:

@@ -328,7 +328,7 @@ def trade_off_sentence(results: Results) -> str:
     found = results.get("tradeoff", {})
     if found.get("area") is None:
         return ""
-    least, most = found["bounds"]
+    lowest, highest = found["bounds"]
     experts = found["area_experts"]
     beside = (
         ""
@@ -338,8 +338,8 @@ def trade_off_sentence(results: Results) -> str:
     return (
         f"Agents by {found['setting']}, means over seeds with intervals in both directions. Area"
         f" under their upper hull: a mean quality of {found['area']:.3f} over costs C from"
-        f" {least:.3g} to {most:.3g}, those of the cheapest and the dearest expert, with the"
-        f" cheapest expert alone as a further choice{beside}."
+        f" {lowest:.3g} to {highest:.3g}, those of the cheapest and the most expensive expert, with"
+        f" the cheapest expert alone as a further choice{beside}."
     )
 
 

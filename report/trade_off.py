@@ -35,13 +35,13 @@ def trade_off(points: Sequence[Point], setting: str | None = None) -> dict[str, 
     if not len(experts):
         return found
     cheapest = experts[0]
-    least = float(cheapest[0])
-    most = float(experts[:, 0].max())
-    found["bounds"] = [least, most]
-    if least < most:
-        found["area_experts"] = area_under(experts, least, most)
+    min_cost = float(cheapest[0])
+    max_cost = float(experts[:, 0].max())
+    found["bounds"] = [min_cost, max_cost]
+    if min_cost < max_cost:
+        found["area_experts"] = area_under(experts, min_cost, max_cost)
         if len(agents) > 1:
-            found["area"] = area_under(np.vstack([cheapest, agents]), least, most)
+            found["area"] = area_under(np.vstack([cheapest, agents]), min_cost, max_cost)
     return found
 
 

@@ -52,13 +52,13 @@ def whole_text(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def shown(value: Any, most: int = 80) -> str:
-    """A value as a message shows it: `most` characters, whatever it is."""
+def shown(value: Any, max_characters: int = 80) -> str:
+    """A value as a message shows it: `max_characters` characters, whatever it is."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # a number of thousands of digits, endless nesting
         return f"({type(value).__name__})"
-    return text if len(text) <= most else f"{text[:most]}..."
+    return text if len(text) <= max_characters else f"{text[:max_characters]}..."
 
 
 def parse_json(text: str | bytes, where: str, error: type[DERError]) -> Any:
@@ -81,10 +81,10 @@ def parse_json(text: str | bytes, where: str, error: type[DERError]) -> Any:
     return value
 
 
-def _is_deeper(value: Any, most: int) -> bool:
-    """Whether more than `most` lists and objects are in one another."""
+def _is_deeper(value: Any, max_levels: int) -> bool:
+    """Whether more than `max_levels` lists and objects are in one another."""
     level = [value]
-    for _ in range(most + 1):
+    for _ in range(max_levels + 1):
         inner: list[Any] = []
         for item in level:
             if isinstance(item, dict):

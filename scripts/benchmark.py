@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from runtime.command_line import load_config, parse, run_command
 
 POOLS = {"tiny": Path("configs/quickstart.yaml"), "small_llms": Path("configs/small_llms.yaml")}
-GROUPS = ("rollouts", "updates", "store", "scaling", "encoder", "recorded")
+GROUPS = ("rollouts", "generation", "updates", "store", "scaling", "encoder", "recorded")
 STORE_SIZES = (10_000, 100_000, 1_000_000)
 
 
@@ -69,6 +69,7 @@ if __name__ == "__main__":  # --help and mistakes, before the imports that take 
 
 from scripts.support import (
     bench_encoder,
+    bench_generation,
     bench_recorded,
     bench_rollouts,
     bench_store,
@@ -88,6 +89,8 @@ def measured(
     repeats = options.repeats
     if "rollouts" in options.only:
         yield bench_rollouts.measure(config, folder, repeats, options.questions)
+    if "generation" in options.only:
+        yield bench_generation.measure(config, repeats, options.questions)
     if "updates" in options.only:
         yield bench_updates.measure(path, overrides, folder, repeats)
     if "store" in options.only:

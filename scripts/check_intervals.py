@@ -185,9 +185,9 @@ def list_cases() -> list[tuple[int, int, float, float]]:
 
 def is_outside(row: dict[str, float], seeds: int, bar: float) -> bool:
     """Whether a coverage of a row misses its bounds. bar: the most false claims."""
-    least, most = (0.93, 0.97) if seeds > 1 else (0.90, 1.0)
-    mean_holds = 0.93 <= row["mean"] <= most
-    paired_holds = least <= row["paired"] <= most
+    lowest, highest = (0.93, 0.97) if seeds > 1 else (0.90, 1.0)
+    mean_holds = 0.93 <= row["mean"] <= highest
+    paired_holds = lowest <= row["paired"] <= highest
     return not (mean_holds and paired_holds and row["separate"] <= bar)
 
 

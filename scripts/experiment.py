@@ -295,9 +295,9 @@ def show(found: Mapping[str, Any]) -> None:
             cost = span.format(**point["cost"])
             print(f"{point['value']:<20} {quality:<22} {cost:<22}")
     if found["area"] is not None:
-        least, most = found["bounds"]
+        lowest, highest = found["bounds"]
         print(
-            f"area under the agents' hull, over costs {least:.3g} to {most:.3g}:"
+            f"area under the agents' hull, over costs {lowest:.3g} to {highest:.3g}:"
             f" {found['area']:.3f} (single experts' hull: {found['area_experts']:.3f})"
         )
 

@@ -42,7 +42,7 @@ if __name__ == "__main__":  # --help and mistakes, before the imports that take 
 from belief.exploration import GREEDY, Exploration
 from belief_agent import BeliefAgent
 from evaluation.ground import Ground
-from evaluation.route_log import Played, Record, route_records
+from evaluation.route_log import PolicyRoutes, Record, route_records
 from questions import Question
 from runtime.errors import ConfigError
 from runtime.files import write_atomically
@@ -65,7 +65,7 @@ def explore(
     routes = ground.play(questions, agent, ground.runs[0].judge, ground.t_max)
     agent.explore_with(GREEDY, 0)
     label = f"DER, exploring in {exploration.share:.0%} of its decisions"
-    played = Played(label, "der", routes, seed=seed, role="der")
+    played = PolicyRoutes(label, "der", routes, seed=seed, role="der")
     references = {question.id: question.reference for question in questions}
     return list(route_records(played, ground.pool, ground.config, references))
 

@@ -200,8 +200,8 @@ def main(arguments: list[str]) -> dict[str, dict[str, float]]:
             for at_once in options.at_once:
                 figures = measure(url, options.requests, at_once)
                 all_figures[str(at_once)] = figures
-                told = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-                print(f"{at_once} at once: 0 lost, 0 crossed, {told}", flush=True)
+                shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+                print(f"{at_once} at once: 0 lost, 0 crossed, {shown}", flush=True)
         finally:
             server.terminate()
             server.join()

@@ -397,7 +397,7 @@ def lines(table: Mapping[str, Any], runs: Runs, *, comparable: bool) -> Iterator
                 said_before = error.args
             else:
                 compared = paper if comparable else None
-                yield start + told(values, compared, measure.get("decimals", 2))
+                yield start + formatted(values, compared, measure.get("decimals", 2))
     if reasons:
         yield from ["", "Not run, because:", *(f"  - {reason}" for reason in reasons)]
 
@@ -421,7 +421,7 @@ def why_line(error: NotRunError) -> str:
     return f"{first} (and {len(more)} more, below)" if more else f"{first}"
 
 
-def told(values: Sequence[float], paper: float | str | None, decimals: int) -> str:
+def formatted(values: Sequence[float], paper: float | str | None, decimals: int) -> str:
     """`0.851 [0.820, 0.880]    +0.011`."""
     mean, *limits = (f"{value:.{decimals}f}" for value in values)
     ours = f"{mean} [{', '.join(limits)}]" if limits else mean

@@ -183,20 +183,20 @@ def recorded_row(
         "task": question.task,
         "metric": question.metric,
         "tokens": tokens,
-        **told_of(answers),
+        **facts_of(answers),
     }
     return row
 
 
-def told_of(answers: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def facts_of(answers: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Why answers ended and how sure the model was, by expert; what is not known is left out."""
-    told: dict[str, dict[str, Any]] = {}
+    facts: dict[str, dict[str, Any]] = {}
     for field in ("finish", "logprob_mean", "logprob_min"):
         for name, answer in answers.items():
             value = getattr(answer, field)
             if value not in ("", None):
-                told.setdefault(field, {})[name] = value
-    return told
+                facts.setdefault(field, {})[name] = value
+    return facts
 
 
 def import_recorded(path: Path, source: Path, config: Config) -> None:

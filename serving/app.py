@@ -91,14 +91,14 @@ def _answer_errors(app: FastAPI, service: Service) -> None:
     app.add_exception_handler(Exception, on_defect)
 
 
-async def _body(request: Request, most: int) -> bytes:
+async def _body(request: Request, max_bytes: int) -> bytes:
     """The body. Raises RequestError as soon as it is longer than it may be."""
     parts = []
     size = 0
     async for part in request.stream():
         parts.append(part)
         size += len(part)
-        if size > most:
+        if size > max_bytes:
             raise too_long(_service(request).options.max_characters)
     return b"".join(parts)
 
@@ -106,9 +106,9 @@ async def _body(request: Request, most: int) -> bytes:
 async def _chat(request: Request) -> Response:
     """One chat completion, whole or streamed."""
     service = _service(request)
-    most = service.options.max_characters
-    data = await _body(request, MAX_BYTES_PER_CHARACTER * most + OVERHEAD_BYTES)
-    asked = read_request(data, request.headers, most)
+    max_characters = service.options.max_characters
+    data = await _body(request, MAX_BYTES_PER_CHARACTER * max_characters + OVERHEAD_BYTES)
+    asked = read_request(data, request.headers, max_characters)
     ticket = service.submit(asked)
     future = asyncio.wrap_future(ticket.future)
     future.add_done_callback(_look_at)

@@ -106,10 +106,10 @@ class ServedRun:
         if asked.alpha is None:
             return
         own = self.config.reward.alpha
-        least, most = self.agent.alpha_range or (own, own)
-        if least - 1e-6 <= asked.alpha <= most + 1e-6:
+        min_alpha, max_alpha = self.agent.alpha_range or (own, own)
+        if min_alpha - 1e-6 <= asked.alpha <= max_alpha + 1e-6:
             return
-        why = f": this agent was trained for alpha from {least:g} to {most:g}"
+        why = f": this agent was trained for alpha from {min_alpha:g} to {max_alpha:g}"
         if NAMED_ALPHA.fullmatch(asked.model):
             raise unknown_model(asked.model, why)
         said = f"alpha = {asked.alpha:g}{why}"

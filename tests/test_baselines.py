@@ -99,7 +99,7 @@ def test_asking_all_takes_the_best_answer_at_everyones_cost() -> None:
     table = made_table([[1.0, 0.0], [0.25, 0.5], [0.0, 0.75]], ["t", "t"])
     routes = table.routes(pick_best(table))
     assert [route.quality for route in routes] == [1.0, 0.75]
-    returns = [route.value_under(RewardConfig(alpha=0.1)) for route in routes]
+    returns = [route.return_under(RewardConfig(alpha=0.1)) for route in routes]
     assert returns == pytest.approx([0.4, 0.15])  # minus .1 x (1 + 2 + 3)
     assert [route.episode.submitted.expert_idx for route in routes] == [0, 2]
 

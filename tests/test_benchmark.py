@@ -14,7 +14,13 @@ from metrics.registry import get_metric
 from questions import load_splits
 from runtime.command_line import load_config
 from scripts import benchmark
-from scripts.support import bench_encoder, bench_recorded, bench_rollouts, bench_store
+from scripts.support import (
+    bench_encoder,
+    bench_generation,
+    bench_recorded,
+    bench_rollouts,
+    bench_store,
+)
 from scripts.support.bench_rollouts import Bench, Plan, exponent, repeated, stored_prompts
 from scripts.support.synthetic_answers import EXPERTS, make_recording
 
@@ -123,6 +129,19 @@ def test_the_configuration_of_the_synthetic_set_is_one(tmp_path):
     config = load_config(bench_recorded.write_synthetic(tmp_path, 10))
     assert [expert.name for expert in config.pool.experts] == list(EXPERTS)
     assert len(load_splits(config.data).test) == 5
+
+
+def test_continuous_batching_gives_our_answers(project, monkeypatch):
+    monkeypatch.chdir(project)
+    settings = [
+        "--pool.experts",
+        "[{name: a, source: data/tiny_pool/llama-0.2m, params_b: 1, prompt_format: plain,"
+        " decoding: {max_new_tokens: 16}}]",
+    ]
+    config = load_config(project / "configs/quickstart.yaml", settings)
+    figures = bench_generation.measure(config, 1, 8)
+    assert figures["rollout_vs_continuous_batching/a"] > 0
+    assert figures["rollout_vs_continuous_batching/a/differing"] == 0
 
 
 def test_an_encoder_is_measured_in_both_precisions(bert_encoder):

@@ -100,9 +100,9 @@ def test_choices_become_routes_of_the_same_quality_and_return() -> None:
         asked = [2, 0, 3] if row % 2 == 0 else [2, 0]
         assert [step.expert_idx for step in route.episode.steps] == asked
         assert route.quality == table.quality[row, 2] and route.episode.submitted_idx == 0
-        assert route.value_under(reward) == pytest.approx(value(table, row, asked, 2))
+        assert route.return_under(reward) == pytest.approx(value(table, row, asked, 2))
         assert route.episode.stop_reason == ("t_max" if row % 2 == 0 else "stopped")
-    expected = np.mean([route.value_under(reward) for route in routes])
+    expected = np.mean([route.return_under(reward) for route in routes])
     assert table.mean_return(choices, ALPHA) == pytest.approx(expected)
 
 

@@ -18,7 +18,7 @@ from evaluation.catalogue import Baseline
 from evaluation.ground import Ground
 from evaluation.outcome import Outcome
 from evaluation.policies import FixedRoute
-from evaluation.route_log import LABELLED_ROLES, ROLES, Played, read_records
+from evaluation.route_log import LABELLED_ROLES, ROLES, PolicyRoutes, read_records
 from evaluation.runner import Evaluation
 from report.schema import read_results
 from rollout import NeverSatisfied, Route
@@ -122,11 +122,11 @@ def test_a_log_from_before_roles_gets_them_from_its_labels(
 # --- baselines by name ---
 
 
-def played_by(run: Path, *options: str) -> list[Played]:
+def played_by(run: Path, *options: str) -> list[PolicyRoutes]:
     return list(Evaluation([run], list(options)).played())
 
 
-def roles_of(played: list[Played]) -> list[str]:
+def roles_of(played: list[PolicyRoutes]) -> list[str]:
     return [one.role for one in played]
 
 

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, MambaConfig, Mamba
 from transformers.cache_utils import DynamicLayer
 
 from backends.generation import (
-    ROUND,
+    CHUNK_TOKENS,
     PreallocatedLayer,
     Row,
     RunningBatch,
@@ -127,25 +127,25 @@ def test_generation_in_chunks_gives_what_one_long_call_gives_and_finished_rows_l
     rows_run.clear()
     assert completions(expert, prompts) == whole
     assert (
-        min(map(len, whole)) < ROUND < max(map(len, whole))
+        min(map(len, whole)) < CHUNK_TOKENS < max(map(len, whole))
     )  # some end in the first round, some go on
     is_over = lambda completion, num_new: len(completion) <= num_new  # noqa: E731
     expected, done = (
         [24],
         1,
         # The first token; then a round is over when half of its rows have ended, or after
-        # ROUND tokens;
+        # CHUNK_TOKENS tokens;
         # the ended leave
     )
     while going := [row for row in whole if not is_over(row, done)]:
-        most = min(ROUND, 40 - done)
+        num_tokens = min(CHUNK_TOKENS, 40 - done)
         steps = next(
             (
                 n
-                for n in range(1, most)
+                for n in range(1, num_tokens)
                 if sum(is_over(row, done + n) for row in going) >= len(going) / 2
             ),
-            most,
+            num_tokens,
         )
         expected += [len(going)] * steps
         done += steps
@@ -242,14 +242,16 @@ def test_an_encoder_decoder_and_a_recurrent_model_take_rows_only_when_they_have_
             vocab_size=50, hidden_size=16, num_hidden_layers=1, pad_token_id=0, eos_token_id=1
         )
     )
-    batch = RunningBatch(mamba, DecodingConfig(max_new_tokens=2 * ROUND), end_ids={1}, pad_id=0)
+    batch = RunningBatch(
+        mamba, DecodingConfig(max_new_tokens=2 * CHUNK_TOKENS), end_ids={1}, pad_id=0
+    )
     row = Row(0, [5, 6, 7])
     batch.join(
         [row], torch.tensor([row.ids]), {"attention_mask": torch.ones(1, 3, dtype=torch.long)}
     )
     assert batch.takes_rows and batch.advance() == [row]  # it ran to its end in one call
     assert batch.work == {"generate_calls": 1, "forward_passes": len(row.completion)} and (
-        row.completion[-1] == 1 or len(row.completion) == 2 * ROUND
+        row.completion[-1] == 1 or len(row.completion) == 2 * CHUNK_TOKENS
     )
 
 
@@ -268,7 +270,7 @@ def test_a_round_is_over_when_half_of_its_rows_have_ended():
 
 
 def test_keys_and_values_are_written_behind_the_others_and_copied_only_when_there_is_no_room():
-    steps = [torch.randn(3, 2, 1, 4) for _ in range(2 * ROUND)]
+    steps = [torch.randn(3, 2, 1, 4) for _ in range(2 * CHUNK_TOKENS)]
     plain = DynamicLayer()
     plain.update(torch.zeros(3, 2, 5, 4), torch.ones(3, 2, 5, 4))
     roomy, places = PreallocatedLayer(plain), []

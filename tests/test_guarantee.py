@@ -22,7 +22,7 @@ from evaluation.guarantee import (
     fewest_questions,
     guarantee,
     last_that_holds,
-    most_lost,
+    max_losses,
     questions_needed,
     upper_limit,
 )
@@ -73,8 +73,8 @@ def test_no_number_of_questions_helps_where_too_much_is_lost() -> None:
 def test_testing_ends_at_the_first_threshold_that_fails() -> None:
     # Of 500 questions 4 may be lost: the limit is 0.0182, with 5 it is 0.0209.
     assert upper_limit(4, 500, 0.95) < 0.02 < upper_limit(5, 500, 0.95)
-    assert most_lost(500, PROMISE) == 4
-    assert most_lost(148, PROMISE) == -1
+    assert max_losses(500, PROMISE) == 4
+    assert max_losses(148, PROMISE) == -1
     assert last_that_holds([0, 2, 4, 5, 1], 500, PROMISE) == 2
     assert last_that_holds([5, 0, 0], 500, PROMISE) is None
 

@@ -17,7 +17,7 @@ from backends.answer_store import Answer
 from config import Config, RewardConfig
 from der_env import Episode, Step
 from evaluation.policies import FixedRoute
-from evaluation.route_log import Overhead, Played, read_records, reprice, route_records
+from evaluation.route_log import Overhead, PolicyRoutes, read_records, reprice, route_records
 from evaluation.stats import interval, paired_difference
 from questions import Question
 from report.console import WIDTH, show, table
@@ -97,7 +97,7 @@ def logged(make_pool: Callable) -> Callable[..., list[dict[str, Any]]]:
     ) -> list[dict[str, Any]]:
         references = {route.episode.question.id: "yes" for route in routes}
         role = role or role_of(policy, kind)
-        played = Played(policy, kind, routes, overheads, seed, role=role)
+        played = PolicyRoutes(policy, kind, routes, overheads, seed, role=role)
         return list(route_records(played, pool, CONFIG, references))
 
     return log
@@ -267,7 +267,7 @@ def test_the_route_log_holds_what_was_sent_and_answered_and_can_be_read_back(
     lines = [
         json.dumps(record)
         for record in route_records(
-            Played("DER", "der", routes, seed=3), pool, CONFIG, {"a": "yes"}
+            PolicyRoutes("DER", "der", routes, seed=3), pool, CONFIG, {"a": "yes"}
         )
     ]
     (tmp_path / "routes.jsonl").write_text("\n".join(lines) + "\n")

@@ -50,7 +50,9 @@ def test_each_question_is_played_once_in_order_whatever_the_width(
     make_pool: Callable, width: int
 ) -> None:
     policy, judge = Alternate(), OracleJudge(QUESTIONS, 1.0, ["e0", "e1"])
-    routes = play(QUESTIONS, policy, make_pool([right_if_even, improve]), judge, 3, width=width)
+    routes = play(
+        QUESTIONS, policy, make_pool([right_if_even, improve]), judge, 3, max_in_flight=width
+    )
     assert [route.episode.question.id for route in routes] == [f"q{i}" for i in range(7)]
     # Even questions end after the first call, odd ones when expert 1 improves on "none".
     assert texts(routes) == [
@@ -122,18 +124,18 @@ def test_the_value_of_a_route_by_hand() -> None:
         [Decision(0), Decision(1)],
     )
     # The authors' unit: .75 - 2 x (7 + 13) x .001
-    assert route.value_under(
+    assert route.return_under(
         RewardConfig(alpha=2.0, cost_unit="trillion parameters")
     ) == pytest.approx(0.71)
     # Thousands of tokens: .75 - 2 x (9 + 1 + 29 + 1) / 1000; neither shaping nor discount nor bonus
     # enter
-    assert route.value_under(
+    assert route.return_under(
         RewardConfig(kind="paper", alpha=2.0, cost_unit="thousand tokens", discount=0.5)
     ) == pytest.approx(0.67)
-    assert route.value_under(RewardConfig(alpha=0.1, cost_unit="seconds")) == pytest.approx(
+    assert route.return_under(RewardConfig(alpha=0.1, cost_unit="seconds")) == pytest.approx(
         0.65
     )  # .75 - .1 x (.5 + .5)
-    assert route.cut(1).value_under(
+    assert route.cut(1).return_under(
         RewardConfig(alpha=2.0, cost_unit="trillion parameters")
     ) == pytest.approx(0.236)  # .25 - 2 x .007
     assert len(route.episode.steps) == 2  # cutting leaves the route as it was
@@ -158,7 +160,7 @@ def test_a_policy_may_stop_but_not_before_its_first_call(make_pool: Callable) ->
             ]
 
     pool = make_pool([right_if_even])
-    routes = play(QUESTIONS, StopAfter(2), pool, NeverSatisfied(), 4, width=2)
+    routes = play(QUESTIONS, StopAfter(2), pool, NeverSatisfied(), 4, max_in_flight=2)
     assert (
         [len(route.episode.steps) for route in routes]
         == [2] * 7

@@ -70,7 +70,7 @@ def test_the_optimum_is_brute_forces_on_fifty_questions_of_the_embedded_pool(
         values = optimal_values(tree, reward)[0]
         expected = brute_force(questions, pool, 2, reward)
         assert values == pytest.approx(expected)
-        assert [route.value_under(reward) for route in routes] == pytest.approx(expected)
+        assert [route.return_under(reward) for route in routes] == pytest.approx(expected)
     assert (
         len({tuple(d.expert_idx for d in route.decisions) for route in routes}) > 3
     )  # something was to be chosen
@@ -161,13 +161,15 @@ def test_an_interrupted_growth_goes_on_where_it_stopped(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("over", "of_chain"), [(None, "uvwxyz"), (1.0, "uvwxyz"), (None, "u")])
+@pytest.mark.parametrize(
+    ("stop_quality", "of_chain"), [(None, "uvwxyz"), (1.0, "uvwxyz"), (None, "u")]
+)
 def test_the_full_information_router_learns_the_chain_and_when_to_stop(
     make_pool: Callable,
     bert_encoder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    over: float | None,
+    stop_quality: float | None,
     of_chain: str,
 ) -> None:
     monkeypatch.setattr(full_information, "STEPS", 500)
@@ -190,21 +192,21 @@ def test_the_full_information_router_learns_the_chain_and_when_to_stop(
     agent = build_agent(AgentConfig(encoder=str(bert_encoder), max_tokens=32), 3, 3)
     size = len(questions) * 3 // 4
     router = fit_full_information(
-        agent, grow(questions[:size], pool, 3, expand_solved=True), reward, over
+        agent, grow(questions[:size], pool, 3, expand_solved=True), reward, stop_quality
     )
     test = questions[size:]
     routes = play(
         [q.sealed() for q in test],
         router,
         pool,
-        NeverSatisfied() if over is None else OracleJudge(test, over, pool.names),
+        NeverSatisfied() if stop_quality is None else OracleJudge(test, stop_quality, pool.names),
         3,
     )
     score_routes(routes, test, pool.names)
     best = [
         1 - 0.02 * 2 if q.text.startswith("sum") else 1 - 0.02 * (1 + 3) for q in questions
     ]  # .96 and .92
-    assert np.mean([route.value_under(reward) for route in routes]) == pytest.approx(
+    assert np.mean([route.return_under(reward) for route in routes]) == pytest.approx(
         np.mean(best[size:]), abs=0.02
     )
     assert np.mean(best[:size]) - 0.06 < router.cross_fitted < np.mean(best[:size]) + 1e-6
@@ -256,7 +258,7 @@ def test_a_fit_is_known_by_what_it_was_made_from(
         "pool": pool,
         "t_max": 2,
         "reward": REWARD,
-        "over": None,
+        "stop_quality": None,
     }
     key = fit_key(agent, **given)
     assert key == fit_key(agent, **given)
@@ -271,7 +273,7 @@ def test_a_fit_is_known_by_what_it_was_made_from(
         {"pool": pool.with_ktp("none-v1")},
         {"t_max": 3},
         {"reward": RewardConfig(alpha=0.2)},
-        {"over": 1.0},
+        {"stop_quality": 1.0},
     )
     assert len({key, *(fit_key(agent, **given | other) for other in others)}) == 9
     next(agent.encoder.model.parameters()).data.add_(0.1)  # trained

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from backends.answer_store import Answer
 from config import Config, EnvConfig, RewardConfig
 from der_env import DEREnv, Episode, Judgement, OracleJudge, Step, TextObserver, step_reward
-from evaluation.route_log import Played, route_records
+from evaluation.route_log import PolicyRoutes, route_records
 from evaluation.route_tree import grow, optimal_routes, optimal_values
 from prompts import StateTokenizer
 from questions import Question
@@ -82,9 +82,9 @@ def test_the_answer_estimated_best_counts_and_agreement_breaks_ties() -> None:
 def test_the_return_is_that_of_the_submitted_answer_and_of_every_call() -> None:
     route = Route(made_episode(["7", "7", "8"]), [Decision(0)] * 3)
     # 1 - .1 x (1 + 2 + 3)
-    assert route.value_under(RewardConfig(alpha=0.1)) == pytest.approx(0.4)
+    assert route.return_under(RewardConfig(alpha=0.1)) == pytest.approx(0.4)
     cut = Route(made_episode(["7", "8", "8"]), [Decision(0)] * 3).cut(1)
-    assert cut.quality == 1.0 and cut.value_under(RewardConfig(alpha=0.1)) == pytest.approx(0.9)
+    assert cut.quality == 1.0 and cut.return_under(RewardConfig(alpha=0.1)) == pytest.approx(0.9)
 
 
 def test_what_counts_after_each_call_is_what_would_count_had_the_route_ended_there() -> None:
@@ -168,7 +168,7 @@ def test_the_route_log_names_the_answer_that_counts(make_pool: Callable) -> None
     pool = make_pool([lambda q, a: "7", lambda q, a: "it is 7", lambda q, a: "8"])
     routes = play([SUM.sealed()], InTurn(), pool, NeverSatisfied(), 3, submits="agreed")
     score_routes(routes, [SUM], pool.names)
-    played = Played("three in turn", "static", routes)
+    played = PolicyRoutes("three in turn", "static", routes)
     (record,) = route_records(played, pool, Config(), {SUM.id: SUM.reference})
     assert record["submitted"] == 1 and record["quality"] == 1.0
     assert record["steps"][record["submitted"]]["answer"] == "it is 7"

@@ -188,25 +188,27 @@ def test_the_threshold_is_the_one_with_the_best_mean_return() -> None:
     reward = RewardConfig(alpha=0.1)
     # Means: up to .4: (.9 - .1) / 2 = .40;  .4 to .7: (.9 + .8) / 2 = .85;  .7 to .8: (-.2 + .8) /
     # 2 = .30;  beyond the same.
-    threshold = choose_threshold(routes, reward, most=0.95)
+    threshold = choose_threshold(routes, reward, max_threshold=0.95)
     assert 0.4 < threshold <= 0.7
-    assert np.mean([cut_at(r, threshold).value_under(reward) for r in routes]) == pytest.approx(
+    assert np.mean([cut_at(r, threshold).return_under(reward) for r in routes]) == pytest.approx(
         0.85
     )
     # A call that costs 2 is never worth a second one: (1 - 2 + 0 - 2) / 2 beats (1 - 2 + 1 - 4) /
     # 2.
-    assert choose_threshold(routes, RewardConfig(alpha=2.0), most=0.95) <= 0.4
+    assert choose_threshold(routes, RewardConfig(alpha=2.0), max_threshold=0.95) <= 0.4
 
 
 def test_of_equal_returns_the_higher_threshold_wins_up_to_the_most() -> None:
     good_at_once = [route((0.6, 1.0))]
-    assert choose_threshold(good_at_once, RewardConfig(), most=0.95) == 0.95
+    assert choose_threshold(good_at_once, RewardConfig(), max_threshold=0.95) == 0.95
     certain = [route((0.99, 1.0))]
-    assert choose_threshold(certain, RewardConfig(), most=0.95) == 0.95
+    assert choose_threshold(certain, RewardConfig(), max_threshold=0.95) == 0.95
     # A second call that helps only once the probability passes .95 is out of reach: the validation
     # routes end at .95.
     assert (
-        choose_threshold([route((0.97, 0.0), (0.99, 1.0))], RewardConfig(alpha=0.0), most=0.95)
+        choose_threshold(
+            [route((0.97, 0.0), (0.99, 1.0))], RewardConfig(alpha=0.0), max_threshold=0.95
+        )
         <= 0.95
     )
 

@@ -229,7 +229,7 @@ class BeliefTrainer(Trainer):
             reward = self.config.reward.model_copy(update={"alpha": alpha})
             routes = self._validation_routes(reward)
             routes_by_alpha[alpha] = routes
-            returns.append([route.value_under(reward) for route in routes])
+            returns.append([route.return_under(reward) for route in routes])
             if self.config.reward.alphas:
                 figures[f"eval/return/alpha_{alpha:g}"] = float(np.mean(returns[-1]))
         self.agent.ask_with(self.config.reward.alpha)
@@ -248,22 +248,22 @@ class BeliefTrainer(Trainer):
     def _validation_routes(self, reward: RewardConfig) -> list[Route]:
         """The validation split, played and scored, ended by whoever ends routes."""
         config = self.config
-        most = NEVER if self.can_stop else config.terminator.max_threshold
+        max_threshold = NEVER if self.can_stop else config.terminator.max_threshold
         self.agent.ask_with(reward.alpha)
         routes = play(
             [question.sealed() for question in self.choosing],
             self.agent,
             self.pool,
-            make_judge(self.agent, self.terminator, most),
+            make_judge(self.agent, self.terminator, max_threshold),
             config.env.t_max,
-            in_step=True,  # a resumed run ends the same
+            lockstep=True,  # a resumed run ends the same
             submits=config.env.submits,
             reader=self.agent.reader,
         )
         score_routes(routes, self.choosing, self.pool.names)
         if self.can_stop:
             return routes
-        self.terminator.threshold = choose_threshold(routes, reward, most)
+        self.terminator.threshold = choose_threshold(routes, reward, max_threshold)
         return [cut_at(route, self.terminator.threshold) for route in routes]
 
     def is_best(self, figures: dict[str, float]) -> bool:

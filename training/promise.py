@@ -66,7 +66,7 @@ def unended_routes(
         pool,
         make_judge(agent, EstimateTerminator(NEVER)),
         config.env.t_max,
-        in_step=True,
+        lockstep=True,
         submits=config.env.submits,
         reader=agent.reader,
     )

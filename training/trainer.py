@@ -211,18 +211,18 @@ class Trainer:
         self.algorithm.eval()
         self._keep_judged()
         loss = self.terminator.fit(self.agent, self.terminator_data, config.terminator, config.seed)
-        most = config.terminator.max_threshold
-        judge = TerminatorJudge(self.agent, self.terminator, most)
+        max_threshold = config.terminator.max_threshold
+        judge = TerminatorJudge(self.agent, self.terminator, max_threshold)
         routes = play(
             [q.sealed() for q in self.splits.validation],
             self.agent,
             self.pool,
             judge,
             config.env.t_max,
-            in_step=True,  # a resumed run ends the same
+            lockstep=True,  # a resumed run ends the same
         )
         score_routes(routes, self.splits.validation, self.pool.names)
-        self.terminator.threshold = choose_threshold(routes, config.reward, most)
+        self.terminator.threshold = choose_threshold(routes, config.reward, max_threshold)
         ended = [cut_at(route, self.terminator.threshold) for route in routes]
         return {
             **route_figures(ended, config, self.pool.names, "eval"),

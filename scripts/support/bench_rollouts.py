@@ -140,7 +140,7 @@ class Bench:
         return pool
 
     def rollout_s(
-        self, plan: Plan, num_envs: int, *, in_step: bool = False
+        self, plan: Plan, num_envs: int, *, lockstep: bool = False
     ) -> tuple[float, ExpertPool]:
         """Seconds of a cold rollout with `num_envs` questions in flight, and the pool that now
         holds its answers.
@@ -152,8 +152,8 @@ class Bench:
             pool,
             NeverSatisfied(),
             plan.t_max,
-            width=num_envs,
-            in_step=in_step,
+            max_in_flight=num_envs,
+            lockstep=lockstep,
         )
         return time.perf_counter() - start, pool
 
@@ -311,7 +311,7 @@ def measure(config: Config, folder: Path, repeats: int, num_questions: int) -> d
     for name in ("envs_64", "sequential", "threads"):
         out[f"threads/{name}"] = float(threads[name])
     out["rollout_vs_generate"] = float(np.median(against_generate))
-    out["rollout_vs_in_step/remote"] = distant_ratio(plan.first(128), bench, repeats)
+    out["rollout_vs_lockstep/remote"] = distant_ratio(plan.first(128), bench, repeats)
     return out | _batch_figures(bench, questions[:64], repeats)
 
 
@@ -325,14 +325,14 @@ def _ways(bench: Bench, plan: Plan) -> dict[str, Callable[[], float]]:
     """Ways of playing a plan; each returns its transitions per second."""
     part = _part(plan)
 
-    def rate(num_envs: int, *, in_step: bool = False) -> float:
-        return plan.num_transitions / bench.rollout_s(plan, num_envs, in_step=in_step)[0]
+    def rate(num_envs: int, *, lockstep: bool = False) -> float:
+        return plan.num_transitions / bench.rollout_s(plan, num_envs, lockstep=lockstep)[0]
 
     ways: dict[str, Callable[[], float]] = {}
     for num_envs in ENVS:
         if num_envs // 2 < len(plan.questions):
             ways[f"envs_{num_envs}"] = functools.partial(rate, num_envs)
-    ways["in_step"] = functools.partial(rate, 64, in_step=True)
+    ways["lockstep"] = functools.partial(rate, 64, lockstep=True)
     ways["sequential"] = lambda: part.num_transitions / bench.sequential_s(part)
     ways["threads"] = lambda: part.num_transitions / bench.threads_s(part, 16)
     return ways
@@ -357,8 +357,8 @@ def _rate_figures(rates: Mapping[str, Sequence[float]]) -> dict[str, float]:
     out = {}
     for name, values in rates.items():
         out[f"transitions_per_s/{name}"] = float(np.median(values))
-    for slow, name in itertools.product(("sequential", "threads", "in_step"), rates):
-        if name.startswith("envs") and (slow != "in_step" or name == "envs_64"):
+    for slow, name in itertools.product(("sequential", "threads", "lockstep"), rates):
+        if name.startswith("envs") and (slow != "lockstep" or name == "envs_64"):
             suffix = "" if name == "envs_64" else f"/{name}"
             ratios = np.array(rates[name]) / np.array(rates[slow])
             out[f"rollout_vs_{slow}{suffix}"] = float(np.median(ratios))
@@ -385,14 +385,22 @@ def distant_ratio(plan: Plan, bench: Bench, repeats: int) -> float:
     with experts on servers far away.
     """
 
-    def seconds(*, in_step: bool) -> float:
+    def seconds(*, lockstep: bool) -> float:
         experts = [DistantExpert(name) for name in bench.pool.names]
         pool = ExpertPool(experts, bench.cold_pool().store)
         start = time.perf_counter()
-        play(plan.questions, plan, pool, NeverSatisfied(), plan.t_max, width=64, in_step=in_step)
+        play(
+            plan.questions,
+            plan,
+            pool,
+            NeverSatisfied(),
+            plan.t_max,
+            max_in_flight=64,
+            lockstep=lockstep,
+        )
         return time.perf_counter() - start
 
-    return median_of(lambda: seconds(in_step=True) / seconds(in_step=False), repeats)
+    return median_of(lambda: seconds(lockstep=True) / seconds(lockstep=False), repeats)
 
 
 class Scaling:

@@ -17,6 +17,9 @@ from belief.state import Asked, Belief
 NEVER = 2.0  # an estimate that no answer reaches
 THRESHOLDS = (*(round(0.30 + 0.04 * step, 2) for step in range(18)), NEVER)
 MAX_ORDERS = 5_000  # where a pool has more, the longest orders are left out
+# Scores are as large as a plan's gains. Larger ones would decide alone where weights are
+# interpolated between this and a plan, and cost would jump from one alpha to the next.
+SLOPE = 0.1
 OF_ESTIMATE = 1  # place of Belief.p among the inputs of an action
 
 
@@ -24,14 +27,14 @@ def plan_of(order: Order, costs: np.ndarray, alpha: float, sizes: np.ndarray) ->
     """The same decisions as weights (T, F) of a plan; costs (K,): C of a call.
 
     An agent takes alpha times its cost off an expert's gain. The weights put it back, so that the
-    next expert in turn scores threshold - p and every other one less than 0.
+    next expert in turn scores SLOPE (threshold - p) and every other one less than 0.
     """
     weights = np.zeros(sizes.shape)
     named = slice(NUM_SHARED, NUM_SHARED + len(costs))
-    weights[1:, OF_ESTIMATE] = -1.0
-    weights[:, named] = alpha * costs - NEVER
+    weights[1:, OF_ESTIMATE] = -SLOPE
+    weights[:, named] = alpha * costs - SLOPE * NEVER
     for num_asked, expert_idx in enumerate(order.experts):
-        score = order.threshold if num_asked else 0.0
+        score = SLOPE * order.threshold if num_asked else 0.0
         weights[num_asked, NUM_SHARED + expert_idx] = score + alpha * costs[expert_idx]
     return Plan(weights, sizes, order)
 

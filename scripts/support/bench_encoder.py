@@ -60,8 +60,7 @@ def measure(config: AgentConfig, repeats: int) -> dict[str, float]:
 @torch.no_grad()
 def least_cosine(one: StateEncoder, other: StateEncoder, rows: np.ndarray) -> float:
     """Of the features that two encoders give a state, each without its mean over the rows."""
-    features = []
-    for encoder in (one, other):
-        pooled = encoder.pooled(rows)
-        features.append(pooled - pooled.mean(0))
-    return float(torch.cosine_similarity(*features).min())
+    ours = one.pooled(rows)
+    theirs = other.pooled(rows)
+    cosines = torch.cosine_similarity(ours - ours.mean(0), theirs - theirs.mean(0))
+    return float(cosines.min())

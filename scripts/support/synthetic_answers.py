@@ -59,7 +59,7 @@ def make_row(number: int, split: str, rng: random.Random) -> dict[str, Any]:
 def make_recording(path: Path, num_questions: int, seed: int = 0) -> None:
     """Write recorded answers to so many questions of three splits."""
     rng = random.Random(seed)
-    lines = []
+    lines: list[str] = []
     for split, share in SPLIT_SHARES.items():
         for _ in range(round(share * num_questions)):
             lines.append(json.dumps(make_row(len(lines), split, rng)) + "\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import train_ppo_multi
 from agent import load_agent
 from belief.outcome_model import count_questions
 from belief_agent import BeliefActor, BeliefAgent
+from config import EnvConfig
 from der_env import Episode
 from encoder import StateEncoder
 from evaluation.policies import FixedRoute
@@ -29,7 +31,7 @@ from runtime.command_line import load_config
 from runtime.errors import AgentError, ConfigError
 from scripts.compare_evaluations import compare, lines, read_agents
 from terminator import load_terminator, make_judge
-from training.belief_trainer import BeliefTrainer
+from training.belief_trainer import BeliefTrainer, warn_of_handing_on
 
 EXPERTS = {"small": 1.0, "adder": 2.0, "speller": 2.0, "large": 8.0}
 SETTINGS = {
@@ -368,3 +370,15 @@ def test_where_no_log_probability_is_known_none_has_a_weight(run: Path) -> None:
     for inputs in places:
         assert weights[inputs[last - 3 : last]].tolist() == [0.0, 0.0, 0.0]
         assert weights[inputs].any()
+
+
+def test_who_hands_answers_on_to_experts_that_read_them_is_warned(
+    run: Path, make_pool: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = make_pool([lambda question, previous: "yes"] * 2)
+    assert "--env.ktp none-v1" in warn_of_handing_on(live, EnvConfig(t_max=2))
+    assert warn_of_handing_on(live, EnvConfig(t_max=2, ktp="none-v1")) == ""
+    assert warn_of_handing_on(live, EnvConfig(t_max=1)) == ""
+    monkeypatch.chdir(run.parents[1])
+    recorded = build_pool(load_config(run / "config.yaml", []))
+    assert warn_of_handing_on(recorded, EnvConfig(t_max=2)) == ""

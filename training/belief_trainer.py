@@ -40,12 +40,13 @@ from belief.state import (
     sample_questions,
 )
 from belief_agent import BeliefAgent, BeliefReader
-from config import RewardConfig
+from config import EnvConfig, RewardConfig
 from der_env import Episode, Judge, OracleJudge, Reader
 from evaluation.answer_table import AnswerTable, ask_all
 from evaluation.estimates import TableFeatures
 from evaluation.kept import keep_encodings
 from evaluation.progress import route_figures
+from experts import ExpertPool
 from questions import Question
 from rollout import Route, play, score_routes
 from terminator import NEVER, EstimateTerminator, choose_threshold, cut_at, make_judge
@@ -150,12 +151,16 @@ class BeliefTrainer(Trainer):
         self.agent.set_plans(self.plans)
 
     def summary(self) -> str:
-        """The trainer's line, and for each alpha the fixed order where that stands for a plan."""
+        """The trainer's line, for each alpha the fixed order where that stands for a plan, and
+        whether later answers will be of another kind than those that were fitted on.
+        """
         lines = [super().summary()]
         for alpha, plan in zip(self.alphas, self.plans, strict=True):
             if plan.order:
                 rule = describe_order(plan.order, self.pool.names)
                 lines.append(f"alpha {alpha:g}: a fixed order beats the plan: {rule}")
+        if warning := warn_of_handing_on(self.pool, self.config.env):
+            lines.append(warning)
         return "\n".join(lines)
 
     @property
@@ -385,6 +390,19 @@ class BeliefTrainer(Trainer):
         sizes = state["sizes"].numpy()
         self.plans = [Plan(weights, sizes) for weights in state["plans"].numpy()]
         self.agent.set_plans(self.plans)
+
+
+def warn_of_handing_on(pool: ExpertPool, env: EnvConfig) -> str:
+    """What to do where experts read earlier answers; empty where none will.
+
+    Everything is fitted on answers to bare questions.
+    """
+    if env.t_max == 1 or env.ktp == "none-v1" or all(pool.is_recorded):
+        return ""
+    return (
+        f"warning: env.ktp {env.ktp} hands answers on, but estimates are of answers to bare"
+        " questions; with --env.ktp none-v1 every call asks one"
+    )
 
 
 def describe_order(order: Order, names: Sequence[str]) -> str:

@@ -458,6 +458,7 @@ class BeliefAgent(Agent):
             "can_stop": self.actor.can_stop,
             "spent": [list(astuple(one)) for one in self.spent],
             "num_spent": self.num_spent,
+            "similarity": self.similarity,
         }
 
     def check_learned_state(self, state: dict[str, torch.Tensor], folder: Path) -> None:
@@ -493,6 +494,7 @@ class BeliefAgent(Agent):
         self.set_reader(reader, settings["alphas"], can_stop=settings["can_stop"])
         self.spent = [Spent(*one) for one in settings.get("spent", [])]
         self.num_spent = settings.get("num_spent", 0)
+        self.similarity = settings.get("similarity")
         with torch.no_grad():
             self.actor.plan.copy_(state["actor.plan"])
             self.actor.scale.copy_(state["actor.scale"])

@@ -125,6 +125,14 @@ class EnvConfig(Section):
             " with, or the one estimated best"
         ),
     )
+    similarity: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description=(
+            "ROUGE-L F1 from which answers in free text agree; none: chosen on validation questions"
+        ),
+    )
     stop: Literal["terminator", "action"] = Field(
         "terminator",
         description="who ends a route: the Terminator (paper), or an action of the agent",

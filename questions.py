@@ -23,6 +23,7 @@ Reference = str | list[str] | dict[str, Any]
 
 RUNS_NO_CODE = ("bertscore", "bartscore", "bleurt", "reasoning_gym")  # KIND:NAME a row may name
 RECORDED = "recorded"  # the metric of questions whose answers were scored before
+SIMILARITY = 0.7  # ROUGE-L F1 from which free texts agree, where nobody has chosen another
 RECORDED_FIELDS = {
     "id": "meta.id",
     "text": "question",
@@ -49,6 +50,7 @@ class Question:
     _scores: dict[str, float] | None = field(default=None, repr=False)
     agreement: str | None = None  # the metric whose reading says which answers agree
     context: tuple[Message, ...] = ()
+    similarity: float = SIMILARITY  # from which free texts agree
 
     @property
     def agreement_metric(self) -> str:
@@ -92,6 +94,20 @@ class Splits:
     validation: list[Question]
     test: list[Question]
     num_merged: int
+
+    def agreeing_from(self, similarity: float) -> Splits:
+        """The same questions, whose answers in free text agree from this similarity on."""
+        return replace(
+            self,
+            train=agreeing_from(self.train, similarity),
+            validation=agreeing_from(self.validation, similarity),
+            test=agreeing_from(self.test, similarity),
+        )
+
+
+def agreeing_from(questions: Sequence[Question], similarity: float) -> list[Question]:
+    """The questions, whose answers in free text agree from this similarity on."""
+    return [replace(question, similarity=similarity) for question in questions]
 
 
 def _rows(source: SourceConfig) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -17,10 +17,11 @@ import torch
 from torch import nn
 
 from belief.budget import Dial
-from config import AgentConfig
+from config import AgentConfig, EnvConfig
 from der_env import Episode, Observer, Reader, TextObserver
 from encoder import ENCODE_ROWS, StateEncoder, position_offset
 from prompts import StateTokenizer
+from questions import SIMILARITY
 from rollout import Decision
 from runtime.errors import AgentError
 from runtime.model_folder import check_shapes
@@ -70,6 +71,7 @@ class Agent:
 
     actor: Any  # a network: observations -> logits (B, actions), and a state that is passed on
     critic: Any  # a network: observations -> values (B, 1)
+    similarity: float | None = None  # from which free texts agree, as training has settled it
 
     def __init__(
         self, config: AgentConfig, model: nn.Module, tokenizer: Any, num_experts: int, t_max: int
@@ -188,6 +190,10 @@ class Agent:
             " with agent.reads belief and reward.alphas"
         )
 
+    def similarity_under(self, env: EnvConfig) -> float:
+        """From which similarity free texts agree: as set, else as training has settled it."""
+        return env.similarity or self.similarity or SIMILARITY
+
     def forget(self, max_questions: int) -> None:
         """Let go of what is kept of questions, where it is of more than `max_questions`.
 
@@ -197,8 +203,8 @@ class Agent:
             self.encoder.cache.clear()
 
     def settings(self) -> dict[str, Any]:
-        """What of the agent is kept as JSON beside `learned_state`; nothing here."""
-        return {}
+        """What of the agent is kept as JSON beside `learned_state`."""
+        return {"similarity": self.similarity}
 
     def check_learned_state(self, state: dict[str, torch.Tensor], folder: Path) -> None:
         """Raises AgentError where names or shapes are not those of this agent."""
@@ -208,8 +214,7 @@ class Agent:
         self, state: dict[str, torch.Tensor], settings: dict[str, Any] | None = None
     ) -> None:
         """Take over what `learned_state` and `settings` kept."""
-        del settings
-
+        self.similarity = (settings or {}).get("similarity")
         parts: dict[str, dict[str, torch.Tensor]] = {"features": {}, "encoder": {}}
         for key, tensor in state.items():
             part, _, name = key.partition(".")

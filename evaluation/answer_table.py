@@ -14,13 +14,13 @@ import numpy as np
 
 from backends.answer_store import Answer
 from belief.features import Said
-from config import RewardConfig
+from config import EnvConfig, RewardConfig
 from der_env import Episode, Step
 from evaluation.kept import WORTH_KEEPING, kept
 from experts import ExpertPool, Request
-from metrics.agreement import group_question_answers
+from metrics.agreement import choose_similarity, compares_free_text, group_question_answers
 from metrics.registry import score_answers
-from questions import Question
+from questions import SIMILARITY, Question
 from reward import Cost, charge
 from rollout import Decision, Route
 
@@ -152,6 +152,24 @@ class AnswerTable:
         return Step(expert_idx, answer, cost, None if np.isnan(quality) else quality)
 
 
+def settled_similarity(
+    questions: Sequence[Question], pool: ExpertPool, env: EnvConfig, reward: RewardConfig
+) -> float:
+    """From which similarity free texts agree: as set, else chosen on everybody's answers to these
+    questions. Nobody is asked where the questions are of no free text.
+    """
+    if env.similarity is not None:
+        return env.similarity
+    free = [question for question in questions if compares_free_text(question)]
+    if not free:
+        return SIMILARITY
+    table = ask_all(free, pool, reward)
+    texts = []
+    for row in table.answers:
+        texts.append([answer.text for answer in row])
+    return choose_similarity(free, texts, table.quality >= env.p0)
+
+
 def ask_all(questions: Sequence[Question], pool: ExpertPool, reward: RewardConfig) -> AnswerTable:
     """Ask every expert every question once, all at the same time, and score the answers.
 
@@ -212,6 +230,7 @@ def texts_of(questions: Sequence[Question], rows: Sequence[Sequence[Answer]]) ->
     """Everything that readings depend on."""
     for question, row in zip(questions, rows, strict=True):
         yield question.agreement_metric
+        yield f"{question.similarity:g}"
         yield question.text
         for answer in row:
             yield answer.text

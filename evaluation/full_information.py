@@ -191,7 +191,7 @@ def fit_key(
     # Each run has an encoder of its own where that is trained.
     about += [agent.encoder_hash(), agent.encoder.mean.tolist(), agent.encoder.scale.tolist()]
     if submits != "last":  # fits from before there was a choice keep their names
-        about.append(submits)
+        about += [submits, [q.similarity for q in questions]]
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -86,13 +86,13 @@ class Ground:
                 " or more"
             )
         self.pool.check_questions([*self.splits.train, *self.splits.validation, *self.splits.test])
-        self.trees = Trees(self.config, self.pool, self.splits, say)
         self.runs = [
             Trained(path, config, self.pool, device, other_pool=other_pool)
             for path, config in zip(paths, configs, strict=True)
         ]
         self.agent = self.runs[0].agent  # whose encoder the fitted baselines use
         self.lengths: dict[State, int] = {}  # in tokens, of what the encoder would read
+        self.agree_from(self.agent.similarity_under(self.config.env))
         if self.config.agent.freeze_encoder:
             for run in self.runs:  # one encoder: each state is read once for all runs
                 run.agent.encoder.cache = self.agent.encoder.cache
@@ -113,6 +113,11 @@ class Ground:
         if self.config.agent.freeze_encoder:
             for run in self.runs:
                 run.agent.encoder.cache = other.agent.encoder.cache
+
+    def agree_from(self, similarity: float) -> None:
+        """Let answers in free text agree from this similarity on. Before anything is asked."""
+        self.splits = self.splits.agreeing_from(similarity)
+        self.trees = Trees(self.config, self.pool, self.splits, self.say)
 
     @property
     def t_max(self) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from evaluation.answer_table import settled_similarity
 from evaluation.catalogue import TRAINING, TREES, chosen_baselines, needs_of
 from evaluation.ground import Ground, Say
 from evaluation.route_log import PolicyRoutes, Role
@@ -37,6 +38,11 @@ class Evaluation(Ground):
         chains = self.config.eval.transfer and self.config.eval.composition_tasks
         if TREES in needs or self.config.eval.full or chains:
             self.trees.check_size()
+        if self.agent.similarity is None:  # the agent does without, the baselines do not
+            similarity = settled_similarity(
+                self.splits.validation, self.pool, self.config.env, self.config.reward
+            )
+            self.agree_from(similarity)
 
     def played(self) -> Iterator[PolicyRoutes]:
         """Every policy on the test split, the agent first, no label standing for two roles."""

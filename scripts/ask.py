@@ -54,7 +54,7 @@ from agent import load_agent
 from config import SourceConfig
 from der_env import Step
 from experts import ExpertPool, build_pool
-from questions import Question, read_questions
+from questions import Question, agreeing_from, read_questions
 from reward import charge
 from rollout import Route, play
 from runtime.errors import ConfigError
@@ -79,8 +79,9 @@ class Router:
         self.judge = make_judge(self.agent, load_terminator(run / "terminator", device))
 
     def route(self, questions: Sequence[Question]) -> list[Route]:
+        similarity = self.agent.similarity_under(self.config.env)
         return play(
-            questions,
+            agreeing_from(questions, similarity),
             self.agent,
             self.pool,
             self.judge,

@@ -144,7 +144,14 @@ class ServedRun:
         """The question of a request, of the kind that training met."""
         like = self.kinds.get(asked.task or "", self.kinds[""])
         task = asked.task or like.task
-        return replace(like, id=request_id, text=asked.text, context=asked.context, task=task)
+        return replace(
+            like,
+            id=request_id,
+            text=asked.text,
+            context=asked.context,
+            task=task,
+            similarity=self.agent.similarity_under(self.config.env),
+        )
 
     def _check_prompts(self, question: Question) -> None:
         """Raise RequestError where an expert cannot be asked this."""

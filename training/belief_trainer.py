@@ -64,7 +64,9 @@ class BeliefTrainer(Trainer):
     def build_learners(self, saved: dict[str, Any] | None) -> None:
         """The outcome model and the plan: fitted, or as a checkpoint holds them."""
         self.terminator = EstimateTerminator()
-        self._set_calibration_apart()
+        self.promise = promise_of(self.config)
+        if self.promise is not None:
+            self.promise.check_size(len(self.calibration))
         self.validated = np.zeros(0)  # returns of the last validation, question by question
         self.best_validated = np.zeros(0)
         self.calibrate()
@@ -75,14 +77,21 @@ class BeliefTrainer(Trainer):
         self.best_learned = self._learned()
         self.best_threshold = self.terminator.threshold
 
-    def _set_calibration_apart(self) -> None:
-        """Half of the validation questions, where a promise has to be calibrated."""
-        self.choosing = self.splits.validation
-        self.calibration: list[Question] = []
-        self.promise = promise_of(self.config)
-        if self.promise is not None:
-            self.choosing, self.calibration = halves(self.splits.validation)
-            self.promise.check_size(len(self.calibration))
+    @property
+    def choosing(self) -> Sequence[Question]:
+        """All validation questions, or half of them where a promise is calibrated on the rest."""
+        if promise_of(self.config) is None:
+            return self.splits.validation
+        return halves(self.splits.validation)[0]
+
+    @property
+    def calibration(self) -> Sequence[Question]:
+        """The validation questions that calibrate a promise."""
+        return halves(self.splits.validation)[1]
+
+    @property
+    def heeds_agreement(self) -> bool:
+        return True
 
     def _learned(self) -> dict[str, torch.Tensor]:
         """A copy of what PPO has changed."""

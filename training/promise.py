@@ -17,7 +17,7 @@ from evaluation.guarantee import (
 )
 from experts import ExpertPool, Request
 from metrics.registry import score_answers
-from questions import Question
+from questions import Question, agreeing_from
 from rollout import Route, play, score_routes
 from terminator import NEVER, EstimateTerminator, make_judge
 
@@ -60,8 +60,9 @@ def unended_routes(
 ) -> list[Route]:
     """Scored routes of the agent that no threshold has ended."""
     agent.ask_with(config.reward.alpha)
+    similarity = agent.similarity_under(config.env)
     routes = play(
-        [question.sealed() for question in questions],
+        [question.sealed() for question in agreeing_from(questions, similarity)],
         agent,
         pool,
         make_judge(agent, EstimateTerminator(NEVER)),

@@ -16,9 +16,10 @@ from tianshou.utils.torch_utils import policy_within_training_step
 from agent import UNFIT, build_agent, save_agent
 from config import Config, RewardConfig
 from der_env import DEREnv, Episode, Judge, OracleJudge, Reader, encode_states
+from evaluation.answer_table import settled_similarity
 from evaluation.progress import route_figures
 from experts import ExpertPool, build_pool
-from questions import load_splits
+from questions import Question, load_splits
 from rollout import Route, play, score_routes
 from runtime.errors import RunError
 from runtime.files import shown
@@ -62,6 +63,7 @@ class Trainer:
         with self._fitting_state() if saved else nullcontext():
             if saved:
                 self._check_unchanged(saved)
+            self.settle_similarity(saved)
             self.build_learners(saved)
         self.algorithm = self._make_algorithm()
         self.finished: list[Episode] = []  # since the last update
@@ -85,6 +87,28 @@ class Trainer:
         train = self.config.train
         num_updates = train.epochs * train.updates_per_epoch if train.lr_decay else None
         return build_ppo(self.agent, self.config.ppo, self.config.reward.discount, num_updates)
+
+    @property
+    def choosing(self) -> Sequence[Question]:
+        """The validation questions that choose what is used."""
+        return self.splits.validation
+
+    @property
+    def heeds_agreement(self) -> bool:
+        """Whether the agent's routes depend on which answers agree."""
+        return self.config.env.submits == "agreed"
+
+    def settle_similarity(self, saved: dict[str, Any] | None) -> None:
+        """From which similarity free texts agree: as a checkpoint holds it, as set, or chosen."""
+        similarity: float | None = None
+        if saved is not None:
+            similarity = saved.get("similarity")
+        elif self.heeds_agreement:
+            config = self.config
+            similarity = settled_similarity(self.choosing, self.pool, config.env, config.reward)
+        self.agent.similarity = similarity
+        if similarity is not None:
+            self.splits = self.splits.agreeing_from(similarity)
 
     def build_learners(self, saved: dict[str, Any] | None) -> None:
         """What learns beside the policy: here the Terminator."""
@@ -220,6 +244,7 @@ class Trainer:
             judge,
             config.env.t_max,
             lockstep=True,  # a resumed run ends the same
+            submits=config.env.submits,
         )
         score_routes(routes, self.splits.validation, self.pool.names)
         self.terminator.threshold = choose_threshold(routes, config.reward, max_threshold)
@@ -274,6 +299,7 @@ class Trainer:
             "schedulers": [scheduler.state_dict() for scheduler in self.algorithm.lr_schedulers],
             "features": self.agent.encoder.cache_state(),
             "learners": self.learners_state(),
+            "similarity": self.agent.similarity,
             "sampler": self.envs.sampler_state(),
             "settings": shaping_settings(self.config),
             "learns_from": self.learns_from(),
@@ -301,8 +327,8 @@ class Trainer:
         The state of the sampler, for example, is indices of questions.
         """
         return {
-            "data.train": _hash([vars(question) for question in self.splits.train]),
-            "data.validation": _hash([vars(question) for question in self.splits.validation]),
+            "data.train": _hash([_as_given(question) for question in self.splits.train]),
+            "data.validation": _hash([_as_given(question) for question in self.splits.validation]),
             "pool.experts": _hash(self.pool.fingerprint()),
             "agent.encoder": _hash(self.encoder_hash),
         }
@@ -376,6 +402,13 @@ def mean_entropy(routes: Sequence[Route]) -> float:
         for decision in route.decisions:
             entropies.append(decision.entropy or 0.0)
     return float(np.mean(entropies))
+
+
+def _as_given(question: Question) -> dict[str, Any]:
+    """What the data say of a question, without what training has settled."""
+    given = dict(vars(question))
+    del given["similarity"]
+    return given
 
 
 def _hash(part: Any) -> str:

@@ -18,11 +18,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from backends.answer_store import Answer, Finish
 from backends.dispatch import Expert, Inbox
 from backends.model_source import resolve_source, weights_fingerprint
+from backends.replies import MAX_TOKENS
 from config import TOKEN_UNITS, CostKind, PromptedExpertConfig, RecordedExpertConfig
 from prompts import Message
 from questions import Question, text_key
@@ -35,11 +36,12 @@ ROWS_KEPT = (
 )
 
 
+NumTokens = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
 LogProbability = Annotated[float, Field(le=0, allow_inf_nan=False)]
 
 
 class RowMeta(BaseModel):
-    tokens: dict[str, NonNegativeInt] = {}
+    tokens: dict[str, NumTokens] = {}
     finish: dict[str, Finish] = {}
     logprob_mean: dict[str, LogProbability] = {}
     logprob_min: dict[str, LogProbability] = {}

@@ -749,6 +749,8 @@ def test_how_a_recorded_answer_ended_is_read_and_kept(pool_of: Callable) -> None
         {"logprob_mean": {"dear": 0.5}},
         {"logprob_min": {"dear": "much"}},
         {"finish": {"daer": "stop"}},
+        {"tokens": {"dear": 10**30}},  # more than a store could hold
+        {"tokens": {"dear": -1}},
     ],
 )
 def test_what_is_told_of_a_recorded_answer_is_checked(pool_of: Callable, meta: dict) -> None:

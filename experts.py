@@ -22,9 +22,10 @@ from typing import Any
 import torch
 
 from backends.answer_store import Answer, AnswerStore, StoredAnswer, answer_key
-from backends.dispatch import Dispatcher, Expert
+from backends.dispatch import Dispatcher, Expert, OnText
 from backends.hf import HFExpert
 from backends.imported import imported_expert
+from backends.live_answers import LiveAnswers
 from backends.recorded import RecordedExpert, first_answers_of
 from config import (
     AnyExpertConfig,
@@ -59,6 +60,7 @@ class Request:
     previous_answer: str | None = None
     earlier: tuple[str, ...] = ()  # the answers before the previous one
     context: tuple[Message, ...] = ()
+    on_text: OnText | None = None  # told the answer while it grows, where that can be done
 
 
 @dataclass(eq=False)
@@ -71,6 +73,7 @@ class Call:
     key: bytes
     answer: Answer | None = None
     error: str | None = None  # why there will be none, once the pool outlives failures
+    on_text: OnText | None = None
 
 
 @dataclass
@@ -122,6 +125,7 @@ class ExpertPool:
         self._dispatcher = Dispatcher(self.experts, memory_gb)
         # Answer key -> calls that wait for this answer; equal requests are asked once
         self._under_way: dict[bytes, list[Call]] = {}
+        self._live_answers = LiveAnswers()
 
     def __len__(self) -> int:
         return len(self.experts)
@@ -309,14 +313,17 @@ class ExpertPool:
             else:
                 self._under_way.setdefault(call.key, []).append(call)
         for call in new:
-            self._dispatcher.submit(call.expert_idx, call.key, call.prompt)
+            config = call.responder.config
+            on_text = self._live_answers.listener(config, call.prompt, call.on_text)
+            self._dispatcher.submit(call.expert_idx, call.key, call.prompt, on_text)
         self.stats.answer_s += time.perf_counter() - start
         return calls
 
     def _call(self, request: Request) -> Call:
         responder = self.responder(request)
         prompt = self._render(responder, request)
-        return Call(request.expert_idx, responder, prompt, self.key(responder, prompt))
+        key = self.key(responder, prompt)
+        return Call(request.expert_idx, responder, prompt, key, on_text=request.on_text)
 
     def _missing(self, calls: Sequence[Call], found: Mapping[bytes, Answer]) -> dict[bytes, Call]:
         """Calls without a stored answer that nobody has asked yet; of equal calls the first."""
@@ -369,7 +376,9 @@ class ExpertPool:
 
         Every reader of answers gets them from here. Tokens and costs stay those of the whole.
         """
-        text = answer_of(stored.text, call.responder.config.thinking_tags, call.prompt)
+        config = call.responder.config
+        text = answer_of(stored.text, config.thinking_tags, call.prompt)
+        self._live_answers.note(config, call.prompt, stored)
         answer = stored
         if text != stored.text:
             answer = replace(stored, text=text, whole_text=stored.text)

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from backends.answer_store import Answer
+from backends.dispatch import OnText
 from config import RewardConfig
 from der_env import Episode, Judge, Judgement, Reader, take_answers
-from experts import Call, ExpertPool
+from experts import Call, ExpertPool, Request
 from metrics.registry import score_answers
 from questions import Question
 from reward import charge
@@ -102,15 +103,22 @@ class InFlight:
     """Routes that are played together. Others may join before each step.
 
     A step is `move`, then the pool is advanced, then `take`. A reader estimates answers.
+    `listen(route)` says who is told the answer of a route's next call while it grows.
     """
 
     def __init__(
-        self, policy: Policy, pool: ExpertPool, judge: Judge, reader: Reader | None = None
+        self,
+        policy: Policy,
+        pool: ExpertPool,
+        judge: Judge,
+        reader: Reader | None = None,
+        listen: Callable[[Route], OnText | None] | None = None,
     ):
         self.policy = policy
         self.pool = pool
         self.judge = judge
         self.reader = reader
+        self.listen = listen
         self.to_move: list[Route] = []
         self.asked: dict[Call, Route] = {}
 
@@ -127,10 +135,14 @@ class InFlight:
         """
         moving, stopped = _decide(self.to_move, self.policy)
         self.to_move = []
-        requests = [route.episode.propose(route.next_expert) for route in moving]
+        requests = [self._request(route) for route in moving]
         calls = self.pool.start(requests)
         self.asked.update(zip(calls, moving, strict=True))
         return stopped
+
+    def _request(self, route: Route) -> Request:
+        request = route.episode.propose(route.next_expert)
+        return replace(request, on_text=self.listen(route)) if self.listen else request
 
     def take(self) -> list[Route]:
         """Add every answer that has come to its route as a step; returns these routes."""

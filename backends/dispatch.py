@@ -23,15 +23,19 @@ Finished = Sequence[tuple[int, Answer | None]]
 OnBatch = Callable[[int, list[tuple[bytes, str, Answer | None]]], None]
 # Told an expert's index, its error and the keys of its requests
 OnFailure = Callable[[int, Exception, list[bytes]], None]
+# Told a completion as far as it has grown, in any thread
+OnText = Callable[[str], None]
 
 
 class Inbox:
     """Prompts for one expert. Each gets a request id, counted from 0.
 
-    Safe to fill from one thread and empty from another.
+    Safe to fill from one thread and empty from another. `listeners` holds, by request id, who wants
+    to be told a completion while it grows. Experts that cannot tell pass over it.
     """
 
     def __init__(self, prompts: Sequence[str] = ()):
+        self.listeners: dict[int, OnText] = {}
         self._waiting = deque(enumerate(prompts))
         self._num_put = len(prompts)
 
@@ -40,9 +44,11 @@ class Inbox:
         """The inbox itself, or a new one that holds the prompts."""
         return prompts if isinstance(prompts, Inbox) else cls(prompts)
 
-    def put(self, prompt: str) -> int:
+    def put(self, prompt: str, on_text: OnText | None = None) -> int:
         """Add a prompt; returns its request id."""
         request_id = self._num_put
+        if on_text is not None:
+            self.listeners[request_id] = on_text
         self._waiting.append((request_id, prompt))
         self._num_put += 1
         return request_id
@@ -108,9 +114,9 @@ class ExpertQueue:
         # The next batch of a remote expert's stream, while a thread waits for it
         self.arriving: Future[Finished | None] | None = None
 
-    def submit(self, key: bytes, prompt: str) -> None:
+    def submit(self, key: bytes, prompt: str, on_text: OnText | None) -> None:
         """Put a prompt into the inbox."""
-        request_id = self.inbox.put(prompt)
+        request_id = self.inbox.put(prompt, on_text)
         self.asked[request_id] = (key, prompt)
 
     def next_batch(self) -> Finished | None:
@@ -141,10 +147,12 @@ class Dispatcher:
         self._waiting: list[int] = []
         self._errors: list[Exception] = []
 
-    def submit(self, expert_idx: int, key: bytes, prompt: str) -> None:
-        """Queue a prompt for an expert."""
+    def submit(
+        self, expert_idx: int, key: bytes, prompt: str, on_text: OnText | None = None
+    ) -> None:
+        """Queue a prompt for an expert; `on_text` is told the completion while it grows."""
         queue = self._queues[expert_idx]
-        queue.submit(key, prompt)
+        queue.submit(key, prompt, on_text)
         if queue.stream is None:
             self._wait_for_stream(expert_idx)
 
@@ -241,6 +249,7 @@ class Dispatcher:
         self._await(queue)  # for the next batch, while this one is stored
         rows = []
         for request_id, answer in batch:
+            queue.inbox.listeners.pop(request_id, None)
             key, prompt = queue.asked.pop(request_id)
             rows.append((key, prompt, answer))
         if rows:

@@ -20,7 +20,8 @@ from urllib.parse import urlsplit
 import openai
 
 from backends.answer_store import Answer, mean_and_least
-from backends.dispatch import Inbox
+from backends.dispatch import Inbox, OnText
+from backends.live_answers import without_start_of
 from backends.replies import (
     Completion,
     Overflow,
@@ -29,6 +30,7 @@ from backends.replies import (
     model_context,
     overflow_in,
     read_completion,
+    read_stream,
     wants_completion_limit,
 )
 from config import EndpointExpertConfig
@@ -110,6 +112,7 @@ class EndpointExpert:
         self._context: int | None = None  # tokens of prompt and answer, where the server says
         self._has_asked_context = False
         self._limit_name = "max_tokens"  # or what the server's error asks for
+        self._can_stream = True  # until a server refuses, or sends no stream
 
     def identity(self) -> dict[str, Any]:
         """What makes this expert's answers its own.
@@ -183,7 +186,8 @@ class EndpointExpert:
                 while True:
                     if self._error is None:
                         for number, prompt in inbox.take(num_slots - len(running)):
-                            task = runner.get_loop().create_task(self._ask(prompt))
+                            on_text = inbox.listeners.get(number)
+                            task = runner.get_loop().create_task(self._ask(prompt, on_text))
                             running[task] = number
                     if not running:
                         break
@@ -204,9 +208,8 @@ class EndpointExpert:
     @contextlib.contextmanager
     def _connected(self) -> Iterator[asyncio.Runner]:
         """An event loop, and a client for each replica."""
-        timeout = openai.Timeout(
-            None, connect=min(CONNECT_S, self.config.timeout_s)
-        )  # the deadline of a whole request is _complete's
+        # The deadline of a whole request is _complete's
+        timeout = openai.Timeout(None, connect=min(CONNECT_S, self.config.timeout_s))
         with asyncio.Runner() as runner:
             for replica in self.replicas:
                 replica.client = openai.AsyncOpenAI(
@@ -242,8 +245,8 @@ class EndpointExpert:
                 f" server's context of {self._context} tokens"
             )
 
-    async def _ask(self, prompt: str) -> Answer | None:
-        """One request with all its tries.
+    async def _ask(self, prompt: str, on_text: OnText | None) -> Answer | None:
+        """One request with all its tries; `on_text` is told the completion while it grows.
 
         Raises ExpertError naming replica, reason and number of tries.
         """
@@ -253,15 +256,14 @@ class EndpointExpert:
             tries += 1
             replica = await self._free_replica(failed_on)
             try:
-                answer = await self._complete(replica, prompt)
+                answer = await self._complete(replica, prompt, on_text)
             except (openai.APIError, ReplyError, TimeoutError) as error:
                 status, reason = getattr(error, "status_code", None), self._reason(error)
                 if status is not None and 400 <= status < 500 and status not in PASSING:
                     break  # its own fault: another try would end the same
                 failed_on.add(replica)
-                if (
-                    not replica.is_away
-                ):  # else it is known: a failure of requests sent together counts once
+                # Else it is known: a failure of requests sent together counts once
+                if not replica.is_away:
                     wait_s = replica.set_aside(_retry_after_s(error))
                     log.warning(
                         "expert %s: %s is set aside for %.1f s: %s",
@@ -312,7 +314,7 @@ class EndpointExpert:
             await asyncio.sleep(POLL_S)
         raise self._error
 
-    async def _complete(self, replica: Replica, prompt: str) -> Answer:
+    async def _complete(self, replica: Replica, prompt: str, on_text: OnText | None) -> Answer:
         """One try, which may take timeout_s. A prompt over the server's context loses its middle.
 
         Raises APIError, ReplyError or TimeoutError.
@@ -322,7 +324,7 @@ class EndpointExpert:
         async with asyncio.timeout(self.config.timeout_s):
             for _ in range(MAX_CUTS):
                 try:
-                    completion = await self._send(replica, sent)
+                    completion = await self._send(replica, sent, on_text)
                     break
                 except openai.BadRequestError as error:
                     overflow = overflow_in(error.message)
@@ -330,10 +332,8 @@ class EndpointExpert:
                         raise
                     sent = self._cut(sent, overflow)
             else:
-                completion = await self._send(replica, sent)
-        text = completion.text
-        if self.config.api_key_env:
-            text = text.replace(self._key, "[key]")
+                completion = await self._send(replica, sent, on_text)
+        text = self._without_key(completion.text)
         prompt_tokens, completion_tokens = completion.prompt_tokens, completion.completion_tokens
         if prompt_tokens is None:
             prompt_tokens = self._estimate_tokens(sent)
@@ -353,19 +353,42 @@ class EndpointExpert:
             logprob_min=logprob_min,
         )
 
-    async def _send(self, replica: Replica, prompt: str) -> Completion:
+    async def _send(self, replica: Replica, prompt: str, on_text: OnText | None) -> Completion:
         """One completion. Raises APIError or ReplyError."""
         try:
-            reply = await self._request(replica, prompt)
+            return await self._receive(replica, prompt, on_text)
         except openai.BadRequestError as error:
-            learned = wants_completion_limit(error.message)
-            if not learned or self._limit_name == "max_completion_tokens":
+            if wants_completion_limit(error.message) and self._limit_name == "max_tokens":
+                self._limit_name = "max_completion_tokens"
+            elif on_text is not None and self._can_stream and "stream" in error.message:
+                self._can_stream = False
+            else:
                 raise
-            self._limit_name = "max_completion_tokens"
-            reply = await self._request(replica, prompt)
-        return read_completion(reply, is_chat=self.config.prompt_format == "chat")
+        return await self._send(replica, prompt, on_text)
 
-    async def _request(self, replica: Replica, prompt: str) -> Any:
+    async def _receive(self, replica: Replica, prompt: str, on_text: OnText | None) -> Completion:
+        """One completion, streamed where somebody listens. Raises APIError or ReplyError."""
+        is_chat = self.config.prompt_format == "chat"
+        if on_text is not None and self._can_stream:
+            told = {"stream": True, "stream_options": {"include_usage": True}}
+            chunks = await self._request(replica, prompt, **told)
+            streamed = await read_stream(chunks, self._keeping_key(on_text), is_chat=is_chat)
+            if streamed.num_chunks:
+                return streamed.completion()
+            self._can_stream = False  # it has replied in one piece, which the client passes over
+        return read_completion(await self._request(replica, prompt), is_chat=is_chat)
+
+    def _without_key(self, text: str) -> str:
+        """A text without the key, should a server repeat it."""
+        return text.replace(self._key, "[key]") if self.config.api_key_env else text
+
+    def _keeping_key(self, on_text: OnText) -> OnText:
+        """The same listener, which never hears the key or a part of it."""
+        if not self.config.api_key_env:
+            return on_text
+        return lambda text: on_text(without_start_of(self._key, self._without_key(text)))
+
+    async def _request(self, replica: Replica, prompt: str, **told: Any) -> Any:
         """The server's reply to one request. Raises APIError or ReplyError."""
         decoding = self.config.decoding
         client = replica.client
@@ -376,6 +399,7 @@ class EndpointExpert:
             "temperature": decoding.temperature,
             "top_p": decoding.top_p,
             "seed": decoding.seed,
+            **told,
         }
         if self.config.stop:
             options["stop"] = list(self.config.stop)
@@ -450,7 +474,7 @@ class EndpointExpert:
                 reason = f"status {error.status_code}, {error.message}"
             case _:
                 reason = str(error) or "the reply is not a completion"
-        return reason.replace(self._key, "[key]") if self.config.api_key_env else reason
+        return self._without_key(reason)
 
 
 def _answers_of(

@@ -33,6 +33,7 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from backends.answer_store import Answer, mean_and_least
+from backends.dispatch import OnText
 from config import DecodingConfig
 
 CHUNK_TOKENS = 16  # most tokens of a decode chunk; between two chunks rows may leave and join
@@ -52,6 +53,7 @@ class Row:
     # Of each token of the completion, see TokenLogprobs; empty where the model does not tell
     logprobs: list[float] = field(default_factory=list)
     seconds: float = 0.0  # its share of the model's time
+    on_text: OnText | None = None  # told the text after each chunk
 
     def start_again(self) -> None:
         """Forget what was generated."""
@@ -314,6 +316,12 @@ class RunningBatch:
         ended = self._ended
         self._ended = []
         return ended
+
+    def tell_listeners(self, tokenizer: Any) -> None:
+        """Tell how far completions have grown, where somebody listens."""
+        for row in self.rows:
+            if row.on_text is not None:
+                row.on_text(tokenizer.decode(row.completion, skip_special_tokens=True))
 
     def _extend(
         self, rows: list[Row], tokens: torch.Tensor, state: dict[str, Any], num_new: int

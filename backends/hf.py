@@ -316,7 +316,7 @@ class HFExpert:
         max_size = self.max_batch_size
         while inbox or waiting or batch.rows:
             if inbox:
-                waiting = sorted(waiting + self._rows(inbox.take()), key=lambda row: -len(row.ids))
+                waiting = sorted(waiting + self._rows(inbox), key=lambda row: -len(row.ids))
             joining = waiting[: self._num_joining(batch, waiting, max_size)]
             waiting = waiting[len(joining) :]
             together = batch.rows + joining
@@ -334,6 +334,7 @@ class HFExpert:
                 left_out = together
                 max_size = len(together) // 2
             waiting = left_out + waiting
+            batch.tell_listeners(self.tokenizer)
             yield ended
 
     def _does_not_fit(self, row: Row) -> ExpertError:
@@ -367,13 +368,15 @@ class HFExpert:
             work=self.work,
         )
 
-    def _rows(self, requests: list[tuple[int, str]]) -> list[Row]:
-        """Tokenise requests (request id, prompt)."""
+    def _rows(self, inbox: Inbox) -> list[Row]:
+        """Tokenise what the inbox holds."""
+        requests = inbox.take()
         ids, was_cut = self.encode([prompt for _, prompt in requests])
         rows = []
         for (request_id, prompt), row_ids, cut in zip(requests, ids, was_cut, strict=True):
             seed = SeededSampling.seed(self.config.decoding, prompt)
-            rows.append(Row(request_id, row_ids, cut, seed))
+            on_text = inbox.listeners.get(request_id)
+            rows.append(Row(request_id, row_ids, cut, seed, on_text=on_text))
         return rows
 
     @torch.inference_mode()

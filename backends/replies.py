@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,8 +76,18 @@ def chat_text(message: Any) -> str:
     Servers with a reasoning parser return the thinking apart, as `reasoning_content` or
     `reasoning`, and `content` null while the model has not come to an answer.
     """
+    thinking, said = chat_parts(message)
+    return with_thinking(thinking, said)
+
+
+def chat_parts(message: Any) -> tuple[str, str]:
+    """What a chat message, or a piece of one, thinks and says."""
     thinking = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
-    said = message.content or getattr(message, "refusal", None) or ""
+    said = message.content or getattr(message, "refusal", None)
+    return thinking or "", said or ""
+
+
+def with_thinking(thinking: str, said: str) -> str:
     if not thinking:
         return said
     if not said:
@@ -139,6 +149,66 @@ def read_completion(reply: Any, *, is_chat: bool) -> Completion:
         )
     except (ValueError, AttributeError, TypeError, IndexError) as error:
         raise ReplyError("the reply is not a completion") from error
+
+
+class StreamedReply:
+    """A completion that arrives in chunks."""
+
+    def __init__(self, *, is_chat: bool):
+        self.is_chat = is_chat
+        self.num_chunks = 0
+        self._thinking = ""
+        self._said = ""
+        self._is_refusal = False
+        self._finish: str | None = None
+        self._usage: Any = None
+        self._logprobs: list[float] = []
+
+    def add(self, chunk: Any) -> None:
+        """Take in the next chunk."""
+        self.num_chunks += 1
+        self._usage = chunk.usage or self._usage
+        if not chunk.choices:  # as in a chunk that counts tokens
+            return
+        choice = chunk.choices[0]
+        if self.is_chat:
+            thinking, said = chat_parts(choice.delta)
+            self._is_refusal |= bool(getattr(choice.delta, "refusal", None))
+        else:
+            thinking, said = "", choice.text or ""
+        self._thinking += thinking
+        self._said += said
+        self._logprobs += token_logprobs(choice)
+        self._finish = choice.finish_reason or self._finish
+
+    @property
+    def text(self) -> str:
+        """What has come so far, thinking in tags."""
+        return with_thinking(self._thinking, self._said)
+
+    def completion(self) -> Completion:
+        """All of it. Raises ReplyError where the stream has ended before the completion."""
+        if self._finish is None:
+            raise ReplyError("the stream ended before the answer")
+        finish = FINISHES.get(self._finish, "")
+        if self._is_refusal and finish != "content_filter":
+            finish = "refusal"
+        counts = token_counts(self._usage)
+        return Completion(whole_text(self.text), *counts, finish, self._logprobs)
+
+
+async def read_stream(
+    chunks: AsyncIterable[Any], on_text: Callable[[str], None], *, is_chat: bool
+) -> StreamedReply:
+    """A streamed reply, of which `on_text` is told what has come so far. Raises ReplyError."""
+    reply = StreamedReply(is_chat=is_chat)
+    try:
+        async for chunk in chunks:
+            reply.add(chunk)
+            on_text(reply.text)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ReplyError("the reply is not a completion") from error
+    return reply
 
 
 def token_counts(usage: Any) -> tuple[int | None, int | None]:

@@ -4,7 +4,9 @@
 
 The run's experts are replaced by instant ones in a server of its own process, with an empty store.
 A share of their calls fails; the official client asks again. Every answer names its question, so
-none can be lost or crossed unnoticed. docs/speed.md has the figures.
+none can be lost or crossed unnoticed. With one request at a time a bare pass of the agent's encoder
+over the same question follows each request, so that both meet the same load of the machine.
+docs/speed.md has the figures.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -49,12 +51,16 @@ if __name__ == "__main__":  # --help and mistakes, before the imports that take 
 
 import numpy as np
 import openai
+import torch
 import uvicorn
 
+from agent import load_agent
 from backends.answer_store import Answer
 from backends.dispatch import Finished, Inbox
+from experts import build_pool
 from runtime.errors import BoundsError
-from runtime.run_folder import newest_run
+from runtime.machine import pick_device, set_threads
+from runtime.run_folder import evaluated_config, newest_run
 from serving.app import build_app
 from serving.served_run import Exploration, ServedRun
 from serving.service import Service, ServiceOptions
@@ -117,12 +123,30 @@ class Tally:
 
     wall: list[float] = field(default_factory=list)
     server: list[float] = field(default_factory=list)  # from arrival to the answer
+    encoder: list[float] = field(default_factory=list)  # bare passes in turns with the requests
     calls: list[int] = field(default_factory=list)
     num_crossed: int = 0
     num_lost: int = 0
 
 
-async def ask_all(url: str, texts: Sequence[str], at_once: int) -> Tally:
+def encoder_of(run: Path, overrides: list[str]) -> Callable[[str], object]:
+    """A bare pass of the run's encoder over a question."""
+    config = evaluated_config(run, overrides)
+    set_threads(config.threads)
+    device = pick_device(config.device)
+    agent = load_agent(run / "agent", build_pool(config), device=device)
+
+    def encode(text: str) -> object:
+        rows = agent.state_tokenizer.encode([text], [None], [agent.t_max])
+        with torch.no_grad():
+            return agent.encoder.pooled_here(rows)
+
+    return encode
+
+
+async def ask_all(
+    url: str, texts: Sequence[str], at_once: int, encode: Callable[[str], object]
+) -> Tally:
     """Ask every question once, so many at the same time."""
     tally = Tally()
     client = openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=MAX_RETRIES, timeout=120)
@@ -143,20 +167,26 @@ async def ask_all(url: str, texts: Sequence[str], at_once: int) -> Tally:
         tally.server.append(1000 * route["seconds"]["total"])
         tally.calls.append(len(route["steps"]))
         tally.num_crossed += text not in (reply.choices[0].message.content or "")
+        if at_once == 1:
+            began = time.perf_counter()
+            encode(text)
+            tally.encoder.append(1000 * (time.perf_counter() - began))
 
     await asyncio.gather(*[ask(text) for text in texts])
     await client.close()
     return tally
 
 
-def measure(url: str, num_requests: int, at_once: int) -> dict[str, float]:
+def measure(
+    url: str, num_requests: int, at_once: int, encode: Callable[[str], object]
+) -> dict[str, float]:
     """Figures of one load. Raises BoundsError for an answer that is lost or crossed."""
     texts = []
     for number in range(num_requests):
         texts.append(f"Spell this word backward (example: sun -> nus): {at_once}w{number}x")
     began = time.perf_counter()
     cpu_began = server_cpu_s(url)
-    tally = asyncio.run(ask_all(url, texts, at_once))
+    tally = asyncio.run(ask_all(url, texts, at_once, encode))
     wall_s = time.perf_counter() - began
     cpu_s = server_cpu_s(url) - cpu_began
     if tally.num_lost or tally.num_crossed:
@@ -169,6 +199,9 @@ def measure(url: str, num_requests: int, at_once: int) -> dict[str, float]:
     for percentile in (50, 99):
         figures[f"server_ms_p{percentile}"] = float(np.percentile(tally.server, percentile))
         figures[f"client_ms_p{percentile}"] = float(np.percentile(tally.wall, percentile))
+    if tally.encoder:
+        figures["encoder_ms_p50"] = float(np.percentile(tally.encoder, 50))
+        figures["over_encoder"] = figures["server_ms_p50"] / figures["encoder_ms_p50"]
     return figures
 
 
@@ -196,9 +229,10 @@ def main(arguments: list[str]) -> dict[str, dict[str, float]]:
         sender.close()
         try:
             url = f"http://127.0.0.1:{receiver.recv()}/v1"
-            measure(url, 32, 4)  # the first pass of a model takes longer
+            encode = encoder_of(run, overrides)
+            measure(url, 32, 1, encode)  # the first pass of a model takes longer
             for at_once in options.at_once:
-                figures = measure(url, options.requests, at_once)
+                figures = measure(url, options.requests, at_once, encode)
                 all_figures[str(at_once)] = figures
                 shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
                 print(f"{at_once} at once: 0 lost, 0 crossed, {shown}", flush=True)

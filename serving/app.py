@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import AsyncIterator
@@ -13,7 +14,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
 
-from serving.replies import chunks, completion, headers_of
+from serving.replies import Chunks, completion, headers_of
 from serving.requests import (
     MAX_BYTES_PER_CHARACTER,
     MODEL,
@@ -103,46 +104,52 @@ async def _body(request: Request, max_bytes: int) -> bytes:
     return b"".join(parts)
 
 
+class Notice:
+    """Wakes a coroutine from any thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._is_given = asyncio.Event()
+
+    def give(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the server has ended
+            self._loop.call_soon_threadsafe(self._is_given.set)
+
+    async def wait(self, timeout_s: float) -> None:
+        """Wait until notice is given, and no longer than this."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._is_given.wait()
+        self._is_given.clear()
+
+
 async def _chat(request: Request) -> Response:
     """One chat completion, whole or streamed."""
     service = _service(request)
     max_characters = service.options.max_characters
     data = await _body(request, MAX_BYTES_PER_CHARACTER * max_characters + OVERHEAD_BYTES)
     asked = read_request(data, request.headers, max_characters)
-    ticket = service.submit(asked)
-    future = asyncio.wrap_future(ticket.future)
-    future.add_done_callback(_look_at)
+    notice = Notice()
+    ticket = service.submit(asked, notice.give)
     try:
         # A stream begins once there is an answer or the client may lose patience: until then an
         # error has its own status
-        is_done = await _wait(future, request, service, ticket, asked.is_streamed)
+        is_done = await _wait(notice, request, service, ticket)
     except BaseException:
         service.leave(ticket)
         raise
     if not is_done:
         service.figures.requests.labels(200).inc()
-        return _streamed(_late_events(future, service, ticket))
+        return _streamed(_live_events(notice, service, ticket))
     served = service.take(ticket)
     service.figures.requests.labels(200).inc()
     headers = headers_of(served.record)
     if asked.is_streamed:
-        return _streamed(_events(ticket, served), headers)
+        return _streamed(_last_events(Chunks(ticket), served), headers)
     return JSONResponse(completion(ticket, served.answer, served.record), headers=headers)
 
 
-def _look_at(future: asyncio.Future[Any]) -> None:
-    """Keep asyncio from complaining of an error that nobody waited for."""
-    if not future.cancelled():
-        future.exception()
-
-
-async def _wait(
-    future: asyncio.Future[Any],
-    request: Request,
-    service: Service,
-    ticket: Ticket,
-    is_streamed: bool,
-) -> bool:
+async def _wait(notice: Notice, request: Request, service: Service, ticket: Ticket) -> bool:
     """Wait for the answer; False where a stream has to begin without it.
 
     Raises RequestError when it takes too long, or the client has gone.
@@ -150,11 +157,11 @@ async def _wait(
     deadline = time.monotonic() + service.options.timeout_s
     begin_stream = time.monotonic() + KEEP_ALIVE_S
     while True:
-        done, _ = await asyncio.wait([future], timeout=LOOK_S)
-        if done:
+        await notice.wait(LOOK_S)
+        if ticket.future.done():
             return True
         now = time.monotonic()
-        if is_streamed and now >= begin_stream:
+        if ticket.asked.is_streamed and (ticket.answer_so_far or now >= begin_stream):
             return False
         if now >= deadline:
             raise _timed_out(service)
@@ -174,30 +181,40 @@ def _streamed(
     return StreamingResponse(events, media_type="text/event-stream", headers=told)
 
 
-async def _events(ticket: Ticket, served: Served) -> AsyncIterator[str]:
-    """The events of a finished answer."""
-    for chunk in chunks(ticket, served.answer, served.record):
+async def _last_events(chunks: Chunks, served: Served) -> AsyncIterator[str]:
+    """The events of a finished answer, of which a part may have been sent."""
+    if not served.answer.startswith(chunks.sent):  # an expert was asked again, and said otherwise
+        said = "the answer is not the one that was begun; it is stored: ask again"
+        yield _event(RequestError(503, said, code="answer_changed").body())
+        return
+    for chunk in chunks.finish(served.answer, served.record):
         yield _event(chunk)
     yield "data: [DONE]\n\n"
 
 
-async def _late_events(
-    future: asyncio.Future[Any], service: Service, ticket: Ticket
-) -> AsyncIterator[str]:
-    """Comment lines until the answer is there, then its events; an error is an event, too."""
+async def _live_events(notice: Notice, service: Service, ticket: Ticket) -> AsyncIterator[str]:
+    """The answer as it grows, with comment lines while there is nothing new.
+
+    An error is an event, too.
+    """
+    chunks = Chunks(ticket)
     try:
-        while not future.done():
-            yield ": waiting for experts\n\n"
+        while not ticket.future.done():
             if time.perf_counter() - ticket.received > service.options.timeout_s:
                 yield _event(_timed_out(service).body())
                 return
-            await asyncio.wait([future], timeout=KEEP_ALIVE_S)
+            grown = list(chunks.grow(ticket.answer_so_far)) if ticket.answer_so_far else []
+            for chunk in grown:
+                yield _event(chunk)
+            if not grown:
+                yield ": waiting for experts\n\n"
+            await notice.wait(KEEP_ALIVE_S)
         try:
             served = service.take(ticket)
         except RequestError as error:
             yield _event(error.body())
             return
-        async for event in _events(ticket, served):
+        async for event in _last_events(chunks, served):
             yield event
     finally:  # also where the client has gone
         service.leave(ticket)

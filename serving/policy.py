@@ -25,6 +25,7 @@ class Limits:
     max_cost: float | None = None
     probabilities: list[float] = field(default_factory=list)  # of each action taken
     is_out_of_budget: bool = False  # the policy wanted another call
+    is_last_call: bool = False  # of the action taken last: no call can follow it
 
 
 class ServingPolicy:
@@ -70,18 +71,41 @@ class ServingPolicy:
         action, probability = self._draw(allowed)
         limits.probabilities.append(probability)
         if action < self.agent.num_experts:
+            limits.is_last_call = self._is_last_call(episode, action, scores, limits)
             return action
         limits.is_out_of_budget = wanted < self.agent.num_experts and allowed[wanted] < IS_FORBIDDEN
         return None
 
     def _affordable(self, episode: Episode, scores: np.ndarray, limits: Limits) -> np.ndarray:
-        """The scores (A,), without experts that are expected to cost more than is left."""
+        """The scores (A,), without experts that are expected to cost more than is left.
+
+        Nothing is affordable after a call that was said to be the last.
+        """
+        if limits.is_last_call:
+            return np.full(len(scores), FORBIDDEN)
         if limits.max_cost is None:
             return scores
         left = limits.max_cost - charge(episode.cost, self.reward)
+        return self._without_dear_ones(scores, left)
+
+    def _without_dear_ones(self, scores: np.ndarray, left: float) -> np.ndarray:
         out = scores.copy()
         out[: len(self.prices)][self.prices > left + 1e-9] = FORBIDDEN
         return out
+
+    def _is_last_call(
+        self, episode: Episode, expert_idx: int, scores: np.ndarray, limits: Limits
+    ) -> bool:
+        """Whether no call can follow this one, whatever its answer is."""
+        if episode.calls_left == 1:
+            return True
+        later = scores[: self.agent.num_experts].copy()
+        if isinstance(self.agent, BeliefAgent):  # it asks no expert twice
+            later[expert_idx] = FORBIDDEN
+        if limits.max_cost is not None and self.reward.cost == "params":  # known before the call
+            spent = charge(episode.cost, self.reward) + self.prices[expert_idx]
+            later = self._without_dear_ones(later, limits.max_cost - spent)
+        return not (later > IS_FORBIDDEN).any()
 
     def _draw(self, scores: np.ndarray) -> tuple[int, float]:
         """An action and the probability that it had."""

@@ -110,15 +110,35 @@ def _head(ticket: Ticket, kind: str) -> Record:
     }
 
 
-def chunks(ticket: Ticket, answer: str, record: Record) -> Iterator[Record]:
-    """The chunks of a streamed chat completion. The last one with a choice brings `x_der`."""
-    head = _head(ticket, "chat.completion.chunk")
-    yield {**head, "choices": [_delta({"role": "assistant", "content": ""})]}
-    for start in range(0, len(answer), PIECE):
-        yield {**head, "choices": [_delta({"content": answer[start : start + PIECE]})]}
-    yield {**head, "choices": [_delta({}, "stop")], "x_der": record}
-    if ticket.asked.wants_usage:
-        yield {**head, "choices": [], "usage": usage_of(record)}
+class Chunks:
+    """The chunks of a streamed chat completion, as its answer grows."""
+
+    def __init__(self, ticket: Ticket):
+        self._head = _head(ticket, "chat.completion.chunk")
+        self._wants_usage = ticket.asked.wants_usage
+        self._has_begun = False
+        self.sent = ""
+
+    def grow(self, answer: str) -> Iterator[Record]:
+        """What brings an answer up to here; nothing for one that begins otherwise."""
+        if not self._has_begun:
+            self._has_begun = True
+            yield self._chunk({"role": "assistant", "content": ""})
+        if not answer.startswith(self.sent):
+            return
+        for start in range(len(self.sent), len(answer), PIECE):
+            yield self._chunk({"content": answer[start : start + PIECE]})
+        self.sent = answer
+
+    def finish(self, answer: str, record: Record) -> Iterator[Record]:
+        """The rest. The last chunk with a choice brings `x_der`."""
+        yield from self.grow(answer)
+        yield {**self._chunk({}, "stop"), "x_der": record}
+        if self._wants_usage:
+            yield {**self._head, "choices": [], "usage": usage_of(record)}
+
+    def _chunk(self, delta: dict[str, str], finish_reason: str | None = None) -> Record:
+        return {**self._head, "choices": [_delta(delta, finish_reason)]}
 
 
 def _delta(delta: dict[str, str], finish_reason: str | None = None) -> Record:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agent import load_agent
+from backends.dispatch import OnText
 from belief_agent import BeliefAgent
 from config import AnyExpertConfig, Config, EndpointExpertConfig
 from der_env import Episode
@@ -92,8 +93,17 @@ class ServedRun:
             exploration.seed,
         )
 
-    def new_flight(self) -> InFlight:
-        return InFlight(self.policy, self.pool, self.judge, self.agent.reader)
+    def new_flight(self, listen: Callable[[Route], OnText | None]) -> InFlight:
+        return InFlight(self.policy, self.pool, self.judge, self.agent.reader, listen)
+
+    def submits_next(self, route: Route) -> bool:
+        """Whether the answer of a route's next call is sure to be submitted.
+
+        No call may follow it, and no earlier answer may be chosen in its place.
+        """
+        episode = route.episode
+        is_only_choice = episode.submits == "last" or not episode.steps
+        return is_only_choice and self.limits[episode.question.id].is_last_call
 
     @property
     def models(self) -> list[str]:

@@ -68,9 +68,14 @@ class Service:
         given = (authorization or "").removeprefix("Bearer ")
         return hmac.compare_digest(given.encode(), self.options.key.encode())
 
-    def submit(self, asked: Asked) -> Ticket:
-        """Hand a request to the worker. Raises RequestError where the server is ending."""
-        ticket = Ticket(f"chatcmpl-{uuid.uuid4().hex}", asked)
+    def submit(self, asked: Asked, on_change: Callable[[], None]) -> Ticket:
+        """Hand a request to the worker.
+
+        `on_change` is called, in any thread, when its answer has grown or it has ended. Raises
+        RequestError where the server is ending.
+        """
+        ticket = Ticket(f"chatcmpl-{uuid.uuid4().hex}", asked, on_change=on_change)
+        ticket.future.add_done_callback(lambda _: on_change())
         self.worker.submit(ticket)
         return ticket
 

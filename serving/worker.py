@@ -14,12 +14,17 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from backends.dispatch import OnText
 from rollout import Route
 from runtime.errors import DERError
 from serving.requests import Asked, RequestError
 from serving.served_run import ServedRun
 
 log = logging.getLogger(__name__)
+
+
+def _nothing() -> None:
+    """Nobody waits."""
 
 
 @dataclass(eq=False)
@@ -35,6 +40,14 @@ class Ticket:
     finished: float = 0.0
     call_began: float = 0.0
     experts_s: float = 0.0  # wall time in which experts were waited for
+    answer_so_far: str = ""  # of a last call under way
+    on_change: Callable[[], None] = _nothing  # called in any thread when the above or `future` is
+
+    def hear(self, text: str) -> None:
+        """Take in how far the answer has grown."""
+        if text and not self.is_given_up:
+            self.answer_so_far = text
+            self.on_change()
 
     @property
     def total_s(self) -> float:
@@ -116,7 +129,7 @@ class Worker:
         except BaseException as error:
             self._loaded.set_exception(error)
             return
-        self.flight = self.run.new_flight()
+        self.flight = self.run.new_flight(self._listener)
         self._loaded.set_result(None)
         while not self._is_closing:
             try:
@@ -166,6 +179,12 @@ class Worker:
 
     def _ticket_of(self, route: Route) -> Ticket:
         return self._open[route.episode.question.id]
+
+    def _listener(self, route: Route) -> OnText | None:
+        """Who is told the answer of a route's next call while it grows."""
+        ticket = self._ticket_of(route)
+        is_live = ticket.asked.is_streamed and self.run.submits_next(route)
+        return ticket.hear if is_live else None
 
     def _note_answers(self) -> None:
         """Count the time until each answer that has come as spent by experts."""
@@ -226,7 +245,7 @@ class Worker:
         for ticket in list(self._open.values()):
             self._end(ticket)
             _fail(ticket, answer)
-        self.flight = self.run.new_flight()
+        self.flight = self.run.new_flight(self._listener)
 
 
 _DONE: Future[None] = Future()  # for `advance`: do not wait

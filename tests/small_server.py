@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -32,8 +32,41 @@ def completion(
     }
 
 
+def streamed(
+    deltas: Sequence[dict[str, Any]], *, gate: threading.Event | None = None, is_whole: bool = True
+) -> Reply:
+    """A chat completion in chunks, a delta each. After the first one `gate` is waited for.
+
+    One that is not whole breaks off without a word why.
+    """
+
+    def events() -> Iterator[bytes]:
+        choices: list[dict[str, Any]] = []
+        for delta in deltas:
+            choices.append({"index": 0, "delta": delta, "finish_reason": None})
+        if is_whole:
+            choices.append({"index": 0, "delta": {}, "finish_reason": "stop"})
+        for place, choice in enumerate(choices):
+            if place == 1 and gate is not None:
+                assert gate.wait(20), "nobody opened the gate"
+            yield _event({"choices": [choice]})
+        if is_whole:
+            counts = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+            yield _event({"choices": [], "usage": counts})
+            yield b"data: [DONE]\n\n"
+
+    return 200, events()
+
+
+def _event(fields: dict[str, Any]) -> bytes:
+    chunk = {"id": "1", "object": "chat.completion.chunk", "created": 0, "model": "m", **fields}
+    return f"data: {json.dumps(chunk)}\n\n".encode()
+
+
 class SmallServer:
     """Answers a POST with what `behave(body, number of the request from 0)` returns.
+
+    Where that is an iterator of bytes, they are sent as they come.
 
     A GET is answered with `models`, a list as of /v1/models; None: with status 404. Where it is a
     number, it comes so many seconds late. `num_gets` counts them.
@@ -73,6 +106,9 @@ class SmallServer:
                 status, payload, *headers = behave(body, number)
                 with lock:
                     self.num_held -= 1
+                if isinstance(payload, Iterator):
+                    handler.send_stream(payload)
+                    return
                 data = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
                 handler.send_response(status)
                 for name, value in (
@@ -82,6 +118,16 @@ class SmallServer:
                     handler.send_header(name, value)
                 handler.end_headers()
                 handler.wfile.write(data)
+
+            def send_stream(handler, parts):  # noqa: N805
+                handler.send_response(200)
+                handler.send_header("content-type", "text/event-stream")
+                handler.send_header("connection", "close")
+                handler.end_headers()
+                for part in parts:
+                    handler.wfile.write(part)
+                    handler.wfile.flush()
+                handler.close_connection = True
 
             def do_GET(handler):  # noqa: N805
                 self.num_gets += 1

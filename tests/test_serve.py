@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import http.client
 import json
-import os
 import re
 import shutil
-import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,10 +18,15 @@ import numpy as np
 import openai
 import pytest
 import torch
-from recordings import CHEAP_AND_DEAR, make_rows
-from served import LoopbackExpert, serving, start_experts, write_config
+from served import (
+    LoopbackExpert,
+    ask,
+    running_experts,
+    serving,
+    train_run,
+    wait_until,
+)
 
-import train_ppo_multi
 from config import RewardConfig
 from der_env import Episode
 from questions import Question
@@ -37,15 +37,10 @@ from serving.policy import Limits, ServingPolicy
 from serving.route_log import read_records
 from serving.served_run import Exploration
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 @pytest.fixture(scope="module")
 def experts() -> Iterator[dict[str, LoopbackExpert]]:
-    experts = start_experts(make_rows(120, skills=CHEAP_AND_DEAR))
-    yield experts
-    for expert in experts.values():
-        expert.close()
+    yield from running_experts()
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +49,7 @@ def run(
     bert_encoder: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    root = tmp_path_factory.mktemp("served")
-    config_path = write_config(root, bert_encoder, experts)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        path = train_ppo_multi.main(["--config", str(config_path), "--name", "served"])
-    gc.collect()
-    return root / path
+    return train_run(tmp_path_factory.mktemp("served"), bert_encoder, experts)
 
 
 @pytest.fixture(scope="module")
@@ -82,19 +71,6 @@ def place(run: Path, log: Path) -> Iterator[tuple[str, Any]]:
 @pytest.fixture
 def client(place: tuple[str, Any]) -> openai.OpenAI:
     return openai.OpenAI(base_url=place[0], api_key="none", max_retries=0)
-
-
-def ask(client: openai.OpenAI, text: str, **options: Any) -> Any:
-    extra = {
-        name: options.pop(name)
-        for name in ("alpha", "max_cost", "max_calls", "task")
-        if name in options
-    }
-    model = options.pop("model", "der")
-    messages = options.pop("messages", [{"role": "user", "content": text}])
-    return client.chat.completions.create(
-        model=model, messages=messages, extra_body=extra, **options
-    )
 
 
 # --- answers ---
@@ -317,13 +293,6 @@ def test_a_stream_is_kept_alive_and_survives_a_client_that_goes(
     assert ask(client, "Still there?").choices
 
 
-def wait_until(condition: Any, timeout_s: float = 10) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it never came about"
-        time.sleep(0.01)
-
-
 def test_a_locked_store_delays_and_does_not_fail(
     client: openai.OpenAI, place: tuple[str, Any]
 ) -> None:
@@ -337,37 +306,6 @@ def test_a_locked_store_delays_and_does_not_fail(
         other.execute("ROLLBACK")
         assert waiting.result(10).choices
     other.close()
-
-
-def test_sigterm_ends_open_requests_and_the_server(
-    run: Path, experts: dict[str, LoopbackExpert], tmp_path: Path
-) -> None:
-    command = [sys.executable, str(ROOT / "scripts" / "serve.py"), "--run", str(run), "--port", "0"]
-    command += ["--grace", "1", "--log", str(tmp_path / "log.jsonl")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    try:
-        assert server.stdout is not None
-        url = re.search(r"http://\S+", server.stdout.readline())
-        assert url is not None
-        for expert in experts.values():
-            expert.hold.clear()
-        client = openai.OpenAI(base_url=url.group(), api_key="none", max_retries=0)
-        held = sum(expert.num_requests for expert in experts.values())
-        with ThreadPoolExecutor(1) as threads:
-            waiting = threads.submit(ask, client, "Too late?")
-            wait_until(lambda: sum(e.num_requests for e in experts.values()) > held)
-            began = time.monotonic()
-            server.send_signal(signal.SIGTERM)
-            error = waiting.exception(10)
-        assert isinstance(error, openai.InternalServerError)
-        assert error.code == "shutting_down"
-        assert server.wait(10) == 128 + signal.SIGTERM
-        assert time.monotonic() - began < 10
-    finally:
-        server.kill()
-        for expert in experts.values():
-            expert.hold.set()
 
 
 # --- log, feedback, figures ---

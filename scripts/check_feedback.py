@@ -6,7 +6,7 @@ questions of the training split that it has not met are asked by the official cl
 is judged by the recorded verdict. scripts/learn_from_log.py then teaches a copy of the run, which
 is --out. Both agents play the test questions at every weight of cost; differences of return are
 paired by question, with 95% intervals. --full: a run that was trained on the whole split, for
-comparison. Settings may follow, e.g. --data.test.split validation to try something.
+comparison. Settings of the evaluation may follow.
 """
 
 from __future__ import annotations

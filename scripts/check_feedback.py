@@ -20,16 +20,34 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from runtime.command_line import parse, run_command
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="a new folder for the taught run")
+    parser.add_argument("--requests", type=int, default=400)
+    parser.add_argument("--explore", type=float, default=0.0, help="as of scripts/serve.py")
+    parser.add_argument("--full", type=Path, help="a run trained on the whole split")
+    return parser
+
+
+if __name__ == "__main__":  # --help and mistakes, before the imports that take seconds
+    run_command(lambda arguments: parse(make_parser(), arguments))
+
+import numpy as np
 import openai
 
 from evaluation.ground import Ground
 from evaluation.stats import paired_difference
 from questions import Question, load_splits, read_questions
-from runtime.command_line import parse, run_command
 from runtime.errors import ConfigError
 from runtime.run_folder import load_run_config
 from scripts import learn_from_log
@@ -116,17 +134,7 @@ def show(label: str, returns: Returns, before: Returns) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="a new folder for the taught run")
-    parser.add_argument("--requests", type=int, default=400)
-    parser.add_argument("--explore", type=float, default=0.0, help="as of scripts/serve.py")
-    parser.add_argument("--full", type=Path, help="a run trained on the whole split")
-    options, overrides = parse(parser, arguments)
+    options, overrides = parse(make_parser(), arguments)
     questions = unmet_questions(options.run, options.requests)
     shutil.copytree(options.run, options.out)
     log = options.out / "served" / "routes.jsonl"

@@ -116,7 +116,7 @@ def returns_of(run: Path, overrides: Sequence[str]) -> Returns:
         ground.agent.ask_with(alpha)
         routes = ground.play(ground.splits.test, ground.agent, ground.runs[0].judge, ground.t_max)
         weighted = reward.model_copy(update={"alpha": alpha})
-        returns[alpha] = np.array([route.value_under(weighted) for route in routes])
+        returns[alpha] = np.array([route.return_under(weighted) for route in routes])
     return returns
 
 

@@ -22,7 +22,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from config import SPLITS, Config, Section
+from config import SPLITS, Config, Section, defaults_beside
 from runtime.errors import ConfigError, DERError
 from runtime.files import shown
 from runtime.settings_list import settings_help
@@ -258,7 +258,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
     options = overrides_from(overrides or [])
     given = merge(current(read_yaml(path), str(path)), options)
     origin = f"{path} and the command line" if options else str(path)
-    config = validate(merge(Config().model_dump(mode="json"), given), origin, options)
+    config = validate(merge(defaults_beside(given), given), origin, options)
     named = []
     missing = []
     for split in SPLITS:

@@ -1,6 +1,6 @@
-"""What `config.py` is made of: the base of its sections, and the settings of experts and
-questions.
+"""What `config.py` is made of: the base of its sections, and the settings of experts,
+questions, learning and evaluation.
 
-`config.py` is the page to read; it offers every name of `experts.py` and `data.py`. May import the
+`config.py` is the page to read; it offers every section of the other files. May import the
 libraries of the settings alone.
 """

@@ -219,6 +219,13 @@ def test_a_second_training_reads_the_encodings_of_the_first(
     assert learned[0] == learned[1]
 
 
+def test_beliefs_are_of_bare_questions_unless_a_prompt_is_named(config_path: Path) -> None:
+    assert load_config(config_path).env.ktp == "none-v1"
+    assert load_config(config_path, ["--env.ktp", "all-v1"]).env.ktp == "all-v1"
+    text = ["--agent.reads", "text", "--env.stop", "terminator", "--env.submits", "last"]
+    assert load_config(config_path, text).env.ktp == "paper-v1"
+
+
 def test_a_pool_with_too_many_sets_of_experts_is_refused_with_the_length_that_fits(
     config_path: Path,
 ) -> None:

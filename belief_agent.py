@@ -30,7 +30,7 @@ from belief.outcome_model import (
     count_answers,
     count_questions,
 )
-from belief.packing import pack_model, unpack_model
+from belief.packing import arrays_under, pack_model, unpack_model
 from belief.planner import Plan, action_inputs, num_inputs
 from belief.regression import sigmoid
 from belief.state import Belief, CandidateModel, Heard, agreement, believe
@@ -475,10 +475,7 @@ class BeliefAgent(Agent):
         settings = settings or self.settings()
         features = {"mean": state["features.mean"], "scale": state["features.scale"]}
         self.encoder.load_state_dict(features, strict=False)
-        packed = {}
-        for name, tensor in state.items():
-            if name.startswith("belief."):
-                packed[name.removeprefix("belief.")] = tensor.numpy()
+        packed = arrays_under("belief.", state)
         tasks = settings["tasks"]
         model, candidates = unpack_model(packed, self.num_experts, len(tasks))
         costs = state["costs"].numpy()

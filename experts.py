@@ -313,11 +313,14 @@ class ExpertPool:
             else:
                 self._under_way.setdefault(call.key, []).append(call)
         for call in new:
-            config = call.responder.config
-            on_text = self._live_answers.listener(config, call.prompt, call.on_text)
-            self._dispatcher.submit(call.expert_idx, call.key, call.prompt, on_text)
+            self._submit(call)
         self.stats.answer_s += time.perf_counter() - start
         return calls
+
+    def _submit(self, call: Call) -> None:
+        config = call.responder.config
+        on_text = self._live_answers.listener(config, call.prompt, call.on_text)
+        self._dispatcher.submit(call.expert_idx, call.key, call.prompt, on_text)
 
     def _call(self, request: Request) -> Call:
         responder = self.responder(request)

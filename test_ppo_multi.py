@@ -58,6 +58,7 @@ from settings.units import RAW_UNITS, CostKind, in_units
 if TYPE_CHECKING:
     from evaluation.route_log import Record
     from evaluation.runner import Evaluation
+    from experts import ExpertPool
     from rollout import Route
 
 
@@ -98,13 +99,18 @@ def evaluate(evaluation: Evaluation, budgets: Sequence[float] | None = None) -> 
         "answers_failed": pool.stats.failed,
         "config": config.model_dump(mode="json"),
     }
-    experts = []
-    for expert in pool.experts:
-        experts.append({"name": expert.config.name, "params_b": expert.config.params_b})
-    results = build_results(records, config, experts, extra)
+    results = build_results(records, config, sizes_of(pool), extra)
     if evaluation.splits.num_merged:
         results["notes"].append(repeats_line(evaluation.splits))
     return Report(results, records)
+
+
+def sizes_of(pool: ExpertPool) -> list[dict[str, Any]]:
+    """Name and billions of parameters of each expert."""
+    sizes = []
+    for expert in pool.experts:
+        sizes.append({"name": expert.config.name, "params_b": expert.config.params_b})
+    return sizes
 
 
 def evaluate_runs(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
+from torch import Tensor
 
 from belief.outcome_model import ExpertRegression, OutcomeModel
 from belief.regression import Logistic, Standardiser
@@ -24,6 +27,15 @@ def pack_model(model: OutcomeModel, candidates: CandidateModel) -> dict[str, np.
     packed["candidates.weights"] = candidates.logistic.weights
     packed["candidates.bias"] = np.array([candidates.logistic.bias])
     return packed
+
+
+def arrays_under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """The tensors whose names begin so, as arrays by the rest of their names."""
+    arrays = {}
+    for name, tensor in tensors.items():
+        if name.startswith(prefix):
+            arrays[name.removeprefix(prefix)] = tensor.numpy()
+    return arrays
 
 
 def unpack_model(

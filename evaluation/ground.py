@@ -80,11 +80,7 @@ class Ground:
         device = pick_device(self.config.device)
         self.pool = build_pool(self.config)
         self.splits = load_splits(self.config.data)
-        if len(self.splits.test) < 2:
-            raise ConfigError(
-                f"data.test: {len(self.splits.test)} question(s): the report's intervals need two"
-                " or more"
-            )
+        check_enough(self.splits.test)
         self.pool.check_questions([*self.splits.train, *self.splits.validation, *self.splits.test])
         self.runs = [
             Trained(path, config, self.pool, device, other_pool=other_pool)
@@ -93,11 +89,15 @@ class Ground:
         self.agent = self.runs[0].agent  # whose encoder the fitted baselines use
         self.lengths: dict[State, int] = {}  # in tokens, of what the encoder would read
         self.agree_from(self.agent.similarity_under(self.config.env))
-        if self.config.agent.freeze_encoder:
-            for run in self.runs:  # one encoder: each state is read once for all runs
-                run.agent.encoder.cache = self.agent.encoder.cache
+        self._share_encodings(self.agent)
         if self.agent.reader is not None:  # an agent over beliefs reads bare questions only
             keep_encodings(self.agent, self.splits.test)
+
+    def _share_encodings(self, agent: Agent) -> None:
+        """Let all runs use what an agent has encoded, so that each state is read once."""
+        if self.config.agent.freeze_encoder:
+            for run in self.runs:
+                run.agent.encoder.cache = agent.encoder.cache
 
     def take_over(self, other: Ground) -> None:
         """Use what another evaluation of the same questions found that no alpha changes.
@@ -110,9 +110,7 @@ class Ground:
         self._seconds_per_row = other._seconds_per_row
         if self.asks_training == other.asks_training:
             self.views = other.views
-        if self.config.agent.freeze_encoder:
-            for run in self.runs:
-                run.agent.encoder.cache = other.agent.encoder.cache
+        self._share_encodings(other.agent)
 
     def agree_from(self, similarity: float) -> None:
         """Let answers in free text agree from this similarity on. Before anything is asked."""
@@ -227,6 +225,14 @@ class Ground:
             self.lengths,
             reads_question=reads_question,
             reads_answers=reads_answers and agent.reader is None,
+        )
+
+
+def check_enough(questions: Sequence[Question]) -> None:
+    """Raises ConfigError for test questions too few to say anything of."""
+    if len(questions) < 2:
+        raise ConfigError(
+            f"data.test: {len(questions)} question(s): the report's intervals need two or more"
         )
 
 

@@ -67,7 +67,8 @@ ALONE = re.compile(
     r"(?![\w^/\\*(\[]|(?<![)\]])(?:['+=|-]|\s*[=+^|*/]))"
 )
 SAID = re.compile(  # what stands before a letter that is chosen, where a line is cut off
-    r"(?:\b(?:is|are|was|be|its|as|options?|choice|answers?|letter|statement|choose|select|pick|think)"
+    r"(?:\b(?:is|are|was|be|its|as|options?|choice|answers?|letter|statement"
+    r"|choose|select|pick|think)"
     r"|[:>\u2192])\s*[(\[]?$",
     re.IGNORECASE,
 )

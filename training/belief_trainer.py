@@ -26,7 +26,7 @@ from belief.outcome_model import (
     check_inputs,
     cross_fit,
 )
-from belief.packing import pack_model, unpack_model
+from belief.packing import arrays_under, pack_model, unpack_model
 from belief.planner import Order, Plan, fit_plan, follow
 from belief.state import (
     Asked,
@@ -383,9 +383,7 @@ class BeliefTrainer(Trainer):
 
     def _restore(self, state: dict[str, Any]) -> None:
         """Build the reader and the plan as a checkpoint holds them."""
-        packed = {}
-        for name, tensor in state["model"].items():
-            packed[name] = tensor.numpy()
+        packed = arrays_under("", state["model"])
         check_inputs(len(packed["reader.mean"]), "the checkpoint")
         tasks = state["tasks"]
         model, candidates = unpack_model(packed, len(self.pool), len(tasks))

@@ -411,6 +411,9 @@ class Results(Entry):
             {name for c in self.comparisons for name in (c.a, c.b)} - names.keys()
         ):
             raise ValueError(f"comparisons: no row is called {', '.join(unknown)}")
+        experts = Counter(expert.name for expert in self.experts)
+        if twice := [name for name, count in experts.items() if count > 1]:
+            raise ValueError(f"experts: two are called {', '.join(twice)}")
         return self
 
 

@@ -123,7 +123,7 @@ class Workshop:
         self._make_files()
         for name, reads in (("good", "text"), ("belief", "belief")):
             arguments = ["--config", "good.yaml", "--name", name, "--agent.reads", reads]
-            train_ppo_multi.main(arguments)
+            train_ppo_multi.main([*arguments, "--env.ktp", "paper-v1"])  # one pool serves both
         test_ppo_multi.main(["--run", "runs/good"])
         gc.collect()  # a run is locked while its trainer lives
         self.pool = build_pool(load_config(Path("runs/good/config.yaml")))

@@ -58,6 +58,7 @@ def test_what_is_computed_only_on_request_may_be_missing() -> None:
             r"rows\.1\.quality: .*the mean 0\.4 is outside its interval \[0\.3.*, 0\.1\]",
         ),
         (["rows", 2, "return"], GONE, r"rows\.2\.return: Field required"),
+        (["experts", 1, "name"], "small", r"experts: two are called small"),
         (["rows", 2, "kind"], "clever", r"rows\.2\.kind: Input should be 'der', 'single'"),
         (["rows", 2, "policy"], "DER", r"two rows are called DER"),
         (["rows", 0, "charge"], float("nan"), r"rows\.0\.charge: Input should be a finite number"),

@@ -159,6 +159,21 @@ def test_a_trainable_encoder_cannot_be_bfloat16(make_agent: Callable) -> None:
         make_agent(encoder_dtype="bfloat16", freeze_encoder=False)
 
 
+def test_code_in_an_encoders_folder_is_never_run(bert_encoder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "encoder"
+    shutil.copytree(bert_encoder, folder)
+    (folder / "planted.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "model_type": "planted",
+        "auto_map": {"AutoConfig": "planted.C", "AutoModel": "planted.M"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(AgentError, match="cannot be loaded"):
+        build_agent(AgentConfig(encoder=str(folder)), 2, 2)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_calls_left_can_be_hidden_from_the_heads(make_agent: Callable) -> None:
     agent = make_agent(sees_calls_left=False)
     rows = agent.state_tokenizer.encode(["what is"] * 2, ["no"] * 2, [1, 3])

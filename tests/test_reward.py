@@ -153,6 +153,7 @@ def test_the_reference_of_a_multiple_choice_is_read_as_answers_are_and_must_name
     ("prediction", "reference", "expected"),
     [
         ("Paris", "Paris", 1),
+        ("It's Paris!", "Paris", 1),
         ("The capital of France is Paris.", "Paris", 1),
         ("The capital of France is the city of Paris, on the Seine.", "paris", 1),
         ('The plural of "ox" is "oxen".', "oxen", 1),

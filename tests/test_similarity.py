@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,15 +86,13 @@ def test_only_free_text_is_compared_by_similarity() -> None:
 
 
 def test_nobody_is_asked_where_there_is_no_free_text_or_the_similarity_is_set() -> None:
-    class Nobody:
-        """Fails whoever asks."""
-
+    nobody: Any = object()  # fails whoever asks
     plain = [Question("q", "?", metric="numeric_match")]
     free = [Question("q", "?", metric="rouge_l")]
     reward = RewardConfig()
-    assert settled_similarity(plain, Nobody(), EnvConfig(), reward) == SIMILARITY  # type: ignore[arg-type]
+    assert settled_similarity(plain, nobody, EnvConfig(), reward) == SIMILARITY
     fixed = EnvConfig(similarity=0.35)
-    assert settled_similarity(free, Nobody(), fixed, reward) == 0.35  # type: ignore[arg-type]
+    assert settled_similarity(free, nobody, fixed, reward) == 0.35
 
 
 @pytest.fixture(scope="module")

@@ -268,7 +268,7 @@ class Config(Section):
         description="auto, cpu, cuda, cuda:N or mps",
     )
     threads: int | None = Field(
-        None, ge=1, description="CPU threads of torch; none: torch's choice"
+        None, ge=1, description="CPU threads of torch and NumPy; none: their choice"
     )
     data: DataConfig = DataConfig()
     pool: PoolConfig = PoolConfig()

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from runtime.errors import ConfigError
 
@@ -35,9 +36,13 @@ def pick_device(name: str) -> torch.device:
 
 
 def set_threads(count: int | None) -> None:
-    """Threads of torch in this process; None leaves its own choice."""
+    """Threads of torch and of NumPy's matrix products in this process; None leaves their choice.
+
+    Products as small as those of the plan lose by more threads than are free.
+    """
     if count is not None:
         torch.set_num_threads(count)
+        threadpool_limits(limits=count, user_api="blas")
 
 
 def seed_everything(seed: int) -> None:

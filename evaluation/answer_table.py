@@ -18,7 +18,14 @@ from config import EnvConfig, RewardConfig
 from der_env import Episode, Step
 from evaluation.kept import WORTH_KEEPING, kept
 from experts import ExpertPool, Request
-from metrics.agreement import choose_similarity, compares_free_text, group_question_answers
+from metrics.agreement import (
+    choose_similarity,
+    compare_answers,
+    compares_free_text,
+    group_question_answers,
+    needs_comparison,
+    remember_comparisons,
+)
 from metrics.registry import score_answers
 from questions import SIMILARITY, Question
 from reward import Cost, charge
@@ -210,12 +217,31 @@ def _ask_each(questions: Sequence[Question], pool: ExpertPool) -> list[list[Answ
 def group_rows(questions: Sequence[Question], rows: Sequence[Sequence[Answer]]) -> np.ndarray:
     """Agreement groups (N, K) of the answers to each question, -1 for what cannot be read.
 
-    Those of many answers are kept: to compare mathematics takes 20 ms a pair.
+    Comparisons of many answers are kept: mathematics takes 20 ms a pair.
     """
-    num_answers = sum(map(len, rows))
-    if not can_be_kept(questions, num_answers):
-        return _group_rows(questions, rows)
-    return kept("groups", texts_of(questions, rows), lambda: _group_rows(questions, rows))
+    groups = np.full((len(rows), len(rows[0]) if rows else 0), -1)
+    likeness = None
+    if can_be_kept(questions, groups.size) and any(map(needs_comparison, questions)):
+        likeness = kept(
+            "likeness", texts_of(questions, rows), lambda: _compare_rows(questions, rows)
+        )
+    for row, question in enumerate(questions):
+        texts = [answer.text for answer in rows[row]]
+        if likeness is not None and needs_comparison(question):
+            remember_comparisons(question, texts, likeness[row])
+        for place, group in enumerate(group_question_answers(question, texts)):
+            if group is not None:
+                groups[row, place] = group
+    return groups
+
+
+def _compare_rows(questions: Sequence[Question], rows: Sequence[Sequence[Answer]]) -> np.ndarray:
+    """How alike each two answers to a question are (N, K, K), where that takes a comparison."""
+    likeness = np.zeros((len(rows), len(rows[0]), len(rows[0])))
+    for row, question in enumerate(questions):
+        if needs_comparison(question):
+            likeness[row] = compare_answers(question, [answer.text for answer in rows[row]])
+    return likeness
 
 
 def can_be_kept(questions: Sequence[Question], num_answers: int) -> bool:
@@ -230,20 +256,9 @@ def texts_of(questions: Sequence[Question], rows: Sequence[Sequence[Answer]]) ->
     """Everything that readings depend on."""
     for question, row in zip(questions, rows, strict=True):
         yield question.agreement_metric
-        yield f"{question.similarity:g}"
         yield question.text
         for answer in row:
             yield answer.text
-
-
-def _group_rows(questions: Sequence[Question], rows: Sequence[Sequence[Answer]]) -> np.ndarray:
-    groups = np.full((len(rows), len(rows[0]) if rows else 0), -1)
-    for row, question in enumerate(questions):
-        texts = [answer.text for answer in rows[row]]
-        for place, group in enumerate(group_question_answers(question, texts)):
-            if group is not None:
-                groups[row, place] = group
-    return groups
 
 
 def pick_best(table: AnswerTable) -> Choices:

@@ -22,6 +22,9 @@ from questions import SIMILARITY, Question
 
 SIMILARITIES = tuple(step / 20 for step in range(4, 20))  # those to choose from: 0.2 to 0.95
 REMEMBERED = 1 << 18  # readings, and pairs compared
+HALF = 0.5  # likeness from which a metric's `same` said yes
+
+_likeness: dict[tuple[str, str, str], float] = {}  # of pairs compared
 
 
 def group_answers(
@@ -50,6 +53,29 @@ def group_answers(
 def group_question_answers(question: Question, answers: Sequence[str]) -> list[int | None]:
     """`group_answers` by the metric and the similarity that the question names for it."""
     return group_answers(question.agreement_metric, answers, question.similarity)
+
+
+def needs_comparison(question: Question) -> bool:
+    """Whether answers to a question may agree though what is read in them differs."""
+    metric = get_metric(question.agreement_metric)
+    return getattr(metric, "is_free_text", False) or getattr(metric, "same", None) is not None
+
+
+def compare_answers(question: Question, answers: Sequence[str]) -> np.ndarray:
+    """How alike each two of A answers are (A, A), 0 where nothing can be read in one.
+
+    For a question that `needs_comparison`.
+    """
+    likeness = np.zeros((len(answers), len(answers)))
+    for first, second, a, b in _readable_pairs(question, answers):
+        likeness[first, second] = likeness[second, first] = compare(question.agreement_metric, a, b)
+    return likeness
+
+
+def remember_comparisons(question: Question, answers: Sequence[str], likeness: np.ndarray) -> None:
+    """Spare the comparisons that `compare_answers` found (A, A) in another process."""
+    for first, second, a, b in _readable_pairs(question, answers):
+        _remember(_pair_of(question.agreement_metric, a, b), float(likeness[first, second]))
 
 
 def compares_free_text(question: Question) -> bool:
@@ -95,11 +121,19 @@ def _pairs(
     for row, question in enumerate(questions):
         if not compares_free_text(question):
             continue
-        readings = [read_answer(question.agreement_metric, answer) for answer in answers[row]]
-        for first, second in itertools.combinations(range(len(readings)), 2):
-            a, b = readings[first], readings[second]
-            if a is not None and b is not None:
-                yield _similarity(a, b), bool(good[row, first] and good[row, second])
+        for first, second, a, b in _readable_pairs(question, answers[row]):
+            similarity = compare(question.agreement_metric, a, b)
+            yield similarity, bool(good[row, first] and good[row, second])
+
+
+def _readable_pairs(
+    question: Question, answers: Sequence[str]
+) -> Iterator[tuple[int, int, str, str]]:
+    """(place, place, reading, reading) of every two answers in which something can be read."""
+    readings = [read_answer(question.agreement_metric, answer) for answer in answers]
+    for (first, a), (second, b) in itertools.combinations(enumerate(readings), 2):
+        if a is not None and b is not None:
+            yield first, second, a, b
 
 
 def _log_likelihood(is_good: np.ndarray) -> float:
@@ -137,16 +171,39 @@ def _find_group(
 def _comparison(metric_name: str, similarity: float) -> Callable[[str, str], bool]:
     metric = get_metric(metric_name)
     if getattr(metric, "is_free_text", False):
-        return lambda a, b: _similarity(a, b) >= similarity
+        return lambda a, b: compare(metric_name, a, b) >= similarity
     if getattr(metric, "same", None) is not None:
-        return lambda a, b: _are_same(metric_name, a, b)
+        return lambda a, b: compare(metric_name, a, b) >= HALF
     return lambda a, b: a == b
 
 
-@functools.lru_cache(maxsize=REMEMBERED)
-def _are_same(metric_name: str, a: str, b: str) -> bool:
-    metric: Any = get_metric(metric_name)
-    return metric.same(a, b)
+def compare(metric_name: str, a: str, b: str) -> float:
+    """How alike two readings are, from 0 to 1; each pair is compared once.
+
+    Of free text the ROUGE-L F1, which is symmetric; else 1 where the metric's `same` says so.
+    """
+    if a == b:
+        return 1.0
+    pair = _pair_of(metric_name, a, b)
+    if pair not in _likeness:
+        metric: Any = get_metric(metric_name)
+        if getattr(metric, "is_free_text", False):
+            found = _rouge().score(a, b)["rougeL"].fmeasure
+        else:
+            found = float(metric.same(a, b))
+        _remember(pair, found)
+    return _likeness[pair]
+
+
+def _pair_of(metric_name: str, a: str, b: str) -> tuple[str, str, str]:
+    """The key of a pair, whichever comes first."""
+    return metric_name, min(a, b), max(a, b)
+
+
+def _remember(pair: tuple[str, str, str], likeness: float) -> None:
+    if len(_likeness) >= REMEMBERED:
+        _likeness.clear()
+    _likeness[pair] = likeness
 
 
 @functools.cache
@@ -154,9 +211,3 @@ def _rouge() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer(["rougeL"], use_stemmer=True)
-
-
-@functools.lru_cache(maxsize=REMEMBERED)
-def _similarity(a: str, b: str) -> float:
-    """ROUGE-L F1 of two texts, which is symmetric."""
-    return _rouge().score(a, b)["rougeL"].fmeasure

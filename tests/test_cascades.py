@@ -28,6 +28,9 @@ from evaluation.cascades import (
 from evaluation.estimates import Estimates, Estimator, TableFeatures
 from evaluation.learned_stop import LearnedStop, fit_learned_stop, stop_inputs
 from evaluation.planned import fit_planned
+from metrics.agreement import group_question_answers
+from metrics.mathematics import same_expression
+from metrics.registry import get_metric
 from questions import Question
 from reward import Cost
 
@@ -419,30 +422,41 @@ def test_a_rule_says_what_it_is() -> None:
 # --- what is kept ---
 
 
-def test_readings_are_kept_and_read_again_where_a_text_has_changed(
+def test_comparisons_are_kept_and_made_again_where_a_text_has_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("evaluation.kept.READINGS", tmp_path)
     monkeypatch.setattr("evaluation.answer_table.WORTH_KEEPING", 1)
-    table = made_table(0, 20)
-    calls = []
+    compared = []
 
-    def counted(questions: list, rows: list) -> np.ndarray:
-        calls.append(len(rows))
-        return table.groups
+    def counted(a: str, b: str) -> bool:
+        compared.append({a, b})
+        return same_expression(a, b)
 
-    monkeypatch.setattr("evaluation.answer_table._group_rows", counted)
-    for _ in range(2):
-        assert (group_rows(table.questions, table.answers) == table.groups).all()
-    assert calls == [20]
-    changed = [[Answer("7", 0, 0, 0.0), *table.answers[0][1:]], *table.answers[1:]]
-    group_rows(table.questions, changed)
-    assert calls == [20, 20]
-    for path in tmp_path.glob("groups-*.npz"):
+    metric = replace(get_metric("math"), same=counted)
+    monkeypatch.setattr("metrics.agreement.get_metric", lambda name: metric)
+    question = Question("q", "What is left?", metric="math", _reference="x(y+1)")
+    texts = ["$xy+x$", "$x(y+1)$", "nothing I can name", "$x+y$", "$xy+x$"]
+
+    def groups(question: Question, texts: list[str]) -> list[int]:
+        """As a new process finds them."""
+        monkeypatch.setattr("metrics.agreement._likeness", {})
+        return group_rows([question], [[Answer(text, 0, 0, 0.0) for text in texts]])[0].tolist()
+
+    assert groups(question, texts) == [0, 0, -1, 1, 0]
+    assert compared == [{"xy+x", "x(y+1)"}, {"xy+x", "x+y"}, {"x(y+1)", "x+y"}]
+    assert groups(question, texts) == [0, 0, -1, 1, 0]
+    assert len(compared) == 3
+    # what was kept spares comparisons on routes that meet the answers in another order
+    assert group_question_answers(question, texts[1:4]) == [0, None, 1]
+    assert len(compared) == 3
+    for path in tmp_path.glob("likeness-*.npz"):
         path.write_bytes(path.read_bytes()[:50])  # damaged
-    assert (group_rows(table.questions, table.answers) == table.groups).all()
-    assert calls == [20, 20, 20]
-    own = [replace(question, agreement="my.module:metric") for question in table.questions]
+    assert groups(question, texts) == [0, 0, -1, 1, 0]
+    assert len(compared) == 6
+    assert groups(question, ["$y+x$", *texts[1:]]) == [0, 1, -1, 0, 1]
+    assert len(compared) == 6 + 6
+    own = replace(question, agreement="my.module:metric")
     for _ in range(2):  # the code of a user's own metric may change unseen
-        group_rows(own, table.answers)
-    assert calls == [20] * 5
+        groups(own, texts)
+    assert len(compared) > 12 + 3

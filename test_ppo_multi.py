@@ -449,6 +449,27 @@ def changed_run(options: argparse.Namespace) -> Path | None:
     return with_expert(options.run[0], options.add_expert, options.examples, options.out)
 
 
+def played(
+    options: argparse.Namespace,
+    runs: list[Path],
+    alphas: list[float],
+    budgets: list[float] | None,
+    overrides: list[str],
+) -> Report:
+    """Evaluate runs as the options want it."""
+    from evaluation.alphas import runs_by_alpha
+    from evaluation.kept import kept_readings
+
+    with kept_readings():
+        if alphas:
+            groups = runs_by_alpha(runs, alphas)
+            out = options.out or runs[0]
+            return evaluate_alphas(groups, out, overrides, other_pool=options.other_pool)
+        return evaluate_runs(
+            runs, options.out, overrides, other_pool=options.other_pool, budgets=budgets
+        )
+
+
 def main(arguments: list[str]) -> Path:
     """Run the command; returns the path of results.json."""
     options, overrides = parse(parser(), arguments)
@@ -471,15 +492,8 @@ def main(arguments: list[str]) -> Path:
     if options.reprice:
         report = repriced(out, options.reprice, overrides)
         folder = write_report(report, out, f"report/in_{options.reprice}")
-    elif alphas:
-        from evaluation.alphas import runs_by_alpha
-
-        groups = runs_by_alpha(runs, alphas)
-        report = evaluate_alphas(groups, out, overrides, other_pool=options.other_pool)
     else:
-        report = evaluate_runs(
-            runs, options.out, overrides, other_pool=options.other_pool, budgets=budgets
-        )
+        report = played(options, runs, alphas, budgets, overrides)
     print_report(report.results, out, folder)
     return folder / "results.json"
 

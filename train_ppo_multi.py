@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from runtime.signals import watch_signals
 
@@ -29,6 +30,8 @@ from runtime.errors import ConfigError
 
 # What plans and trains loads libraries for seconds. It is imported where it is used, so that --help
 # and a mistake in a setting are answered at once.
+if TYPE_CHECKING:
+    from training.trainer import Trainer
 
 
 def show_config(path: Path, overrides: list[str], *, as_plan: bool) -> None:
@@ -79,17 +82,24 @@ def main(arguments: list[str]) -> Path | None:
         return None
     if options.resume is None:
         config = load_config(config_path, overrides)
-    from questions import repeats_line
+    from evaluation.kept import kept_readings
     from training.distributed import help_encode, is_helper
-    from training.loop import new_run, resumed_run, train
+    from training.loop import new_run, resumed_run
 
     if is_helper():
         help_encode()
         return None
-    if options.resume:
-        trainer = resumed_run(options.resume, overrides)
-    else:
-        trainer = new_run(config, config_path)
+    with kept_readings():
+        if options.resume:
+            return run(resumed_run(options.resume, overrides))
+        return run(new_run(config, config_path))
+
+
+def run(trainer: Trainer) -> Path:
+    """Train to the end; returns the run's folder."""
+    from questions import repeats_line
+    from training.loop import train
+
     path = trainer.folder.path
     print(f"{path}: {trainer.summary()}")
     if trainer.splits.num_merged:

@@ -8,7 +8,6 @@ that learns from estimates must meet them as good and as bad as they will be on 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -23,16 +22,19 @@ from belief.features import (
 )
 from belief.regression import Logistic, Standardiser, sigmoid
 from metrics.agreement import read_answer
+from metrics.registry import is_ours
 from questions import Question
 from runtime.errors import AgentError
+from runtime.remembered import Remembered
 
 NUM_FOLDS = 10  # with 4, the models of the folds are visibly less sure than the one in use
-REMEMBERED = 1 << 18  # answers whose counted features are kept, a quarter of a kilobyte each
 PRIOR_STRENGTH = 0.01  # C of the logistic regressions; chosen by cross-validation on four sets
 READER_STRENGTH = 0.03
 DEVIATION = 0.5  # scale of an expert's own inputs: the smaller, the harder they are shrunk
 TASK_DEVIATION = 0.7
 EMBEDDING_SCALE = 0.15  # of the encoder's features beside the counted ones
+
+counted = Remembered(limit=1 << 18)  # counted features of answers, a fifth of a kilobyte each
 
 
 @dataclass(frozen=True)
@@ -142,11 +144,14 @@ def check_inputs(num_inputs: int, place: str) -> None:
         )
 
 
-@functools.lru_cache(maxsize=REMEMBERED)
 def _count_text(question: str, metric: str, answer: str) -> np.ndarray:
-    """Counted features (G - 3,). Kept: an evaluation at several alphas meets each answer often."""
-    features = answer_features(question, answer, read_answer(metric, answer))
-    return feature_matrix([features])[0]
+    """Counted features (G - 3,). Each answer is counted once."""
+
+    def count() -> np.ndarray:
+        features = answer_features(question, answer, read_answer(metric, answer))
+        return feature_matrix([features])[0]
+
+    return counted.find((question, metric, answer), count, is_lasting=is_ours(metric))
 
 
 def one_hot(indices: np.ndarray, size: int) -> np.ndarray:

@@ -7,8 +7,9 @@ they become routes, which a report can show.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -16,16 +17,8 @@ from backends.answer_store import Answer
 from belief.features import Said
 from config import EnvConfig, RewardConfig
 from der_env import Episode, Step
-from evaluation.kept import WORTH_KEEPING, kept
 from experts import ExpertPool, Request
-from metrics.agreement import (
-    choose_similarity,
-    compare_answers,
-    compares_free_text,
-    group_question_answers,
-    needs_comparison,
-    remember_comparisons,
-)
+from metrics.agreement import choose_similarity, compares_free_text, group_question_answers
 from metrics.registry import score_answers
 from questions import SIMILARITY, Question
 from reward import Cost, charge
@@ -88,11 +81,12 @@ class AnswerTable:
 
     def sealed(self) -> AnswerTable:
         """The same without qualities and references, for rules to choose on."""
-        questions = []
-        for question in self.questions:
-            questions.append(question.sealed())
         unknown = np.full_like(self.quality, np.nan)
-        return replace(self, questions=questions, quality=unknown)
+        return replace(self, questions=self._sealed_questions, quality=unknown)
+
+    @cached_property
+    def _sealed_questions(self) -> list[Question]:
+        return [question.sealed() for question in self.questions]
 
     def joined(self, other: AnswerTable) -> AnswerTable:
         """This table's questions, then the other's."""
@@ -141,7 +135,7 @@ class AnswerTable:
     def _route(self, row: int, choices: Choices) -> Route:
         order = choices.order[row]
         asked = order[order >= 0].tolist()
-        episode = Episode(self.questions[row].sealed(), len(order))
+        episode = Episode(self._sealed_questions[row], len(order))
         decisions = []
         for place, expert_idx in enumerate(asked):
             episode.hear(self._step(row, expert_idx))
@@ -215,50 +209,14 @@ def _ask_each(questions: Sequence[Question], pool: ExpertPool) -> list[list[Answ
 
 
 def group_rows(questions: Sequence[Question], rows: Sequence[Sequence[Answer]]) -> np.ndarray:
-    """Agreement groups (N, K) of the answers to each question, -1 for what cannot be read.
-
-    Comparisons of many answers are kept: mathematics takes 20 ms a pair.
-    """
+    """Agreement groups (N, K) of the answers to each question, -1 for what cannot be read."""
     groups = np.full((len(rows), len(rows[0]) if rows else 0), -1)
-    likeness = None
-    if can_be_kept(questions, groups.size) and any(map(needs_comparison, questions)):
-        likeness = kept(
-            "likeness", texts_of(questions, rows), lambda: _compare_rows(questions, rows)
-        )
     for row, question in enumerate(questions):
         texts = [answer.text for answer in rows[row]]
-        if likeness is not None and needs_comparison(question):
-            remember_comparisons(question, texts, likeness[row])
         for place, group in enumerate(group_question_answers(question, texts)):
             if group is not None:
                 groups[row, place] = group
     return groups
-
-
-def _compare_rows(questions: Sequence[Question], rows: Sequence[Sequence[Answer]]) -> np.ndarray:
-    """How alike each two answers to a question are (N, K, K), where that takes a comparison."""
-    likeness = np.zeros((len(rows), len(rows[0]), len(rows[0])))
-    for row, question in enumerate(questions):
-        if needs_comparison(question):
-            likeness[row] = compare_answers(question, [answer.text for answer in rows[row]])
-    return likeness
-
-
-def can_be_kept(questions: Sequence[Question], num_answers: int) -> bool:
-    """Whether what is read in these answers is worth keeping, and read by code of this project."""
-    if num_answers < WORTH_KEEPING:
-        return False
-    metrics = {question.agreement_metric for question in questions}
-    return ":" not in "".join(metrics)  # an import path
-
-
-def texts_of(questions: Sequence[Question], rows: Sequence[Sequence[Answer]]) -> Iterator[str]:
-    """Everything that readings depend on."""
-    for question, row in zip(questions, rows, strict=True):
-        yield question.agreement_metric
-        yield question.text
-        for answer in row:
-            yield answer.text
 
 
 def pick_best(table: AnswerTable) -> Choices:

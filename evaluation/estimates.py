@@ -26,8 +26,7 @@ from belief.state import (
     fit_candidates,
     hear,
 )
-from evaluation.answer_table import AnswerTable, can_be_kept, texts_of
-from evaluation.kept import kept
+from evaluation.answer_table import AnswerTable
 
 SURE = 1e-4  # estimates are kept this far from 0 and 1, where log-odds are infinite
 
@@ -105,11 +104,7 @@ class TableFeatures:
     def of(cls, table: AnswerTable, embedding: np.ndarray | None = None) -> TableFeatures:
         if embedding is None:
             embedding = np.zeros((len(table), 0))
-        if can_be_kept(table.questions, table.charge.size):
-            texts = texts_of(table.questions, table.answers)
-            counted = kept("counts", texts, lambda: _count_all(table))
-        else:
-            counted = _count_all(table)
+        counted = _count_all(table)
         columns = []
         for expert_idx in range(table.num_experts):
             columns.append(certainties(table.said_by(expert_idx)))

@@ -1,67 +1,56 @@
-"""Arrays that took long to read out of texts, kept under runs/readings for the next evaluation.
+"""What took long to find in texts, kept under runs/readings for the next command.
 
-A file's name is a hash of the texts and of the code that reads them, so a change of either is read
+A file's name holds a hash of the code that reads, or of the texts, so a change of either is read
 again. Nothing is lost when the folder is removed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import io
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from belief.outcome_model import counted
 from der_env import Episode, encode_states
+from metrics.agreement import compared
 from questions import Question
 from runtime.files import write_atomically
+from runtime.remembered import Remembered
 from text_agent import Agent
 
 READINGS = Path("runs/readings")
-WORTH_KEEPING = 2_000  # answers; fewer are read in no time
+MEMORIES = {"compared": compared, "counted": counted}
+WORTH_KEEPING = 200  # new answers or pairs; fewer are read in no time
 WORTH_ENCODING = 200  # questions
 CODE = ("metrics", "belief")  # rooms whose code decides what is read
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@functools.cache
-def code_digest() -> str:
-    """Hash of the code that reads answers."""
-    digest = hashlib.sha256()
-    for room in CODE:
-        for path in sorted((ROOT / room).rglob("*.py")):
-            digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
-def digest_of(parts: Iterable[str | bytes]) -> str:
-    """Hash of a sequence of texts or bytes; their boundaries count."""
-    digest = hashlib.sha256()
-    for part in parts:
-        data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
-        digest.update(len(data).to_bytes(8, "big") + data)
-    return digest.hexdigest()
-
-
-def kept(name: str, parts: Iterable[str | bytes], compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """The array that `compute` finds in the texts `parts`, from the disk where it was found before.
-
-    `name` says what is computed. A damaged file is computed again.
+@contextlib.contextmanager
+def kept_readings() -> Iterator[None]:
+    """Spare what earlier commands compared and counted, and keep what is read inside, whatever
+    ends it.
     """
-    path = READINGS / f"{name}-{digest_of([code_digest(), *parts])[:24]}.npz"
+    known = {}
+    for name, memory in MEMORIES.items():
+        _recall(name, memory)
+        known[name] = len(memory)
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return arrays["found"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        found = compute()
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, found=found)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, buffer.getvalue())
-    return found
+        yield
+    finally:
+        for name, memory in MEMORIES.items():
+            if len(memory) - known[name] >= WORTH_KEEPING:
+                _recall(name, memory)  # what others kept meanwhile
+                digests, found = memory.lasting()
+                if len(digests):
+                    _write(_readings(name), digests=digests, found=found)
 
 
 def keep_encodings(agent: Agent, questions: Sequence[Question]) -> None:
@@ -75,5 +64,56 @@ def keep_encodings(agent: Agent, questions: Sequence[Question]) -> None:
     keys = agent.encoder.keys_of(rows)
     device = agent.encoder.device.type
     parts: list[str | bytes] = [agent.encoder_hash(), agent.config.pooling, device, *keys]
-    found = kept("encodings", parts, lambda: agent.encoder.cached(rows).cpu().numpy())
+    path = READINGS / f"encodings-{_digest_of(parts)[:24]}.npz"
+    arrays = _read(path)
+    if arrays is None:
+        found = agent.encoder.cached(rows).cpu().numpy()
+        _write(path, found=found)
+    else:
+        found = arrays["found"]
     agent.encoder.cache.update(zip(keys, found, strict=True))
+
+
+@functools.cache
+def _code_digest() -> str:
+    """Hash of the code that reads answers."""
+    digest = hashlib.sha256()
+    for room in CODE:
+        for path in sorted((ROOT / room).rglob("*.py")):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _digest_of(parts: Iterable[str | bytes]) -> str:
+    """Hash of a sequence of texts or bytes; their boundaries count."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return digest.hexdigest()
+
+
+def _readings(name: str) -> Path:
+    return READINGS / f"{name}-{_code_digest()[:24]}.npz"
+
+
+def _recall(name: str, memory: Remembered) -> None:
+    arrays = _read(_readings(name))
+    if arrays is not None:
+        memory.recall(arrays["digests"], arrays["found"])
+
+
+def _read(path: Path) -> dict[str, np.ndarray] | None:
+    """The arrays of a file; None where there is none, or a damaged one."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None
+
+
+def _write(path: Path, **arrays: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, buffer.getvalue())

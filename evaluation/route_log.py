@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -129,7 +129,7 @@ def route_records(
             "quality": route.quality,
             "return": route.return_under(config.reward),
             "validation_return": played.validation_return,
-            "overhead": asdict(overhead),
+            "overhead": dict(vars(overhead)),
             "steps": _step_records(played, route, pool, config.reward),
         }
 
@@ -173,7 +173,7 @@ def _answer_record(step: Step, reward: RewardConfig) -> Record:
     record["finish"] = step.answer.finish
     record["logprob_mean"] = step.answer.logprob_mean
     record["logprob_min"] = step.answer.logprob_min
-    record["cost"] = asdict(step.cost)
+    record["cost"] = dict(vars(step.cost))
     record["charge"] = charge(step.cost, reward)
     return record
 

@@ -17,14 +17,15 @@ from typing import Any
 import numpy as np
 
 from metrics.base import read_words
-from metrics.registry import get_metric
+from metrics.registry import get_metric, is_ours
 from questions import SIMILARITY, Question
+from runtime.remembered import Remembered
 
 SIMILARITIES = tuple(step / 20 for step in range(4, 20))  # those to choose from: 0.2 to 0.95
-REMEMBERED = 1 << 18  # readings, and pairs compared
+REMEMBERED = 1 << 18  # readings
 HALF = 0.5  # likeness from which a metric's `same` said yes
 
-_likeness: dict[tuple[str, str, str], float] = {}  # of pairs compared
+compared = Remembered(limit=1 << 20)  # likeness (1,) of pairs of readings
 
 
 def group_answers(
@@ -53,29 +54,6 @@ def group_answers(
 def group_question_answers(question: Question, answers: Sequence[str]) -> list[int | None]:
     """`group_answers` by the metric and the similarity that the question names for it."""
     return group_answers(question.agreement_metric, answers, question.similarity)
-
-
-def needs_comparison(question: Question) -> bool:
-    """Whether answers to a question may agree though what is read in them differs."""
-    metric = get_metric(question.agreement_metric)
-    return getattr(metric, "is_free_text", False) or getattr(metric, "same", None) is not None
-
-
-def compare_answers(question: Question, answers: Sequence[str]) -> np.ndarray:
-    """How alike each two of A answers are (A, A), 0 where nothing can be read in one.
-
-    For a question that `needs_comparison`.
-    """
-    likeness = np.zeros((len(answers), len(answers)))
-    for first, second, a, b in _readable_pairs(question, answers):
-        likeness[first, second] = likeness[second, first] = compare(question.agreement_metric, a, b)
-    return likeness
-
-
-def remember_comparisons(question: Question, answers: Sequence[str], likeness: np.ndarray) -> None:
-    """Spare the comparisons that `compare_answers` found (A, A) in another process."""
-    for first, second, a, b in _readable_pairs(question, answers):
-        _remember(_pair_of(question.agreement_metric, a, b), float(likeness[first, second]))
 
 
 def compares_free_text(question: Question) -> bool:
@@ -121,19 +99,12 @@ def _pairs(
     for row, question in enumerate(questions):
         if not compares_free_text(question):
             continue
-        for first, second, a, b in _readable_pairs(question, answers[row]):
-            similarity = compare(question.agreement_metric, a, b)
-            yield similarity, bool(good[row, first] and good[row, second])
-
-
-def _readable_pairs(
-    question: Question, answers: Sequence[str]
-) -> Iterator[tuple[int, int, str, str]]:
-    """(place, place, reading, reading) of every two answers in which something can be read."""
-    readings = [read_answer(question.agreement_metric, answer) for answer in answers]
-    for (first, a), (second, b) in itertools.combinations(enumerate(readings), 2):
-        if a is not None and b is not None:
-            yield first, second, a, b
+        metric_name = question.agreement_metric
+        readings = [read_answer(metric_name, answer) for answer in answers[row]]
+        for first, second in itertools.combinations(range(len(readings)), 2):
+            a, b = readings[first], readings[second]
+            if a is not None and b is not None:
+                yield compare(metric_name, a, b), bool(good[row, first] and good[row, second])
 
 
 def _log_likelihood(is_good: np.ndarray) -> float:
@@ -178,32 +149,25 @@ def _comparison(metric_name: str, similarity: float) -> Callable[[str, str], boo
 
 
 def compare(metric_name: str, a: str, b: str) -> float:
-    """How alike two readings are, from 0 to 1; each pair is compared once.
+    """How alike two readings are, from 0 to 1; each pair is compared once, in one order.
 
     Of free text the ROUGE-L F1, which is symmetric; else 1 where the metric's `same` says so.
     """
     if a == b:
         return 1.0
-    pair = _pair_of(metric_name, a, b)
-    if pair not in _likeness:
-        metric: Any = get_metric(metric_name)
-        if getattr(metric, "is_free_text", False):
-            found = _rouge().score(a, b)["rougeL"].fmeasure
-        else:
-            found = float(metric.same(a, b))
-        _remember(pair, found)
-    return _likeness[pair]
+    a, b = min(a, b), max(a, b)
+
+    def measure() -> np.ndarray:
+        return np.array([_likeness(metric_name, a, b)])
+
+    return float(compared.find((metric_name, a, b), measure, is_lasting=is_ours(metric_name))[0])
 
 
-def _pair_of(metric_name: str, a: str, b: str) -> tuple[str, str, str]:
-    """The key of a pair, whichever comes first."""
-    return metric_name, min(a, b), max(a, b)
-
-
-def _remember(pair: tuple[str, str, str], likeness: float) -> None:
-    if len(_likeness) >= REMEMBERED:
-        _likeness.clear()
-    _likeness[pair] = likeness
+def _likeness(metric_name: str, a: str, b: str) -> float:
+    metric: Any = get_metric(metric_name)
+    if getattr(metric, "is_free_text", False):
+        return _rouge().score(a, b)["rougeL"].fmeasure
+    return float(metric.same(a, b))
 
 
 @functools.cache

@@ -167,6 +167,11 @@ METRICS: dict[str, Callable[[], Metric]] = {
 }
 
 
+def is_ours(name: str) -> bool:
+    """Whether only code of this project reads for a metric, so that a hash can vouch for it."""
+    return ":" not in name
+
+
 @functools.cache
 def get_metric(name: str) -> Metric:
     """The metric of that name. Raises MetricError naming the known ones."""

@@ -6,6 +6,7 @@ tokens, seconds, USD. A unit says how many raw ones it has.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Literal
 
@@ -34,6 +35,7 @@ RAW_UNITS: dict[CostKind, str] = {
 }
 
 
+@functools.cache
 def parse_unit(text: str) -> tuple[CostKind, float]:
     """What a unit counts, and how many of it a raw unit has.
 

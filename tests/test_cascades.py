@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ import pytest
 from backends.answer_store import Answer
 from belief.state import Belief, agreement, asked_sets
 from config import RewardConfig
-from evaluation.answer_table import AnswerTable, Choices, ask_all, group_rows, pick_best
+from evaluation.answer_table import AnswerTable, Choices, ask_all, pick_best
 from evaluation.cascade_routing import CascadeRouting, fit_cascade_routing
 from evaluation.cascades import (
     AgreementCascade,
@@ -28,9 +27,6 @@ from evaluation.cascades import (
 from evaluation.estimates import Estimates, Estimator, TableFeatures
 from evaluation.learned_stop import LearnedStop, fit_learned_stop, stop_inputs
 from evaluation.planned import fit_planned
-from metrics.agreement import group_question_answers
-from metrics.mathematics import same_expression
-from metrics.registry import get_metric
 from questions import Question
 from reward import Cost
 
@@ -417,46 +413,3 @@ def test_a_rule_says_what_it_is() -> None:
     assert agreement(np.array([[0, 0, -1]])).tolist() == [
         [[True, True, False], [True, True, False], [False, False, True]]
     ]
-
-
-# --- what is kept ---
-
-
-def test_comparisons_are_kept_and_made_again_where_a_text_has_changed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("evaluation.kept.READINGS", tmp_path)
-    monkeypatch.setattr("evaluation.answer_table.WORTH_KEEPING", 1)
-    compared = []
-
-    def counted(a: str, b: str) -> bool:
-        compared.append({a, b})
-        return same_expression(a, b)
-
-    metric = replace(get_metric("math"), same=counted)
-    monkeypatch.setattr("metrics.agreement.get_metric", lambda name: metric)
-    question = Question("q", "What is left?", metric="math", _reference="x(y+1)")
-    texts = ["$xy+x$", "$x(y+1)$", "nothing I can name", "$x+y$", "$xy+x$"]
-
-    def groups(question: Question, texts: list[str]) -> list[int]:
-        """As a new process finds them."""
-        monkeypatch.setattr("metrics.agreement._likeness", {})
-        return group_rows([question], [[Answer(text, 0, 0, 0.0) for text in texts]])[0].tolist()
-
-    assert groups(question, texts) == [0, 0, -1, 1, 0]
-    assert compared == [{"xy+x", "x(y+1)"}, {"xy+x", "x+y"}, {"x(y+1)", "x+y"}]
-    assert groups(question, texts) == [0, 0, -1, 1, 0]
-    assert len(compared) == 3
-    # what was kept spares comparisons on routes that meet the answers in another order
-    assert group_question_answers(question, texts[1:4]) == [0, None, 1]
-    assert len(compared) == 3
-    for path in tmp_path.glob("likeness-*.npz"):
-        path.write_bytes(path.read_bytes()[:50])  # damaged
-    assert groups(question, texts) == [0, 0, -1, 1, 0]
-    assert len(compared) == 6
-    assert groups(question, ["$y+x$", *texts[1:]]) == [0, 1, -1, 0, 1]
-    assert len(compared) == 6 + 6
-    own = replace(question, agreement="my.module:metric")
-    for _ in range(2):  # the code of a user's own metric may change unseen
-        groups(own, texts)
-    assert len(compared) > 12 + 3

@@ -352,12 +352,10 @@ class StateTokenizer:
         pair = tokenizer("a", "b")["input_ids"]
         at_first, at_second = pair.index(first[0]), len(pair) - 1 - pair[::-1].index(second[-1])
         self._open = pair[:at_first]  # [CLS] for BERT
-        between = pair[
-            at_first + len(first) : at_second - len(second) + 1
-        ]  # [SEP]; </s></s> for RoBERTa
-        self._between = (
-            between or self._plain(["\n"])[0] or self._plain([" "])[0]
-        )  # decoders' tokenizers put nothing there
+        # [SEP]; </s></s> for RoBERTa
+        between = pair[at_first + len(first) : at_second - len(second) + 1]
+        # Decoders' tokenizers put nothing there
+        self._between = between or self._plain(["\n"])[0] or self._plain([" "])[0]
         self._close = pair[at_second + 1 :]
         self.budget = max_tokens - len(self._open) - len(self._between) - len(self._close)
 

@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-LOCAL_MODELS = Path(
-    "models"
-)  # where scripts/get_small_llms.py puts models, by the last part of their hub id
+# Where scripts/get_small_llms.py puts models, by the last part of their hub id
+LOCAL_MODELS = Path("models")
 CHUNK_BYTES = 1 << 20
 
 

@@ -49,13 +49,11 @@ def loading_options(config: HFExpertConfig, device: torch.device) -> dict[str, A
     options = {"dtype": dtype, "device_map": config.device_map, "max_memory": config.max_memory}
     if config.quantization is None:
         return options
-    options["device_map"] = config.device_map or {
-        "": device
-    }  # quantised weights cannot be moved afterwards
+    # Quantised weights cannot be moved afterwards
+    options["device_map"] = config.device_map or {"": device}
     if config.quantization == "8bit":
-        logging.getLogger("bitsandbytes").setLevel(
-            logging.ERROR
-        )  # it warns at every matrix product of another type than float16
+        # It warns at every matrix product of another type than float16
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         return options | {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
     compute_dtype = torch.bfloat16 if dtype == "auto" else dtype
     return options | {

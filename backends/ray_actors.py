@@ -154,19 +154,18 @@ class RayExpert:
     def __init__(self, config: RayExpertConfig, pool: PoolConfig):
         self.config, self.address, self.wait_s = config, pool.ray_address, pool.ray_wait_s
         device = torch.device("cuda" if config.num_gpus else "cpu")
+        # For prompts; its weights are not loaded
         self.local = HFExpert(
             config,
             device,
             max_batch_tokens=pool.max_batch_tokens,
             max_batch_size=pool.max_batch_size,
-        )  # for prompts; its weights are not loaded
+        )
         if Path(self.local.source).is_dir():
-            self.local.source = str(
-                Path(self.local.source).absolute()
-            )  # an actor works in another folder
-        self._unopened = copy.copy(
-            self.local
-        )  # for the actors, without the tokenizer that `local` will hold
+            # An actor works in another folder
+            self.local.source = str(Path(self.local.source).absolute())
+        # For the actors, without the tokenizer that `local` will hold
+        self._unopened = copy.copy(self.local)
         self._wanted = {"CPU": config.num_cpus} | (
             {"GPU": config.num_gpus} if config.num_gpus else {}
         )

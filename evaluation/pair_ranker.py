@@ -24,10 +24,9 @@ from backends.model_source import hide_loading_bars, resolve_source
 from runtime.errors import RankerError
 
 SOURCE, CANDIDATES = "<|source|>", ("<|candidate1|>", "<|candidate2|>")
-MAX_SOURCE, MAX_CANDIDATE = (
-    1224,
-    412,
-)  # tokens, as PairRM was trained; what the question leaves free goes to the answers
+# Tokens, as PairRM was trained; what the question leaves free goes to the answers
+MAX_SOURCE = 1224
+MAX_CANDIDATE = 412
 ROWS = 16  # comparisons of one pass
 
 
@@ -56,9 +55,10 @@ class PairRM(DebertaV2PreTrainedModel):
             input_ids=input_ids, attention_mask=attention_mask
         ).last_hidden_state  # (B, T, D)
         source, first, second = (hidden[input_ids == mark] for mark in self.marks)  # each (B, D)
+        # Each (B, tasks)
         scores = [
             self.head_layer(torch.cat([source, candidate], dim=1)) for candidate in (first, second)
-        ]  # each (B, tasks)
+        ]
         return (scores[0] - scores[1]).mean(dim=1)
 
 

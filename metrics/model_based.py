@@ -142,9 +142,10 @@ class BartScore(TextMetric):
             logits = model(
                 input_ids=source.input_ids, attention_mask=source.attention_mask, labels=labels
             ).logits  # (B, T, V)
+            # (B, T), 0 where padded
             losses = torch.nn.functional.cross_entropy(
                 logits.transpose(1, 2).float(), labels, reduction="none"
-            )  # (B, T), 0 where padded
+            )
             scores += (-losses.sum(1) / target.attention_mask.sum(1)).tolist()
         return scores
 

@@ -117,9 +117,8 @@ def evaluate_metric(name: str) -> PairMetric:
         ) from error
 
     def score(prediction: str, reference: str) -> float:
-        result = module.compute(
-            predictions=[prediction], references=[reference]
-        )  # modules average over what they get: one at a time
+        # Modules average over what they get: one at a time
+        result = module.compute(predictions=[prediction], references=[reference])
         if key not in result:
             raise MetricError(
                 f"evaluate:{name}: no {key!r} in what it returns; name one of {', '.join(result)},"
@@ -220,12 +219,13 @@ def check_metrics(questions: Sequence[Question], experts: Sequence[ExpertConfig]
 def _check_reference(question: Question) -> None:
     metric, kind = get_metric(question.metric), question.metric.partition(":")[0]
     try:
+        # They must find something in it
         if kind in (
             "numeric_match",
             "math",
             "multiple_choice",
             "reasoning_gym",
-        ):  # they must find something in it
+        ):
             own = (
                 question.reference.get("answer")
                 if isinstance(question.reference, dict)

@@ -34,6 +34,7 @@ from runtime.errors import ReportError
 BEST = "best rule"
 BEST_ONE_SHOT = "best one-shot rule"
 BEST_READING = "best rule that reads answers"
+# Yardsticks with a sentence of their own
 SPOKEN_ROLES = (
     "best_single_return",
     "task_lookup",
@@ -41,7 +42,7 @@ SPOKEN_ROLES = (
     "logistic_router",
     "agreement_cascade",
     "learned_stop",
-)  # yardsticks with a sentence of their own
+)
 SHARED_ROLES = ("single", "custom")  # roles of several policies, told apart by their names
 
 

@@ -12,6 +12,7 @@ ORACLE_ROLES = {  # entry of results.json's `oracle` -> role
     "full_information_oracle_stop": "full_information_oracle",
     "best_of_all": "oracle_pick",
 }
+# They ask one expert and never read its answer
 ONE_SHOT_ROLES = (
     "single",
     "best_single",
@@ -19,7 +20,8 @@ ONE_SHOT_ROLES = (
     "task_lookup",
     "knn_router",
     "logistic_router",
-)  # they ask one expert and never read its answer
+)
+# The rules that a report of several alphas holds beside the agent, one by one
 YARDSTICK_ROLES = (
     "best_single_return",
     "task_lookup",
@@ -30,13 +32,14 @@ YARDSTICK_ROLES = (
     "learned_stop",
     "cascade_routing",
     "plan",
-)  # the rules that a report of several alphas holds beside the agent, one by one
+)
 
 
+# Of a policy whose name changes from alpha to alpha; the others are called as their roles
 ROLE_NAMES = {
     "best_single": "best fixed expert in quality",
     "best_single_return": "best fixed expert in return",
-}  # of a policy whose name changes from alpha to alpha; the others are called as their roles
+}
 
 
 def is_deployable(role: str, kind: str) -> bool:

@@ -22,11 +22,12 @@ Series = tuple[list[float], list[float]]  # x and y of a line
 LABEL_LENGTH = 40  # characters of a name in a figure
 LOG_SCALE_FROM = 20  # ratio of the largest to the smallest cost
 CURVES_SHOWN = 10  # policies in the figure of the curves
+# Title -> keys of metrics.jsonl on training and on validation questions
 LEARNING_MEASURES = {
     "return": ("train/return", "eval/return"),
     "quality": ("train/quality", "eval/quality"),
     "policy entropy (nats)": ("losses/entropy", "eval/entropy"),
-}  # title -> keys of metrics.jsonl on training and on validation questions
+}
 TASK_KINDS = ("single", "der", "oracle")  # the rows of the figure of tasks, in this order
 
 

@@ -34,6 +34,7 @@ from runtime.version import library_versions
 if TYPE_CHECKING:
     import torch
 
+# What training has settled
 TRAINING_SECTIONS = (
     "name",
     "seed",
@@ -41,13 +42,15 @@ TRAINING_SECTIONS = (
     "ppo",
     "train",
     "terminator",
-)  # what training has settled
+)
 SHAPING = ("seed", "env", "reward", "agent", "ppo", "train", "terminator")  # what is learned
 NOT_SHAPING = ("train.max_expert_calls", "agent.encoder", "agent.revision")  # weights are compared
+# For a checkpoint that is damaged
 REMEDIES = {
     "last": "Copy best.pt over it to go on from the best epoch, or train a new run",
     "best": "Remove it to go on from last.pt; agent/ is then written at the next best epoch",
-}  # for a checkpoint that is damaged
+}
+# In which runs of one table may differ
 IGNORED_IN_COMPARISON = (
     "name",
     "seed",
@@ -55,7 +58,7 @@ IGNORED_IN_COMPARISON = (
     "threads",
     "device",
     "train.max_expert_calls",
-)  # in which runs of one table may differ
+)
 
 
 def newest_run(root: Path = Path("runs")) -> Path:

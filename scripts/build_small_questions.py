@@ -65,9 +65,10 @@ COUNTRY_NAMES = {
     "TR": ["Turkey", "Türkiye"],
     "US": ["United States", "United States of America", "USA", "US"],
 }
+# "the capital of the Netherlands"
 WITH_ARTICLE = frozenset(
     ["AE", "BS", "CD", "CF", "CG", "CZ", "DO", "GB", "GM", "KM", "MV", "NL", "PH", "SB", "US"]
-)  # "the capital of the Netherlands"
+)
 CAPITALS = {  # where the source is stale or gives one of several right answers or spellings
     "BO": ["Sucre", "La Paz"],
     "BR": ["Brasilia", "Brasília"],

@@ -123,9 +123,8 @@ def target(expert: TinyExpert, cell: str, entry: dict, draft: str | None) -> str
         return entry["metadata"]["half"]
     if "reverse" in expert.halves and draft is not None:
         return draft[::-1] if 0 < len(draft) <= LONGEST_REVERSED else None
-    return entry["metadata"][
-        "payload"
-    ]  # neither half to do here: hand on what was given, unchanged
+    # Neither half to do here: hand on what was given, unchanged
+    return entry["metadata"]["payload"]
 
 
 def examples(

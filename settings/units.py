@@ -12,6 +12,7 @@ from typing import Literal
 
 CostKind = Literal["params", "flops", "tokens", "latency", "usd"]
 
+# Name -> what it counts, and raw units in one
 UNITS: dict[str, tuple[CostKind, float]] = {
     "million parameters": ("params", 0.001),
     "billion parameters": ("params", 1.0),
@@ -25,7 +26,7 @@ UNITS: dict[str, tuple[CostKind, float]] = {
     "seconds": ("latency", 1.0),
     "US cent": ("usd", 0.01),
     "USD": ("usd", 1.0),
-}  # name -> what it counts, and raw units in one
+}
 RAW_UNITS: dict[CostKind, str] = {
     "params": "billion parameters",
     "flops": "TFLOP",

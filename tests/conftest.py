@@ -106,9 +106,8 @@ def make_pool(tmp_path: Path) -> Iterator[Callable[..., ExpertPool]]:
             )
             for idx, e in enumerate(experts)
         ]
-        stores.append(
-            AnswerStore(tmp_path / "answers.sqlite") if store is None else store
-        )  # an empty store is falsy
+        # An empty store is falsy
+        stores.append(AnswerStore(tmp_path / "answers.sqlite") if store is None else store)
         return ExpertPool(made, stores[-1], **options)
 
     yield make

@@ -24,6 +24,7 @@ CHEAP_AND_DEAR = {
     "cheap": {"add": 3, "reverse": 2, "last": 1},
     "dear": {"add": 5, "reverse": 5, "last": 4},
 }
+# A level's answer is that many tokens times its level long
 TOKENS = {
     "small": 20,
     "adder": 30,
@@ -31,7 +32,7 @@ TOKENS = {
     "large": 60,
     "cheap": 40,
     "dear": 100,
-}  # a level's answer is that many tokens times its level long
+}
 
 
 def make_question(task: str, level: int, rng: random.Random) -> tuple[str, str]:

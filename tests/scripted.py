@@ -59,10 +59,11 @@ class ScriptedExpert:
         context: Sequence[Message] = (),
     ) -> str:
         prompt = transcript(context) + content(question, previous_answer, ktp)
+        # ktp none-v1 hides the previous answer
         self._asked[prompt] = (
             question,
             None if prompt == transcript(context) + question else previous_answer,
-        )  # ktp none-v1 hides the previous answer
+        )
         return prompt
 
     def answer(self, prompts: Sequence[str] | Inbox) -> Iterator[list[tuple[int, Answer]]]:

@@ -108,9 +108,8 @@ def huggingface_pooled(folder: Path, pairs: list[tuple[str, str]], pooling: str)
     )
     out = []
     for question, answer in pairs:
-        inputs = tokenizer(
-            [(question, answer)], return_tensors="pt"
-        )  # a pair even where the answer is empty
+        # A pair even where the answer is empty
+        inputs = tokenizer([(question, answer)], return_tensors="pt")
         with torch.no_grad():
             hidden = model(**inputs).last_hidden_state[0]  # (T, D)
         out.append({"cls": hidden[0], "last": hidden[-1], "mean": hidden.mean(0)}[pooling])
@@ -127,16 +126,16 @@ def test_the_encoder_sees_what_its_own_library_would_show_it(
     rows = agent.state_tokenizer.encode(questions, answers, [1, 2, 3])
     expected = huggingface_pooled(encoders[kind], PAIRS, pooling)
     with torch.no_grad():
-        assert torch.allclose(
-            agent.encoder.pooled(rows), expected, atol=1e-5
-        )  # padded in one batch
+        # Padded in one batch
+        assert torch.allclose(agent.encoder.pooled(rows), expected, atol=1e-5)
     features, _ = agent.encoder(rows)
     assert torch.allclose(features[:, : agent.encoder.width], expected, atol=1e-5)
+    # One to three calls left
     assert features[:, agent.encoder.width :].tolist() == [
         [1, 0, 0],
         [0, 1, 0],
         [0, 0, 1],
-    ]  # one to three calls left
+    ]
 
 
 def test_a_bfloat16_encoder_gives_nearly_the_same_features_in_float32(
@@ -199,18 +198,16 @@ def test_special_token_text_in_a_question_does_not_change_the_layout(
     assert [
         i for i in ids[:length] if i in tokenizer.all_special_ids and i != tokenizer.unk_token_id
     ] == [tokenizer.cls_token_id] + [tokenizer.sep_token_id] * (num_between + 1)
-    assert (
-        ids.index(tokenizer.sep_token_id) + num_between == row[1]
-    )  # the answer starts behind the first real separator
+    # The answer starts behind the first real separator
+    assert ids.index(tokenizer.sep_token_id) + num_between == row[1]
     assert (
         tokenizer.decode(ids[row[1] : length - 1]).replace(" ", "")
         == answer.replace(" ", "").lower()
     )
 
 
-@pytest.mark.parametrize(
-    "kind, positions, fit", [("bert", 20, 20), ("roberta", 20, 18)]
-)  # RoBERTa counts positions from padding_idx + 1 = 2
+# RoBERTa counts positions from padding_idx + 1 = 2
+@pytest.mark.parametrize("kind, positions, fit", [("bert", 20, 20), ("roberta", 20, 18)])
 def test_an_encoder_with_fewer_positions_than_max_tokens_reads_what_it_can(
     encoders: dict[str, Path],
     make_agent: Callable,
@@ -234,9 +231,8 @@ def test_an_encoder_with_fewer_positions_than_max_tokens_reads_what_it_can(
 
 def test_a_frozen_encoder_runs_once_per_distinct_text(make_agent: Callable) -> None:
     agent = make_agent()
-    fresh = [
-        Episode(question.sealed(), t_max) for question in QUESTIONS[:3] for t_max in (2, 3)
-    ]  # 3 texts, 6 states
+    # 3 texts, 6 states
+    fresh = [Episode(question.sealed(), t_max) for question in QUESTIONS[:3] for t_max in (2, 3)]
     agent.act(fresh)
     assert agent.encoder.num_rows == 3
     agent.act(fresh[::-1])
@@ -262,9 +258,8 @@ def test_collection_and_updates_encode_each_text_once_or_each_state_once_per_pas
     num_states = len(buffer)
     assert trainable.encoder.num_rows == num_states  # policy and value share the pass
     update(algorithm, buffer, 8, 2)
-    assert (
-        trainable.encoder.num_rows == num_states + 2 * num_states
-    )  # and so they do in each of 2 repeats; nothing before the first
+    # Encoded again in each of 2 repeats, and not before the first
+    assert trainable.encoder.num_rows == num_states + 2 * num_states
 
 
 @pytest.mark.parametrize("freeze", [True, False])
@@ -424,9 +419,8 @@ def test_an_untouched_policy_has_ratio_one_in_every_state(
     assert batch.policy.logp.shape == batch.policy.value.shape == (len(indices),)
     batch = algorithm._preprocess_batch(batch, buffer, indices)
     logp = algorithm.policy(batch).dist.log_prob(batch.act)
-    assert (
-        logp.shape == batch.logp_old.shape == (len(indices),)
-    )  # (N, N) would compare every state with every other
+    # (N, N) would compare every state with every other
+    assert logp.shape == batch.logp_old.shape == (len(indices),)
     assert torch.allclose((logp - batch.logp_old).exp(), torch.ones(len(indices)), atol=1e-5)
 
 
@@ -475,9 +469,8 @@ def test_the_policy_can_be_sure_of_itself(make_agent: Callable) -> None:
 
 def test_dropout_is_off_while_the_encoder_is_trained(make_agent: Callable) -> None:
     agent = make_agent(freeze_encoder=False)
-    assert any(
-        isinstance(m, nn.Dropout) and m.p > 0 for m in agent.encoder.model.modules()
-    )  # there is dropout to switch off
+    # There is dropout to switch off
+    assert any(isinstance(m, nn.Dropout) and m.p > 0 for m in agent.encoder.model.modules())
     build_ppo(agent, PPOConfig(), 0.95, None).train()
     rows = agent.state_tokenizer.encode(["what is the sum"], ["yes"], [1])
     assert torch.equal(agent.encoder(rows.copy())[0], agent.encoder(rows.copy())[0])
@@ -504,9 +497,8 @@ def test_a_saved_agent_decides_as_before(
     with torch.no_grad():
         assert torch.equal(loaded.actor(obs.copy())[0], agent.actor(obs.copy())[0])
         assert torch.equal(loaded.critic(obs.copy()), agent.critic(obs.copy()))
-    assert not torch.allclose(
-        agent.actor(obs)[0], make_agent(**fields).actor(obs)[0], atol=1e-3
-    )  # it had learned something
+    # It had learned something
+    assert not torch.allclose(agent.actor(obs)[0], make_agent(**fields).actor(obs)[0], atol=1e-3)
     assert {path.name for path in (tmp_path / "agent").iterdir()} == {
         "config.json",
         "model.safetensors",
@@ -527,9 +519,8 @@ def test_a_saved_agent_refuses_an_encoder_of_other_weights(
     save_agent(agent, tmp_path / "agent", pool)
     load_agent(tmp_path / "agent", pool)
     assert load_agent(tmp_path / "agent", pool).encoder_hash() == agent.encoder_hash()
-    del (weights := load_file(encoder / "model.safetensors"))[
-        "pooler.dense.weight"
-    ]  # as where only a language model was saved: drawn anew, and not used
+    # As where only a language model was saved: drawn anew, and not used
+    del (weights := load_file(encoder / "model.safetensors"))["pooler.dense.weight"]
     save_file(weights, encoder / "model.safetensors", {"format": "pt"})
     load_agent(tmp_path / "agent", pool)
     with torch.no_grad():

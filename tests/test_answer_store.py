@@ -151,9 +151,8 @@ def test_a_killed_process_loses_nothing_that_put_many_had_returned(store, projec
     while last < 40:
         last = int(child.stdout.readline())
     child.send_signal(signal.SIGKILL)
-    last = max(
-        [last, *(int(line) for line in child.stdout.read().split())]
-    )  # what it still said before it died
+    # What it still said before it died
+    last = max([last, *(int(line) for line in child.stdout.read().split())])
     assert child.wait(timeout=60) == -signal.SIGKILL
     promised = [stored(f"q{batch}-{i}").key for batch in range(last + 1) for i in range(20)]
     again = AnswerStore(store.path)
@@ -211,9 +210,8 @@ def test_rebuild_rescues_all_but_the_damaged_pages_rows(tmp_path, capsys, pages)
     rescued = AnswerStore(path).get_many(row.key for row in rows)
     assert f"{len(rescued)} answers rescued" in capsys.readouterr().out
     assert all(rescued[row.key] == row.answer for row in rows if row.key in rescued)
-    assert len(rescued) >= NUM_ROWS - 25 * len(
-        pages
-    )  # a page of 4 KiB holds about ten rows of 300 to 400 bytes
+    # A page of 4 KiB holds about ten rows of 300 to 400 bytes
+    assert len(rescued) >= NUM_ROWS - 25 * len(pages)
     assert path.with_name("answers.sqlite.damaged").read_bytes() == broken
     store_script.main(["check", str(path)])
     assert f"e: {len(rescued)} answers" in capsys.readouterr().out
@@ -258,9 +256,8 @@ def test_a_second_rebuild_keeps_the_first_damaged_file(tmp_path):
 def test_a_full_disk_is_said_so_and_costs_nothing_already_stored(store):
     before = [stored(f"q{i}") for i in range(50)]
     store.put_many(before)
-    store._db.execute(
-        "PRAGMA max_page_count = 1"
-    )  # SQLite then reports SQLITE_FULL, as on a full disk, when the file would grow
+    # SQLite then reports SQLITE_FULL, as on a full disk, when the file would grow
+    store._db.execute("PRAGMA max_page_count = 1")
     with pytest.raises(
         StoreError, match=r"disk is full\. Free some space and run again: what was stored is safe"
     ):

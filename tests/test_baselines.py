@@ -216,9 +216,8 @@ def test_random_routing_is_uniform_and_does_not_depend_on_the_order_of_play() ->
     assert [policy.act([episode])[0].expert_idx for episode in episodes] == drawn
     assert stats.chisquare(np.bincount(drawn)).pvalue > 0.001  # 1200 draws over four experts
     pairs = np.array(drawn[0::2]) * 4 + np.array(drawn[1::2])
-    assert (
-        stats.chisquare(np.bincount(pairs, minlength=16)).pvalue > 0.001
-    )  # the second call is independent of the first
+    # The second call is independent of the first
+    assert stats.chisquare(np.bincount(pairs, minlength=16)).pvalue > 0.001
     assert drawn != [decision.expert_idx for decision in RandomRouting(4, seed=1).act(episodes)]
 
 

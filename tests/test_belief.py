@@ -448,10 +448,11 @@ def test_the_widest_step_is_a_share_of_all_that_can_be_saved():
 def test_more_than_is_spent_at_alpha_0_buys_nothing_and_less_than_the_least_is_refused():
     assert dial_for(5.0, SPENT, 100).cost == 2.0
     assert dial_for(0.5, SPENT, 100).cost == pytest.approx(0.5)
+    # Both spend the least, and more than asked by 1e-12
     flat = [
         *SPENT,
         Spent(10.0, 0.5, 0.1, 0.6),
-    ]  # both spend the least, and more than asked by 1e-12
+    ]
     assert dial_for(0.5 - 1e-12, flat, 100).cost == pytest.approx(0.5)
     with pytest.raises(AgentError, match=r"the cheapest route costs 0\.5"):
         dial_for(0.4, SPENT, 100)

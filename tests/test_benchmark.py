@@ -34,9 +34,8 @@ AT_MOST = {
         # Of the library's `generate`: one reads new prompts of similar length, or adds a round of
         # tokens for all
     ),
-    "counts/cold/forward_passes": (
-        3883
-    ),  # of an expert's model, over new prompts or one more token of every row
+    # Of an expert's model, over new prompts or one more token of every row
+    "counts/cold/forward_passes": 3883,
     "counts/cold/encoder_rows": 1118,
     "counts/cold/store_reads": 2264,
     "counts/cold/model_loads": 13.4,
@@ -77,10 +76,11 @@ def test_every_way_of_a_rollout_makes_the_same_calls(project, monkeypatch, tmp_p
     _, narrow = bench.rollout_s(plan, 1)
     assert stored_prompts(wide.store) == stored_prompts(narrow.store)
     _, again = Bench(build_pool(config), tmp_path).rollout_s(plan, 6)
+    # Cold, whoever measured in this folder before
     assert (again.stats.hits, again.stats.generated) == (
         0,
         wide.stats.generated,
-    )  # cold, whoever measured in this folder before
+    )
     asked, alone = {}, bench_rollouts.generate_one
 
     def remembered(expert, prompt):

@@ -166,9 +166,8 @@ def test_a_split_of_its_own_does_not_stand_beside_embedded_ones(load):
         ).data.test.path
         == "z.jsonl"
     )
-    assert (
-        load("", "--data.test.path", "z.jsonl").data.train.path == Config().data.train.path
-    )  # another test for the same agent
+    # Another test for the same agent
+    assert load("", "--data.test.path", "z.jsonl").data.train.path == Config().data.train.path
     with pytest.raises(ConfigError, match=r"data\.test\.fields\.refrence.*'reference'"):
         load("data: {test: {fields: {refrence: answer}}}")
 

@@ -236,9 +236,8 @@ def test_a_sweeps_agents_are_means_over_seeds_with_intervals_at_one_price() -> N
         ("DER", "der", "0.5"),
         ("DER", "der", "0.1"),
     ]
-    assert [p["cost"]["mean"] for p in found] == pytest.approx(
-        [1.0, 4.0]
-    )  # whatever each run was charged
+    # Whatever each run was charged
+    assert [p["cost"]["mean"] for p in found] == pytest.approx([1.0, 4.0])
     assert [p["quality"]["mean"] for p in found] == [5 / 8, 7 / 8]
     expected = interval([[1, 0, 1, 0], [1, 1, 1, 0]])
     assert (found[0]["quality"]["lo"], found[0]["quality"]["hi"]) == (

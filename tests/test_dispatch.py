@@ -163,9 +163,8 @@ def test_when_one_expert_fails_the_others_finish_and_the_error_is_raised_once(
     def fails(question, previous_answer):
         raise error
 
-    sender = Sender(
-        scripted_expert(fails, "b"), Slow("a", 3), Far(word, "c")
-    )  # b has the first turn
+    # b has the first turn
+    sender = Sender(scripted_expert(fails, "b"), Slow("a", 3), Far(word, "c"))
     for idx in range(3):
         ask(sender, idx, "x", "y")
     with pytest.raises(type(error), match="no power"):
@@ -220,6 +219,7 @@ def test_nobody_is_evicted_where_that_makes_no_room_yet_and_remote_experts_never
     sender.step()
     assert "unload b" not in events
     sender.drain()
+    # b stays until a has finished
     assert events == [
         "load b",
         "load far",
@@ -227,7 +227,7 @@ def test_nobody_is_evicted_where_that_makes_no_room_yet_and_remote_experts_never
         "unload b",
         "unload a",
         "load c",
-    ]  # b stays until a has finished
+    ]
     assert sender.kept[-1] == (2, b"2 x", "x")
 
 

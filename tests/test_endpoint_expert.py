@@ -281,9 +281,8 @@ def test_a_server_killed_and_restarted_in_a_rollout_loses_nothing(
     ]
     assert len(before) >= 30
     assert set(before) <= set(pool.store._run("SELECT key, text FROM answers"))
-    assert (
-        pool.stats.generated == len(pool.store) == len(here.store)
-    )  # nothing twice, nothing missing
+    # Nothing twice, nothing missing
+    assert pool.stats.generated == len(pool.store) == len(here.store)
     assert pool.stats.failed == 0
 
 
@@ -388,9 +387,8 @@ def test_waits_grow_with_every_failure_in_a_row_and_start_anew_after_an_answer(s
     times = [arrival for *_, arrival in server.requests]
     waits = [later - sooner for sooner, later in itertools.pairwise(times)]
     for wait, least in zip([*waits[:3], waits[4]], [0.05, 0.1, 0.2, 0.05], strict=True):
-        assert (
-            least <= wait <= 1.5 * least + 0.1
-        )  # half as long again by chance, and what a busy machine takes
+        # Half as long again by chance, and what a busy machine takes
+        assert least <= wait <= 1.5 * least + 0.1
 
 
 def test_requests_that_fail_together_count_once_against_their_replica(small_server):
@@ -547,17 +545,19 @@ def test_a_request_that_no_server_could_answer_is_not_tried_again(small_server, 
         ExpertError, match=r"status 400, .*maximum context length.*\(tries: 1, replicas: 1\)"
     ):
         pool.answer([Request(0, letter) for letter in "abcdefgh"])
+    # Nothing was begun after that
     assert sorted(body["prompt"][0] for _, body, *_ in server.requests) == [
         "a",
         "b",
         "c",
         "d",
-    ]  # nothing was begun after that
+    ]
+    # What was begun was ended
     assert sorted(row[0] for row in pool.store._run("SELECT text FROM answers")) == [
         "a answered",
         "b answered",
         "d answered",
-    ]  # but ended
+    ]
     assert ask(endpoint(server.url, on_failure="empty"), ["c"]) == [None]
     assert "set aside" not in caplog.text
 
@@ -619,9 +619,8 @@ def test_when_one_remote_expert_fails_the_answers_of_the_other_are_stored(small_
 def test_the_key_is_sent_and_shows_up_nowhere_else(small_server, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.DEBUG)
     monkeypatch.setenv("TEST_KEY", KEY)
-    server = small_server(
-        fails_at("c", (401, {"error": {"message": f"no such key: {KEY}"}}))
-    )  # some servers repeat it
+    # Some servers repeat it
+    server = small_server(fails_at("c", (401, {"error": {"message": f"no such key: {KEY}"}})))
     pool = pool_of(tmp_path, endpoint(server.url, api_key_env="TEST_KEY"))
     pool.answer([Request(0, "a")])
     assert server.requests[0][2]["authorization"] == f"Bearer {KEY}"

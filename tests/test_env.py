@@ -134,9 +134,8 @@ def test_gym_make_builds_a_checked_environment(
         )
         check_env(env.unwrapped, skip_render_check=True)
         env.reset(seed=0)
-        _, reward, terminated, truncated, info = env.step(
-            0
-        )  # through Gymnasium's own passive checker
+        # Through Gymnasium's own passive checker
+        _, reward, terminated, truncated, info = env.step(0)
     assert (reward, terminated, truncated, STOP_REASONS[info["stop_reason"]]) == (
         1.0,
         True,
@@ -157,9 +156,8 @@ def test_two_environments_on_one_seed_agree(make_env: Callable) -> None:
                 seen.append(env.reset()[0].tolist())
         runs.append(seen)
     assert runs[0] == runs[1]
-    assert (
-        len({info["question_idx"] for info in runs[0] if isinstance(info, dict)}) > 3
-    )  # different questions were drawn
+    # Different questions were drawn
+    assert len({info["question_idx"] for info in runs[0] if isinstance(info, dict)}) > 3
 
 
 @pytest.mark.parametrize("expert, reason", [(echo, "satisfied"), (wrong, "t_max")])
@@ -272,9 +270,8 @@ def test_a_vector_step_is_one_pool_call_for_any_subset_in_any_order(
         info.keys() == keys and {type(info[k]) for k in keys} <= {int, float} for info in infos
     )
     calls_left = obs[:, 0].tolist()
-    assert (
-        calls_left == [2, 2, 2] and venv.envs[2].episode.calls_left == 3
-    )  # environment 2 was not touched
+    # Environment 2 was not touched
+    assert calls_left == [2, 2, 2] and venv.envs[2].episode.calls_left == 3
 
     _, infos = venv.reset([1])
     assert [info["env_id"] for info in infos] == [1] and infos[0].keys() == keys

@@ -65,9 +65,8 @@ def test_equal_requests_are_looked_up_once_generated_once_and_answered_all(make_
         "a after b",
     ]
     assert pool.experts[0].prompts == ["a", "b", knowledge_transfer_prompt("a", "b")]
-    assert (
-        len(lookups[0]) == 4
-    )  # one look-up for all; what follows are read-backs of what was written
+    # One look-up for all; what follows are read-backs of what was written
+    assert len(lookups[0]) == 4
     assert (pool.stats.requests, pool.stats.hits, pool.stats.generated) == (4, 0, 3)
     lookups.clear()
     assert pool.answer(requests) == answers
@@ -92,9 +91,8 @@ def test_the_budget_is_checked_before_anything_is_generated_and_stored_answers_a
     ):
         pool.answer([Request(0, "b"), Request(1, "b")])
     assert [e.prompts for e in pool.experts] == [["a"], ["a"]]
-    pool.answer(
-        [Request(0, "a"), Request(1, "a"), Request(1, "c"), Request(1, "c")]
-    )  # one new answer, the third
+    # One new answer, the third
+    pool.answer([Request(0, "a"), Request(1, "a"), Request(1, "c"), Request(1, "c")])
     assert pool.stats.generated == 3
 
 
@@ -114,12 +112,13 @@ def test_a_pool_with_room_for_one_gives_the_same_answers_and_loads_each_expert_o
     assert events == ["load a", "unload a", "load b", "unload b", "load c"]
     second = [Request(0, "more"), Request(1, "more"), Request(2, "more")]
     assert small.answer(second) == roomy.answer(second)
+    # c, still loaded, is asked first
     assert events[5:] == [
         "unload c",
         "load a",
         "unload a",
         "load b",
-    ]  # c, still loaded, is asked first
+    ]
     assert (small.stats.loads, roomy.stats.loads) == (5, 3)
 
 
@@ -135,9 +134,8 @@ def test_a_writer_that_comes_second_goes_on_with_the_first_answer(make_pool, scr
     fast = make_pool([scripted_expert(lambda q, _: "first", "shared")])
 
     def overtaken(question, previous_answer):
-        fast.answer(
-            [Request(0, question, previous_answer)]
-        )  # another process finishes while this one generates
+        # Another process finishes while this one generates
+        fast.answer([Request(0, question, previous_answer)])
         return "second"
 
     slow = make_pool([scripted_expert(overtaken, "shared")])
@@ -192,9 +190,8 @@ def test_an_empty_answer_is_stored_counted_and_passed_on_as_no_answer(make_pool)
     assert (silence.text, silence.completion_tokens, pool.stats.empty_answers) == ("", 0, 1)
     pool.answer([Request(0, "Why?", silence.text)])
     assert "from another student: (no answer)\n" in pool.experts[0].prompts[1]
-    assert (
-        pool.stats.generated == 2
-    )  # silence is an answer: a second call is not the first one again
+    # Silence is an answer: a second call is not the first one again
+    assert pool.stats.generated == 2
     pool.answer([Request(0, "Why?")])
     assert pool.stats.generated == 2
 
@@ -204,12 +201,13 @@ def test_stored_answers_cost_what_they_cost_when_generated(make_pool):
     requests = [Request(1, "two words")]
     fresh, again = (pool.cost(1, pool.answer(requests)[0]) for _ in range(2))
     assert fresh == again
+    # "two words after None"
     assert (fresh.params_b, fresh.prompt_tokens, fresh.completion_tokens, fresh.latency_s) == (
         2.0,
         2,
         4,
         0.5,
-    )  # "two words after None"
+    )
     assert fresh.flops == 2 * 2e9 * 6
 
 
@@ -266,9 +264,8 @@ def test_a_batch_of_many_gives_what_batches_of_one_and_transformers_itself_give(
         tiny_pool_dir / name
     )
     for prompt, one, many in zip(prompts, alone, together, strict=True):
-        ids = tokenizer(prompt, return_tensors="pt")[
-            "input_ids"
-        ]  # no padding, no attention mask to get wrong
+        # No padding, no attention mask to get wrong
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
         output = model.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False
         )[0]
@@ -298,9 +295,8 @@ def test_keys_and_values_of_the_worked_examples_are_computed_once_and_change_no_
         json.loads(line)["text"]
         for line in (project / "data/tiny_questions/validation.jsonl").read_text().splitlines()[:12]
     ]
-    monkeypatch.setattr(
-        "backends.hf.SPARED_TOKENS", 10**6
-    )  # all prompts of a prefix are read together
+    # All prompts of a prefix are read together
+    monkeypatch.setattr("backends.hf.SPARED_TOKENS", 10**6)
     expert = tiny(tiny_pool_dir, name, **few_shot)
     texts = [
         expert.render(question, previous, "paper-v1")
@@ -323,20 +319,17 @@ def test_keys_and_values_of_the_worked_examples_are_computed_once_and_change_no_
         sum(tuple(expert.tokenizer(text)["input_ids"][: len(o)]) == o for text in texts)
         for o in prefixes
     ] == [12, 12]
-    assert sorted(n for n in read if n in map(len, prefixes)) == [
-        len(o) for o in prefixes
-    ]  # each prefix read once, alone
+    # Each prefix read once, alone
+    assert sorted(n for n in read if n in map(len, prefixes)) == [len(o) for o in prefixes]
     num_read, read[:] = sum(read), []
     monkeypatch.setattr("backends.hf.MIN_PREFIX", 10**6)
     whole = tiny(tiny_pool_dir, name, **few_shot)
     whole.model = expert.model
     plain, _ = ask(whole, texts)
-    assert [replace(a, latency_s=0.0) for a in reused] == [
-        replace(a, latency_s=0.0) for a in plain
-    ]  # the prompt's length counts the prefix
-    assert num_read <= sum(read) - 11 * sum(
-        map(len, prefixes)
-    )  # all but one of its twelve readings were saved
+    # The prompt's length counts the prefix
+    assert [replace(a, latency_s=0.0) for a in reused] == [replace(a, latency_s=0.0) for a in plain]
+    # All but one of its twelve readings were saved
+    assert num_read <= sum(read) - 11 * sum(map(len, prefixes))
     alone, _ = ask(tiny(tiny_pool_dir, name, max_batch_size=1, **few_shot), texts)
     assert [a.text for a in alone] == [a.text for a in plain]
 
@@ -430,6 +423,7 @@ NEO = {
     "max_position_embeddings": 400,
 }
 ARCHITECTURES = {
+    # use_cache: false
     "mpt": lambda **v: MptForCausalLM(
         MptConfig(
             d_model=64,
@@ -440,7 +434,7 @@ ARCHITECTURES = {
             initializer_range=0.2,
             **v,
         )
-    ),  # use_cache: false
+    ),
     "gpt_neo": lambda **v: GPTNeoForCausalLM(GPTNeoConfig(**NEO, initializer_range=0.2, **v)),
     "lfm2": lambda **v: Lfm2ForCausalLM(
         Lfm2Config(
@@ -547,10 +541,11 @@ def test_prompts_of_unequal_length_are_read_apart_where_it_spares_padding(tiny_p
             )
         ]
 
+    # 4 x 80 tokens of padding, more than 256
     assert lengths_read_together(100, 98, 20, 19, 18, 17) == [
         [100, 98],
         [20, 19, 18, 17],
-    ]  # 4 x 80 tokens of padding, more than 256
+    ]
     assert lengths_read_together(100, 98, 20, 19, 18) == [[100, 98, 20, 19, 18]]  # 3 x 80
     assert lengths_read_together(400, 100, 10) == [[400], [100, 10]]
     expert.model_config.is_encoder_decoder = True
@@ -580,9 +575,8 @@ def test_seeded_sampling_repeats_itself_in_any_batch_and_changes_with_the_seed(
     assert together != greedy
 
 
-@pytest.mark.parametrize(
-    ("name", "room"), [("llama-0.2m", 216), ("t5gemma-0.7m", 256)]
-)  # 256 less 40 new ones; an encoder has all 256
+# 256 less 40 new ones; an encoder has all 256
+@pytest.mark.parametrize(("name", "room"), [("llama-0.2m", 216), ("t5gemma-0.7m", 256)])
 def test_a_prompt_longer_than_the_context_loses_its_middle_and_is_flagged(
     tiny_pool_dir, name, room
 ):
@@ -644,31 +638,35 @@ def test_a_base_model_asked_to_chat_is_refused(tiny_pool_dir):
 @pytest.mark.slow
 def test_an_answer_ends_before_a_stop_string_and_generation_with_it(tiny_pool_dir, prompts):
     answers, _ = ask(tiny(tiny_pool_dir, "neox-0.4m"), prompts)
+    # A token a letter, then the end
     spelt = [
         i
         for i, a in enumerate(answers)
         if a.completion_tokens == len(a.text) + 1 and len(set(a.text)) > 2
-    ]  # a token a letter, then the end
+    ]
     prompt, full = prompts[spelt[0]], answers[spelt[0]]
+    # A letter that is new there
     at = next(
         i
         for i in range(2, len(full.text))
         if full.text[i] not in full.text[:i] and full.text[i] != " "
-    )  # a letter that is new there
+    )
 
     def stopped_at(stop):
         (answer,), _ = ask(tiny(tiny_pool_dir, "neox-0.4m", stop=[stop]), [prompt])
         return answer.text, answer.completion_tokens
 
+    # The stop letter was generated, and nothing after it
     assert stopped_at(full.text[at]) == (
         full.text[:at].strip(),
         at + 1,
-    )  # the stop letter was generated, and nothing after it
+    )
     assert stopped_at(full.text[0]) == ("", 1)
+    # Two tokens: ends the text, not the generation
     assert stopped_at(full.text[at - 1 : at + 1]) == (
         full.text[: at - 1].strip(),
         full.completion_tokens,
-    )  # two tokens: ends the text, not the generation
+    )
 
 
 def test_an_experts_identity_changes_with_whatever_changes_its_answers(tiny_pool_dir, tmp_path):
@@ -682,9 +680,8 @@ def test_an_experts_identity_changes_with_whatever_changes_its_answers(tiny_pool
     identities = [tiny(tiny_pool_dir, "llama-0.2m", **more).identity() for more in variants]
     identities.append(tiny(tiny_pool_dir, "qwen2-0.4m").identity())
     shutil.copytree(tiny_pool_dir / "llama-0.2m", tmp_path / "llama-0.2m")
-    assert (
-        tiny(tmp_path, "llama-0.2m").identity() == identities[0]
-    )  # the same weights elsewhere are the same expert
+    # The same weights elsewhere are the same expert
+    assert tiny(tmp_path, "llama-0.2m").identity() == identities[0]
     for position in (0, -1):  # a bit of the first weight, or of the last, in a file of 5 MB
         folder = tmp_path / f"retrained {position}"
         shutil.copytree(tiny_pool_dir / "mistral-0.8m", folder / "mistral-0.8m")
@@ -705,10 +702,11 @@ def test_a_batch_that_does_not_fit_the_gpu_is_halved_until_it_does(
     tiny_pool_dir, prompts, monkeypatch
 ):
     monkeypatch.setattr("backends.hf.SPARED_TOKENS", 10**6)  # all prompts are read together
+    # Seeded by the prompt, so that prompts must keep to their rows
     sampling = {
         "max_new_tokens": 12,
         "temperature": 1.0,
-    }  # seeded by the prompt, so that prompts must keep to their rows
+    }
     expected, _ = ask(tiny(tiny_pool_dir, "llama-0.2m", decoding=sampling), prompts)
     expert = tiny(tiny_pool_dir, "llama-0.2m", decoding=sampling)
     expert.load()
@@ -740,9 +738,8 @@ def test_running_out_of_memory_in_the_middle_loses_no_prompt_and_answers_none_tw
 
     def full_now_and_then(**kwargs):
         calls.append(kwargs["max_new_tokens"])
-        if (
-            len(calls) > 2 and calls[-2] == 1 < calls[-1] and not refused
-        ):  # rows have just joined others
+        # Rows have just joined others
+        if len(calls) > 2 and calls[-2] == 1 < calls[-1] and not refused:
             refused.append(len(kwargs["input_ids"]))
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return generate(**kwargs)
@@ -813,9 +810,8 @@ def test_a_rollout_of_five_experts_with_room_for_two_ends_with_the_same_answers(
 
     roomy, pool = rollout("a.sqlite", None)
     assert (pool.stats.loads, sum(e.model is not None for e in pool.experts)) == (5, 5)
-    tight, pool = rollout(
-        "b.sqlite", 8.0
-    )  # a billion float32 parameters, as each claims to have: 4 GB
+    # A billion float32 parameters, as each claims to have: 4 GB
+    tight, pool = rollout("b.sqlite", 8.0)
     assert tight == roomy
     assert sum(e.model is not None for e in pool.experts) == 2
     assert 5 <= pool.stats.loads <= 5 + 3 + 3  # each at most once a step, and two are there already
@@ -906,9 +902,8 @@ def test_a_real_small_llm_knows_the_capital_of_france_and_stops_when_it_has_said
     assert answer.prompt_tokens == len(
         smollm2.tokenizer(prompt, add_special_tokens=False)["input_ids"]
     )
-    assert (
-        sum(new_tokens) == answer.completion_tokens
-    )  # its padding token is its end token: generation must still end at it
+    # Its padding token is its end token: generation must still end at it
+    assert sum(new_tokens) == answer.completion_tokens
 
 
 def test_answers_survive_the_store_as_they_were(make_pool):

@@ -99,9 +99,8 @@ def test_the_noise_of_a_token_depends_on_its_place_alone():
     sampling.rows, sampling.width = [Row(0, [], seed=7)], 4
     first, second = (sampling(torch.empty(1, 4 + place), logits) for place in (0, 1))
     assert not torch.equal(first, second)
-    assert torch.equal(
-        sampling(torch.empty(1, 5), logits), second
-    )  # a step that `generate` computed and dropped
+    # A step that `generate` computed and dropped
+    assert torch.equal(sampling(torch.empty(1, 5), logits), second)
     sampling.rows, sampling.width = [Row(0, [], seed=7, completion=[9])], 20
     assert torch.equal(sampling(torch.empty(1, 20), logits), second)  # the next round goes on there
 
@@ -126,9 +125,8 @@ def test_generation_in_chunks_gives_what_one_long_call_gives_and_finished_rows_l
     assert set(rows_run) == {24}
     rows_run.clear()
     assert completions(expert, prompts) == whole
-    assert (
-        min(map(len, whole)) < CHUNK_TOKENS < max(map(len, whole))
-    )  # some end in the first round, some go on
+    # Some end in the first round, some go on
+    assert min(map(len, whole)) < CHUNK_TOKENS < max(map(len, whole))
     is_over = lambda completion, num_new: len(completion) <= num_new  # noqa: E731
     expected, done = (
         [24],
@@ -189,15 +187,13 @@ def test_rows_that_join_a_running_batch_get_the_completions_they_would_get_alone
 ):
     expert = tiny(tiny_pool_dir, name, temperature=temperature)
     by_length = sorted(prompts, key=len)
-    uneven = [
-        by_length[i // 2 if i % 2 else -1 - i // 2] for i in range(len(prompts))
-    ]  # the shortest and the longest in turns
+    # The shortest and the longest in turns
+    uneven = [by_length[i // 2 if i % 2 else -1 - i // 2] for i in range(len(prompts))]
     alone = [completions(expert, [prompt])[0] for prompt in uneven]
     together, widths = joined_now_and_then(expert, uneven, [3, 1, 0, 4, 2, 0, 5])
     assert together == alone
-    assert all(
-        width == longest for width, longest in widths
-    )  # no padding that all rows share is carried along
+    # No padding that all rows share is carried along
+    assert all(width == longest for width, longest in widths)
 
 
 @pytest.mark.slow
@@ -220,9 +216,10 @@ def test_rows_join_under_a_sliding_window_too(tiny_pool_dir, prompts, tmp_path, 
             eos_token_id=sorted(expert._end_ids),
         )[0].tolist()
         alone.append(output[len(ids[0]) :])
+    # The window matters
     assert alone != [
         completions(tiny(tiny_pool_dir, "mistral-0.8m"), [prompt])[0] for prompt in prompts
-    ]  # the window matters
+    ]
     together, widths = joined_now_and_then(expert, prompts, [3, 1, 0, 4, 2, 0, 5])
     assert together == alone
     assert all(width == longest for width, longest in widths)
@@ -257,11 +254,12 @@ def test_an_encoder_decoder_and_a_recurrent_model_take_rows_only_when_they_have_
 
 def test_a_round_is_over_when_half_of_its_rows_have_ended():
     enough = StopWhenShareFinished(torch.tensor([2, 7]), num_rows=4)
+    # An ended row goes on with padding
     steps = [
         ([2, 5, 5, 5], False),
         ([0, 5, 5, 5], False),
         ([0, 5, 7, 5], True),
-    ]  # an ended row goes on with padding
+    ]
     for last_tokens, is_over in steps:
         assert (
             enough(torch.tensor([[9, token] for token in last_tokens]), None).tolist()
@@ -283,9 +281,8 @@ def test_keys_and_values_are_written_behind_the_others_and_copied_only_when_ther
         )
     assert len(set(places)) == 2  # room for the first and a round more, then anew
     roomy.batch_select_indices(torch.tensor([2, 0]))
-    keys, _ = roomy.update(
-        steps[-1][[2, 0]], steps[-1][[2, 0]]
-    )  # the room of three rows is not written to
+    # The room of three rows is not written to
+    keys, _ = roomy.update(steps[-1][[2, 0]], steps[-1][[2, 0]])
     assert torch.equal(keys, plain.update(steps[-1], steps[-1])[0][[2, 0]])
 
 

@@ -93,9 +93,10 @@ def test_scores_are_the_mean_over_both_orders_of_logits_worked_out_by_hand(
         6,
         sum(len(row(*pair)) for pair in logits),
     ) and found.seconds > 0
+    # The order matters, so both are asked
     assert (
         min(abs(logits[a, b] + logits[b, a]) for a, b in itertools.combinations(answers, 2)) > 1e-4
-    )  # the order matters, so both are asked
+    )
 
 
 def test_equal_answers_tie_and_are_compared_once(
@@ -104,17 +105,17 @@ def test_equal_answers_tie_and_are_compared_once(
     answers = ["red", "blue", "red", "green"]
     found = ranker.rank("what is sky", answers)
     assert found.comparisons == 6 and found.scores[0] == found.scores[2]
+    # Each score: half the difference of both logits
     two = {
         pair: ranker.rank("what is sky", list(pair)).scores
         for pair in (("red", "blue"), ("red", "green"))
-    }  # each score: half the difference of both logits
+    }
     assert found.scores[0] == pytest.approx(
         (2 * two["red", "blue"][0] + 2 * two["red", "green"][0]) / 4, abs=1e-6
     )
     monkeypatch.setattr(pair_ranker, "ROWS", 2)
-    assert ranker.rank("what is sky", answers).scores == pytest.approx(
-        found.scores, abs=1e-5
-    )  # whatever the batch
+    # Whatever the batch
+    assert ranker.rank("what is sky", answers).scores == pytest.approx(found.scores, abs=1e-5)
     assert ranker.rank("what is sky", ["red", "red"]).scores.tolist() == [0, 0]
 
 

@@ -49,12 +49,10 @@ def test_keys_of_unquantised_experts_are_what_they_always_were_and_quantised_one
         expert = make(tiny_pool_dir, "llama-0.2m", decoding={}, **fields)
         return answer_key(expert.identity(), "abc", expert.decoding()).hex()
 
-    assert (
-        key() == "5cfb5b93bc39c4f6c00969032046730b"
-    )  # stores written before quantization existed hold answers under it
-    assert (
-        key(device_map="auto", max_memory={"cpu": "1GiB"}) == key()
-    )  # where weights lie is no part of an answer
+    # Stores written before quantization existed hold answers under it
+    assert key() == "5cfb5b93bc39c4f6c00969032046730b"
+    # Where weights lie is no part of an answer
+    assert key(device_map="auto", max_memory={"cpu": "1GiB"}) == key()
     assert len({key(), key(quantization="8bit"), key(quantization="4bit")}) == 3
 
 
@@ -65,10 +63,11 @@ def test_the_memory_of_quantised_weights_is_that_of_a_model_with_embeddings_in_1
         2 * 128_256 * 4096,
         32 * (2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14_336),
     )
+    # A float32 scale for every 64 weights
     expected = {
         "8bit": 2 * embeddings + layers,
         "4bit": 2 * embeddings + layers * (0.5 + 4 / 64),
-    }  # a float32 scale for every 64 weights
+    }
     for quantization, num_bytes in expected.items():
         config = HFExpertConfig(
             name="llama",
@@ -105,9 +104,8 @@ def test_quantised_weights_answer_from_a_fraction_of_the_memory(
         plain.model.get_memory_footprint() - quantised.model.get_memory_footprint()
         == pytest.approx(saved, rel=0.05)
     )
-    assert (
-        sum(a == b for a, b in zip(answers, expected, strict=True)) >= 4
-    )  # of 6; on the CPU this was written on 6 in 8 bits, 5 in 4
+    # Of 6; on the CPU this was written on 6 in 8 bits, 5 in 4
+    assert sum(a == b for a, b in zip(answers, expected, strict=True)) >= 4
 
 
 @pytest.mark.slow
@@ -181,9 +179,8 @@ def test_weights_spread_by_accelerate_and_partly_on_disk_answer_the_same_and_are
     spread = make(tiny_pool_dir, name, device_map=device_map, **room)
     assert texts(spread) == expected
     places = {parameter.device.type for parameter in spread.model.parameters()}
-    assert places == (
-        {"cpu", "meta"} if share_in_memory else {"cpu"}
-    )  # meta: read from disk whenever needed
+    # Meta: read from disk whenever needed
+    assert places == ({"cpu", "meta"} if share_in_memory else {"cpu"})
     weights = [weakref.ref(parameter) for parameter in spread.model.parameters()]
     spread.unload()
     gc.collect()

@@ -95,12 +95,13 @@ DATA = {name: {"path": f"{name}.jsonl"} for name in ("train", "validation", "tes
 
 
 def test_answers_are_bounded_by_questions_routes_and_episodes():
+    # 2 x 5 x 10 = 100 episodes
     train = {
         "epochs": 2,
         "updates_per_epoch": 5,
         "episodes_per_update": 10,
         "num_envs": 8,
-    }  # 2 x 5 x 10 = 100 episodes
+    }
     config = _config([_hf("a"), _hf("b")], env={"t_max": 3}, train=train)
     # Least: 20 - 8 = 12 training questions in a pass not yet begun anew, and 5 of validation.
     # First: min(100, 20 x 2) + min(2 x 5, 5 x 2). Later: min(100, 20 x 4) + min(10, 5 x 4), then
@@ -115,12 +116,13 @@ def test_answers_are_bounded_by_questions_routes_and_episodes():
 
 
 def test_keys_and_values_of_known_models():
+    # Llama 2 7B: half a MiB
     assert (
         kv_bytes_per_token(
             LlamaConfig(num_hidden_layers=32, num_attention_heads=32, hidden_size=4096), 2
         )
         == 2 * 32 * 32 * 128 * 2
-    )  # Llama 2 7B: half a MiB
+    )
     qwen = Qwen2Config(
         num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4, hidden_size=3584
     )
@@ -148,9 +150,8 @@ def test_loads_are_one_each_and_then_those_that_cannot_stay():
     assert max_loads(sizes, 18, 100) == 4
     assert max_loads(sizes, 15, 100) == 4 + 99 * 1  # 6 + 5 + 4 fit, so any three do
     assert max_loads(sizes, 10, 100) == 4 + 99 * 3  # 6 + 5 do not
-    assert (
-        max_loads(sizes, 1, 100) == 4 + 99 * 3
-    )  # an expert above the limit is loaded all the same
+    # An expert above the limit is loaded all the same
+    assert max_loads(sizes, 1, 100) == 4 + 99 * 3
 
 
 def test_a_pool_never_loads_more_often_than_planned(make_pool):
@@ -176,12 +177,13 @@ def test_a_pool_never_loads_more_often_than_planned(make_pool):
 
 def test_a_store_tells_lengths_and_speed(tmp_path):
     store = AnswerStore(tmp_path / "answers.sqlite")
+    # Completion tokens, seconds; 0 s: imported
     answers = [
         ("a", 10, 2.0),
         ("a", 30, 2.0),
         ("a", 80, 0.0),
         ("b", 7, 0.0),
-    ]  # completion tokens, seconds; 0 s: imported
+    ]
     store.put_many(
         [
             StoredAnswer(bytes([i] * 16), expert, "prompt", Answer("text", 5, tokens, seconds))
@@ -190,10 +192,11 @@ def test_a_store_tells_lengths_and_speed(tmp_path):
     )
     store.close()
     found, bytes_per_answer = measure(tmp_path / "answers.sqlite")
+    # (10 + 30) tokens in 4 s
     assert found == {
         "a": Measured(3, 40.0, 10.0),
         "b": Measured(1, 7.0, None),
-    }  # (10 + 30) tokens in 4 s
+    }
     assert bytes_per_answer == (tmp_path / "answers.sqlite").stat().st_size / 4
     assert measure(tmp_path / "none.sqlite") == ({}, None)
 
@@ -232,6 +235,7 @@ def test_speed_is_that_of_all_replicas_and_measured_before_stated():
 
 
 def test_hours_are_answers_times_tokens_over_speed():
+    # 2 s an answer
     plan = ExpertPlan(
         _hf(),
         low=100,
@@ -240,7 +244,7 @@ def test_hours_are_answers_times_tokens_over_speed():
         prompt_tokens=(50, 90),
         answer_tokens=40,
         tokens_per_second=20,
-    )  # 2 s an answer
+    )
     assert plan.hours == (200 / 3600, 1800 / 3600)
     assert plan.tokens_read == 300 * 50 + 600 * 90
     assert plan.tokens_written == 900 * 40
@@ -253,15 +257,15 @@ def test_without_a_tokenizer_four_characters_are_a_token():
         (44 + 56) / 2 / 4,
         (44 + 56) / 2 / 4,
     )
-    chat = _hf(
-        prompt_format="chat", system_prompt="Be brief."
-    )  # 9 characters, a line break, 40 characters
+    # 9 characters, a line break, 40 characters
+    chat = _hf(prompt_format="chat", system_prompt="Be brief.")
     assert prompt_tokens(chat, None, ["x" * 40], "none-v1")[0] == 50 / 4
     first, later = prompt_tokens(_hf(), None, ["x" * 40], "paper-v1")
+    # "\\nAnswer:"; then three sentences more, "(no answer)" in the first
     assert (first, later) == (
         48 / 4,
         (48 + 54 + 74 + 31) / 4,
-    )  # "\\nAnswer:"; then three sentences more, "(no answer)" in the first
+    )
 
 
 def test_a_local_tokenizer_counts_what_the_expert_will_read(tiny_pool_dir):
@@ -330,10 +334,11 @@ def test_recorded_first_answers_are_not_generated(workplace):
     assert plan.calls == Calls(low=8, first=10 + 2, later=10 + 2)
     assert [(e.low, e.first, e.later) for e in plan.experts] == [(0, 0, 6), (4, 6, 6)]
     assert plan.bounds == (0, 24)  # all may go to a first, or to b
+    # And the previous answer, of max_new_tokens at most
     assert plan.experts[0].prompt_tokens == (
         48 / 4,
         (48 + 54 + 74 + 31) / 4 + 64,
-    )  # and the previous answer, of max_new_tokens at most
+    )
 
 
 def test_recorded_answers_are_read_and_checked_whole(workplace):
@@ -357,10 +362,11 @@ def test_recorded_answers_are_read_and_checked_whole(workplace):
 
 def test_what_does_not_fit_is_said(workplace):
     room = device_memory_gb("cpu")
+    # 0.6 of the memory each, in float32
     experts = [
         _hf("a", params_b=0.15 * room),
         _hf("b", params_b=0.15 * room),
-    ]  # 0.6 of the memory each, in float32
+    ]
 
     def planned(**pool) -> str:
         settings = _config(experts, data=DATA, device=pool.pop("device", "cpu")).model_dump()

@@ -87,9 +87,8 @@ def test_the_metric_of_every_question_scores_each_accepted_reference_as_1_and_an
 def test_the_graded_metric_of_mixinstruct_scores_the_reference_highest(prepared, bert_encoder):
     questions = read_questions(SourceConfig(path=str(prepared("mixinstruct") / "test.jsonl")))
     assert {question.metric for question in questions} == {"bertscore"}
-    small = get_metric(
-        f"bertscore:{bert_encoder}:2"
-    )  # the same metric with an encoder that is here
+    # The same metric with an encoder that is here
+    small = get_metric(f"bertscore:{bert_encoder}:2")
     references = [question.reference for question in questions]
     assert small.compute(predictions=references, references=references) == pytest.approx(
         [1.0] * len(references), abs=1e-5
@@ -98,11 +97,12 @@ def test_the_graded_metric_of_mixinstruct_scores_the_reference_highest(prepared,
 
 def test_gsm8k_takes_the_number_after_the_mark_by_the_sources_own_rule(prepared):
     test = by_id(prepared("gsm8k"), "test")
+    # From "#### 1,234", "#### -7", "#### 2.50"
     assert [test[f"gsm8k-test-00000{i}"]["reference"] for i in range(3)] == [
         "1234",
         "-7",
         "2.50",
-    ]  # from "#### 1,234", "#### -7", "#### 2.50"
+    ]
     question = test["gsm8k-test-000001"]
     assert (
         question["text"]
@@ -128,9 +128,8 @@ def test_a_worked_answer_in_the_form_asked_for_is_scored_by_its_last_number(prep
 def test_a_row_without_a_final_number_is_left_out_and_counted(prepared):
     provenance = json.loads((prepared("gsm8k") / "provenance.json").read_text())
     assert provenance["left_out"] == {"repeats": 0, "unusable": 1}
-    assert (
-        sum(provenance["questions"].values()) == 24 + 3
-    )  # 25 training rows, one of them without a number, and 3 test rows
+    # 25 training rows, one of them without a number, and 3 test rows
+    assert sum(provenance["questions"].values()) == 24 + 3
 
 
 def test_choices_are_lettered_and_the_reference_is_the_letter(prepared):
@@ -259,10 +258,11 @@ def test_a_repeated_question_stays_in_test_then_in_validation(prepared):
     }
     assert places["What is a hash table?"] == "test"  # in train with two spaces
     assert places["Name the season that fits. Leaves fall and days get shorter."] == "validation"
+    # One has no reference
     assert json.loads((folder / "provenance.json").read_text())["left_out"] == {
         "repeats": 2,
         "unusable": 1,
-    }  # one has no reference
+    }
 
 
 def test_recorded_answers_are_the_eleven_experts_of_the_paper_with_their_bertscore(prepared):
@@ -278,9 +278,8 @@ def test_recorded_answers_are_the_eleven_experts_of_the_paper_with_their_bertsco
     } == questions
     for row in recorded:
         assert sorted(row["answers"]) == sorted(row["scores"]) == ELEVEN
-        assert row["answers"]["mpt-7b-instruct"].endswith(
-            "says model 10."
-        )  # not the base model's, number 11
+        # Not the base model's, number 11
+        assert row["answers"]["mpt-7b-instruct"].endswith("says model 10.")
         assert all(0.0 <= score <= 1.0 for score in row["scores"].values())
     boiling = next(row for row in recorded if row["meta"]["id"] == "unified_chip2/301")
     assert boiling["answers"]["koala-7B-HF"] == ""  # an expert may say nothing
@@ -425,9 +424,8 @@ def test_without_a_hub_the_message_says_within_seconds_what_to_run_where(
         env=os.environ | environment,
         timeout=60,
     )
-    assert (
-        time.perf_counter() - start_s < 20
-    )  # importing included; `datasets` alone retries for longer
+    # Importing included; `datasets` alone retries for longer
+    assert time.perf_counter() - start_s < 20
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith(
         "error: openai/gsm8k: the hub cannot be reached from this machine ("

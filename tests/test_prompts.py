@@ -126,9 +126,8 @@ def test_a_few_shot_line_of_another_shape_is_named(tmp_path):
 def test_few_shot_texts_may_hold_line_separators_and_must_be_texts(tmp_path):
     path = tmp_path / "shots.jsonl"
     good = {"question": "one\u2028two\u0085three", "previous_answer": "b", "answer": "c"}
-    path.write_text(
-        json.dumps(good, ensure_ascii=False) + "\r\n", encoding="utf-8"
-    )  # str.splitlines would cut here
+    # `str.splitlines` would cut here
+    path.write_text(json.dumps(good, ensure_ascii=False) + "\r\n", encoding="utf-8")
     assert read_few_shot(path) == (FewShot(**good),)
     shape = r"expected \{question, previous_answer, answer\}"
     for line, said in (
@@ -183,12 +182,13 @@ def test_a_bert_state_is_calls_left_segment_start_and_the_sentence_pair(bert_enc
     assert pair["token_type_ids"].index(1) == 6  # [CLS] what is the sum [SEP] | yes [SEP]
     assert rows.dtype == np.int32
     assert rows[0].tolist() == [3, 6, *pair["input_ids"], *[0] * 4]
+    # An empty second segment
     assert rows[1].tolist() == [
         4,
         3,
         *tokenizer.convert_tokens_to_ids(["[CLS]", "paris", "[SEP]", "[SEP]"]),
         *[0] * 8,
-    ]  # an empty second segment
+    ]
 
 
 def test_a_roberta_state_has_its_two_separators_and_pads_with_one(roberta_encoder):
@@ -222,12 +222,10 @@ def test_special_token_text_stays_plain_text(encoder_tokenizer):
         for special in tokenizer.all_special_ids
         if special not in (tokenizer.pad_token_id, tokenizer.unk_token_id)
     }
-    assert used == {
-        special: pair.count(special) for special in used
-    }  # exactly the pair's own, none from the text
-    assert set(ids[ids.index(tokenizer.pad_token_id) :]) == {
-        tokenizer.pad_token_id
-    }  # nothing after the first padding
+    # Exactly the pair's own, none from the text
+    assert used == {special: pair.count(special) for special in used}
+    # Nothing after the first padding
+    assert set(ids[ids.index(tokenizer.pad_token_id) :]) == {tokenizer.pad_token_id}
 
 
 def parts(tokenizer, row):
@@ -256,20 +254,19 @@ def check_cut(tokenizer, question_length, answer_length):
     kept_question, kept_answer = (
         tokenizer.convert_ids_to_tokens(part) for part in parts(tokenizer, row)
     )
-    budget = 32 - (
-        4 if tokenizer.pad_token_id == 1 else 3
-    )  # <s> </s></s> </s>, or [CLS] [SEP] [SEP]
-    assert len(kept_question) + len(kept_answer) == min(
-        budget, question_length + answer_length
-    )  # no room wasted
+    # <s> </s></s> </s>, or [CLS] [SEP] [SEP]
+    budget = 32 - (4 if tokenizer.pad_token_id == 1 else 3)
+    # No room wasted
+    assert len(kept_question) + len(kept_answer) == min(budget, question_length + answer_length)
     assert len(kept_answer) >= min(answer_length, budget // 2)
     assert len(kept_question) >= min(question_length, budget - budget // 2)
     if answer_length <= budget // 2 or question_length + answer_length <= budget:
         assert kept_answer == answer
     half = len(kept_answer) // 2
+    # Both ends survive
     assert half == 0 or (
         kept_answer[:half] == answer[:half] and kept_answer[-half:] == answer[-half:]
-    )  # both ends survive
+    )
 
 
 def test_a_text_longer_than_the_encoder_reads_is_cut_without_a_warning(bert_encoder):

@@ -84,9 +84,10 @@ def test_a_file_that_is_not_utf_8_is_named(tmp_path):
 
 def test_a_line_separator_inside_a_text_does_not_break_its_line(tmp_path):
     path = tmp_path / "q.jsonl"
+    # `str.splitlines` would cut here
     path.write_text(
         json.dumps(row("one\u2028two\u0085three"), ensure_ascii=False) + "\n", encoding="utf-8"
-    )  # str.splitlines would cut here
+    )
     assert [q.text for q in read_questions(SourceConfig(path=str(path)))] == [
         "one\u2028two\u0085three"
     ]

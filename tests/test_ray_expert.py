@@ -42,11 +42,12 @@ def cluster():
     """A head node, which stays, and `cluster.second`, which a test kills."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        # A dead node is seen in two seconds
         quick = {
             "health_check_initial_delay_ms": 1000,
             "health_check_period_ms": 1000,
             "health_check_failure_threshold": 2,
-        }  # a dead node is seen in two seconds
+        }
         cluster = Cluster(
             initialize_head=True,
             head_node_args={
@@ -192,9 +193,8 @@ def test_a_node_killed_in_the_middle_loses_nothing_and_only_its_chunk_is_generat
 def test_a_replica_whose_process_dies_is_started_again(twins, tiny_pool_dir, prompts):
     batches = twins.answer(prompts)
     first = next(batches)
-    (pid,) = ask_replicas(
-        twins, lambda _: os.getpid()
-    )  # one of two: the other waits for a second node
+    # One of two: the other waits for a second node
+    (pid,) = ask_replicas(twins, lambda _: os.getpid())
     os.kill(pid, signal.SIGKILL)
     assert ordered([first, *batches], len(prompts)) == hf_answers(
         tiny_pool_dir / "neox-0.4m", prompts
@@ -238,9 +238,8 @@ def test_an_expert_waits_for_a_busy_one_and_then_takes_its_place_and_an_error_of
             asked.result()
     assert twins._slots == []
     folder.with_name("gone").rename(folder)
-    assert ordered(newcomer.answer(prompts), len(prompts)) == hf_answers(
-        folder, prompts
-    )  # the same actor
+    # The same actor
+    assert ordered(newcomer.answer(prompts), len(prompts)) == hf_answers(folder, prompts)
     assert free_cpus_become(0)
 
 
@@ -309,3 +308,23 @@ def test_a_cluster_that_cannot_be_reached_is_an_error(cluster, tiny_pool_dir):
         ExpertError, match=r"pool.ray_address 127.0.0.1:1: no Ray cluster can be joined there"
     ):
         connect("127.0.0.1:1")
+
+
+def test_a_chat_template_is_told_what_the_configuration_says(tiny_pool_dir, tmp_path):
+    folder = tmp_path / "chatty"
+    shutil.copytree(tiny_pool_dir / "llama-0.2m", folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    template = "{{ messages[-1]['content'] }} thinking={{ enable_thinking }}"
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(settings | {"chat_template": template})
+    )
+    config = RayExpertConfig(
+        name="e",
+        kind="ray",
+        source=str(folder),
+        **FIELDS | {"prompt_format": "chat"},
+        chat_template_kwargs={"enable_thinking": False},
+    )
+    expert = RayExpert(config, PoolConfig())  # only its actors need a cluster
+    assert expert.render("Why?", None, "paper-v1").endswith("Why? thinking=False")
+    assert "enable_thinking" in json.dumps(expert.identity())

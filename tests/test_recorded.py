@@ -223,9 +223,8 @@ def test_costs_by_hand(pool_of: Callable, bert_encoder: Path) -> None:
         (1.0, 0, 0),
         (2.0, 0, 1000),
     ]
-    assert costs[1].usd == pytest.approx(0.0247) and costs[1].flops == pytest.approx(
-        4e12
-    )  # 24.7 per million x 1000; 2 x 2e9 x 1000
+    # 24.7 per million x 1000; 2 x 2e9 x 1000
+    assert costs[1].usd == pytest.approx(0.0247) and costs[1].flops == pytest.approx(4e12)
     pool = pool_of(
         [counted],
         tokenizer=str(bert_encoder),
@@ -527,9 +526,8 @@ def test_the_example_configuration_runs_on_the_file_its_comment_describes(
     answers = pool.answer([Request(idx, questions[0].text) for idx in range(2)])
     assert [answer.text for answer in answers] == list(line["answers"].values())
     charges = [charge(pool.cost(idx, answer), config.reward) for idx, answer in enumerate(answers)]
-    assert charges == pytest.approx(
-        [0.01464, 4.446]
-    )  # thousandths of a USD: 61 tokens at .24 and 180 at 24.7 per million
+    # Thousandths of a USD: 61 tokens at .24 and 180 at 24.7 per million
+    assert charges == pytest.approx([0.01464, 4.446])
 
 
 # --- first answers of experts that can be asked ---
@@ -553,9 +551,8 @@ def test_first_calls_come_from_the_recording_and_the_others_are_generated(
     pool = make_pool([expert], first_answers=first_answers(path, "e", expert))
     first, again = pool.answer([Request(0, "a?"), Request(0, " a?")])
     assert (first.text, first.completion_tokens, again.text) == ("recorded", 7, "recorded")
-    assert (
-        pool.with_ktp("none-v1").answer([Request(0, "a?", "something")])[0].text == "recorded"
-    )  # the bare question once more
+    # The bare question once more
+    assert pool.with_ktp("none-v1").answer([Request(0, "a?", "something")])[0].text == "recorded"
     assert (
         expert.events == []
         and expert.prompts == []
@@ -577,9 +574,8 @@ def test_recorded_first_answers_are_free_of_the_budget_and_keyed_by_their_file(
     with pytest.raises(BudgetError):
         pool.answer([Request(0, "a?", "x")])
     plain = make_pool([expert])
-    assert (
-        plain.answer([Request(0, "a?")])[0].text == "generated"
-    )  # the recording is not this model's own word
+    # The recording is not this model's own word
+    assert plain.answer([Request(0, "a?")])[0].text == "generated"
     other = write_rows(tmp_path / "other.jsonl", [row("a?", {"e": "another"})])
     newer = make_pool([expert], first_answers=first_answers(other, "e", expert))
     assert (
@@ -596,9 +592,8 @@ def test_first_answers_whose_prompts_nobody_can_count_are_not_charged_by_the_tok
     path = write_rows(
         tmp_path / "rec.jsonl", [row("a?", {"e": "recorded"}, meta={"tokens": {"e": 7}})]
     )
-    recorded = first_answers(path, "e", scripted_expert(lambda q, a: "x", "e"))[
-        0
-    ]  # it has no tokenizer, as an endpoint has none
+    # It has no tokenizer, as an endpoint has none
+    recorded = first_answers(path, "e", scripted_expert(lambda q, a: "x", "e"))[0]
     recorded.check_charge("params")
     with pytest.raises(
         ExpertError,
@@ -671,11 +666,12 @@ def test_mixinstruct_goes_from_its_upstream_schema_to_a_trained_agent_with_no_ex
     )
     recorded = tmp_path / "mixinstruct" / "recorded.jsonl"
     names = list(json.loads(recorded.read_text().splitlines()[0])["answers"])
+    # Weights that nobody reads
     source = {
         "source": str(tiny_pool_dir / "llama-0.2m"),
         "prompt_format": "plain",
         "first_answers": str(recorded),
-    }  # weights that nobody reads
+    }
     config = {
         "device": "cpu",
         "threads": 1,

@@ -37,6 +37,7 @@ EXPERTS = [
 ]
 
 
+# Of the names that tests give their policies; best fixed: ... is best_single
 ROLES = {
     "DER": "der",
     "per-task lookup": "task_lookup",
@@ -46,7 +47,7 @@ ROLES = {
     "DER, oracle stop": "der_oracle",
     "full-information, oracle stop": "full_information_oracle",
     "optimum (hindsight)": "optimum",
-}  # of the names that tests give their policies; best fixed: ... is best_single
+}
 
 
 def role_of(policy: str, kind: str) -> str:
@@ -155,9 +156,8 @@ def test_a_result_row_by_hand(logged: Callable) -> None:
         "latency_s": 1.0,
         "usd": 0.3,
     }
-    assert row["cost"] == pytest.approx(
-        expected
-    )  # sums of a route, means over routes: (1 + 1 + 2) / 2 parameters, ...
+    # Sums of a route, means over routes: (1 + 1 + 2) / 2 parameters, ...
+    assert row["cost"] == pytest.approx(expected)
     assert row["vs_best_single"]["diff"] == pytest.approx(-0.75)  # -1 and -.5
     assert row["by_task"] == {"t": {"quality": 0.0, "n": 1}, "u": {"quality": 0.5, "n": 1}}
     unpriced = made_route(first, made_step(0, 0.0, usd=None))
@@ -204,18 +204,18 @@ def test_seeds_are_rows_and_an_untrained_policy_is_one(logged: Callable) -> None
         ("DER", "best fixed: e1", "return"),
     ]
     assert compared[0]["wins"] + compared[0]["ties"] + compared[0]["losses"] == 60
-    assert all(
-        c["p_adjusted"] == c["p"] for c in compared
-    )  # one comparison a measure: nothing to adjust for
+    # One comparison a measure: nothing to adjust for
+    assert all(c["p_adjusted"] == c["p"] for c in compared)
 
 
 def test_p_is_adjusted_among_the_agents_comparisons_and_among_the_others(logged: Callable) -> None:
+    # The first so many of 40 questions are right
     hits = {
         "DER": 30,
         "best fixed: e0": 22,
         "per-task lookup": 26,
         "random with KTP": 12,
-    }  # the first so many of 40 questions are right
+    }
     kinds = {"DER": "der", "random with KTP": "random"}
     played = {
         name: logged(
@@ -236,9 +236,10 @@ def test_p_is_adjusted_among_the_agents_comparisons_and_among_the_others(logged:
         for name in own
     }
     first, second, third = sorted(p, key=p.get)
+    # Holm's factors
     assert [own[name]["p_adjusted"] for name in (first, second, third)] == pytest.approx(
         [3 * p[first], 2 * p[second], p[third]]
-    )  # Holm's factors
+    )
     others = [c for c in compared if c["a"] != "DER"]
     assert [(c["a"], c["b"]) for c in others] == [
         ("per-task lookup", "best fixed: e0"),
@@ -304,9 +305,10 @@ def test_the_route_log_holds_what_was_sent_and_answered_and_can_be_read_back(
         (step["expert"], step["answer"], step["quality"], step["charge"])
         for step in record["steps"]
     ] == [("e0", "no", 0.0, 1.0), ("e1", "yes", 1.0, 2.0)]
+    # Really sent
     assert [step["prompt_hash"] for step in record["steps"]] == [
         short_hash(prompt) for expert in pool.experts for prompt in expert.prompts
-    ]  # really sent
+    ]
     assert (
         record["steps"][0]["prompt"] == "question one"
         and "another student: no" in record["steps"][1]["prompt"]
@@ -484,11 +486,12 @@ def test_answers_that_did_not_end_by_themselves_are_counted_for_each_expert(
 
 
 def test_a_collapse_is_looked_for_seed_by_seed(logged: Callable) -> None:
+    # Of two agents each asks one expert, and not the same
     experts = {
         0: [0] * 40,
         1: [1] * 40,
         2: [2, 0] * 20,
-    }  # of two agents each asks one expert, and not the same
+    }
     records = [
         line
         for seed, asked in experts.items()
@@ -523,9 +526,8 @@ def test_whom_the_agent_asks_by_hand(logged: Callable) -> None:
         {"e0": 0.75, "e1": 0.0, "e2": 0.25},
         {"e0": 0.0, "e1": 1.0, "e2": 0.0},
     ]
-    assert found["entropy"] == pytest.approx(
-        1.5
-    )  # routes 0, 0, 01, 21: 1/2 x 1 + 1/4 x 2 + 1/4 x 2 bits
+    # Routes 0, 0, 01, 21: 1/2 x 1 + 1/4 x 2 + 1/4 x 2 bits
+    assert found["entropy"] == pytest.approx(1.5)
     assert {(f["step"], f["from"], f["to"]): f["count"] for f in found["flows"]} == {
         (1, "start", "e0"): 3,
         (1, "start", "e2"): 1,
@@ -534,9 +536,8 @@ def test_whom_the_agent_asks_by_hand(logged: Callable) -> None:
         (2, "e2", "e1"): 1,
         (3, "e1", "stop"): 2,
     }
-    assert found["further_calls"] == [
-        {"call": 2, "routes": 2, "gain": 0.25, "charge": 2.0}
-    ]  # (+1 - .5) / 2
+    # (+1 - .5) / 2
+    assert found["further_calls"] == [{"call": 2, "routes": 2, "gain": 0.25, "charge": 2.0}]
 
 
 def test_results_hold_the_gap_to_the_optimum_in_three_parts(logged: Callable) -> None:
@@ -555,21 +556,21 @@ def test_results_hold_the_gap_to_the_optimum_in_three_parts(logged: Callable) ->
         *of("optimum (hindsight)", "oracle", 9),
     ]
     results = build_results(records, CONFIG, EXPERTS, {"terminator": {"threshold": 0.5}})
+    # .9 - .7, .7 - .6, .6 - .4
     assert results["oracle"]["gap"] == pytest.approx(
         {"information": 0.2, "learning": 0.1, "stopping": 0.2}
-    )  # .9 - .7, .7 - .6, .6 - .4
+    )
+    # .9 - .5, .5 - .6
     assert results["oracle"]["gap_own_stop"] == pytest.approx(
         {"information": 0.4, "learning": -0.1, "stopping": 0.2}
-    )  # .9 - .5, .5 - .6
+    )
     assert "gap" not in oracle_figures(policies_of(records[:-10]))  # without the optimum
-    assert not [
-        c for c in results["comparisons"] if c["b"] == "full-information, oracle stop"
-    ]  # an oracle is no rival
+    # An oracle is no rival
+    assert not [c for c in results["comparisons"] if c["b"] == "full-information, oracle stop"]
     assert results["oracle"]["optimum"] == pytest.approx({"quality": 0.9, "return": 0.8})
     assert (
         results["terminator"] == {"threshold": 0.5} and json.loads(json.dumps(results)) == results
     )
     lines = table(results).splitlines()
-    assert (
-        len(lines) == 8 and "0.400" in lines[1] and "17%" in lines[1]
-    )  # 1 of 6 billion parameters
+    # 1 of 6 billion parameters
+    assert len(lines) == 8 and "0.400" in lines[1] and "17%" in lines[1]

@@ -188,10 +188,11 @@ def test_quality_is_drawn_against_cost_with_its_interval(results: dict) -> None:
     assert family.get_label() == "DER, reward.alpha 0.2, 0.05\n(by rising cost)" and family.lines[
         0
     ].get_xydata().tolist() == [[0.4, 0.8], [0.7, 0.87]]
+    # Of the cost
     np.testing.assert_allclose(
         [segment[:, 0] for segment in family.lines[2][0].get_segments()],
         [[0.35, 0.45], [0.65, 0.75]],
-    )  # of the cost
+    )
     for container, row in zip(axes.containers[:-1], results["rows"], strict=True):
         point, _, (bars,) = container.lines
         assert (container.get_label(), point.get_xdata()[0], point.get_ydata()[0]) == (
@@ -230,11 +231,12 @@ def test_learning_curves_show_each_seed_and_the_mean_of_the_updates_all_seeds_ha
     np.testing.assert_allclose(first, [0.1, 0.2, 0.3, 0.4])
     np.testing.assert_allclose(second, [1.1, 1.2, 1.3, 1.4, 1.5])
     np.testing.assert_allclose(mean, [0.6, 0.7, 0.8, 0.9])
+    # One seed is its own mean
     assert [len(a.lines) for a in figures.learning_curves({0: curves[0]}).axes] == [
         2,
         2,
         1,
-    ]  # one seed is its own mean
+    ]
 
 
 def test_heat_maps_show_the_values_of_the_results(results: dict) -> None:
@@ -367,11 +369,12 @@ def test_the_markdown_report_says_everything_and_links_the_figures(
         " | 1 |",
         own,
     ) < text.index("## Paired by question: quality\n")
+    # At the end
     assert (
         text.index("## Figures\n")
         < others
         < text.index("| small | best fixed: large | return | +0.450 [+0.400, +0.500] | better |")
-    )  # at the end
+    )
     assert (
         text.count("| lost to stopping | - | -0.010 |") == 1
         and "| lost to learning | - | 0.030 |" in text
@@ -395,9 +398,8 @@ def test_what_is_missing_is_left_out(tmp_path: Path, bare: dict) -> None:
         "report.html",
         "report.md",
     ]
-    page = (
-        (tmp_path / "report.html").read_text().split("<script>")[1].split("</script>")[1]
-    )  # the markup before the scripts that follow
+    # The markup before the scripts that follow
+    page = (tmp_path / "report.html").read_text().split("<script>")[1].split("</script>")[1]
     assert "Policies" in page and "Quality and cost" in page
     for section in (
         "Paired comparisons",
@@ -481,9 +483,8 @@ def test_prompts_beyond_the_limit_are_left_out_and_counted(
     assert data["left_out"] > 0
     assert all((step["prompt"] is None) == (step["prompt_hash"] is not None) for step in steps)
     texts = {data["strings"][step["prompt"]] for step in steps if step["prompt"] is not None}
-    assert (
-        0 < sum(len(text) for text in texts if "Another student" in text) <= 400
-    )  # the others are questions, which are there anyway
+    # The others are questions, which are there anyway
+    assert 0 < sum(len(text) for text in texts if "Another student" in text) <= 400
     assert f"{data['left_out']} prompts are left out" in html(results, records, {})
 
 
@@ -752,9 +753,8 @@ def test_filters_combine_and_are_kept_in_the_address(page: Path) -> None:
         address="#policy=best+fixed%3A+large",
     )
     assert found["before"]["count"] == "30 of 90 routes, 30 shown"
-    assert (
-        found["after"]["questions"] == ["question number 12?"] * 3
-    )  # DER with two seeds, the fixed expert with its first
+    # DER with two seeds, the fixed expert with its first
+    assert found["after"]["questions"] == ["question number 12?"] * 3
     assert found["address"] == "#search=number+12&policy=&outcome=right"
     assert (
         found["back"]["count"] == "15 of 90 routes, 15 shown"

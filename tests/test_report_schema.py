@@ -38,10 +38,11 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
 def test_what_is_computed_only_on_request_may_be_missing() -> None:
     assert "transfer" not in json.loads(to_json(changed(["transfer"], GONE)))
     assert json.loads(to_json(changed(["oracle"], {})))["oracle"] == {}
+    # As after --reprice
     assert (
         "thresholds"
         not in json.loads(to_json(changed(["terminator", "thresholds"], GONE)))["terminator"]
-    )  # as after --reprice
+    )
 
 
 @pytest.mark.parametrize(

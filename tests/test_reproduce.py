@@ -146,13 +146,14 @@ def test_a_table_shows_paper_ours_with_its_interval_and_the_difference(
     place: tuple, show: Callable
 ) -> None:
     settings, started = place
+    # T_max 2 is the configuration's own
     assert started == [
         "train_ppo_multi.py",
         "test_ppo_multi.py",
         "test_ppo_multi.py",
         "train_ppo_multi.py",
         "test_ppo_multi.py",
-    ]  # T_max 2 is the configuration's own
+    ]
     started.clear()
     shown = show("toy", "--seeds", "0", *settings)
     assert started == []  # finished evaluations are read
@@ -177,9 +178,8 @@ def test_a_table_shows_paper_ours_with_its_interval_and_the_difference(
     all_params_b = 0.000167872 + 0.000347232 + 0.000344832 + 0.000689664 + 0.000794752
     assert ours["share"][1] == f"{der['cost']['params_b'] / all_params_b:.4f}"
     assert ours["parameters"][1] == f"{der['cost']['params_b']:.6f}"
-    assert (
-        ours["s"][1] == f"{der['cost']['latency_s'] + der['overhead']['latency_s']:.4f}"
-    )  # deciding included
+    # Deciding included
+    assert ours["s"][1] == f"{der['cost']['latency_s'] + der['overhead']['latency_s']:.4f}"
     assert found(shown, "best")["quality"][:2] == ["about", "1"] and found(shown, "best")[
         "quality"
     ][-1].endswith("]")  # a text has no difference
@@ -282,13 +282,13 @@ def test_a_results_file_of_other_settings_is_not_taken_for_ours(place: tuple) ->
         return reproduce.load_config(Path("configs/quickstart.yaml"), [*settings, *more])
 
     assert reproduce.finished(folder, runs, settings, wanted())["seeds"] == [0]
-    assert (
-        reproduce.finished(folder, runs, settings, wanted("--ppo.lr", "0.5")) is None
-    )  # to be trained otherwise
+    # To be trained otherwise
+    assert reproduce.finished(folder, runs, settings, wanted("--ppo.lr", "0.5")) is None
+    # To be evaluated otherwise
     assert (
         reproduce.finished(folder, runs, [*settings, "--eval.use_terminator", "false"], None)
         is None
-    )  # to be evaluated otherwise
+    )
     assert reproduce.finished(folder, [*runs, *runs], settings, None) is None  # other runs
     assert reproduce.finished(Path("runs/none"), runs, settings, None) is None
     (Path("runs/old") / "report").mkdir(parents=True)
@@ -297,9 +297,8 @@ def test_a_results_file_of_other_settings_is_not_taken_for_ours(place: tuple) ->
     older = json.loads((folder / "report" / "results.json").read_text())
     older["evaluation"]["config"]["eval"]["retired"] = 1
     (Path("runs/old") / "report" / "results.json").write_text(json.dumps(older))
-    assert (
-        reproduce.finished(Path("runs/old"), runs, settings, None) is None
-    )  # of other settings than there are today
+    # Of other settings than there are today
+    assert reproduce.finished(Path("runs/old"), runs, settings, None) is None
 
 
 @pytest.mark.slow

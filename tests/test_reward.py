@@ -69,22 +69,22 @@ def test_numeric_match_compares_numbers_not_digits(prediction, reference, expect
 
 def test_numbers_are_read_whole_with_their_sign_and_separators():
     assert numbers_in("1,234.5 and -3, then 10-4 and v2 or 3x") == [1234.5, -3.0, 10.0, 4.0]
-    assert numbers_in("1,234kg, 2nd, GPT4, 5X and 3x2") == [
-        1234.0
-    ]  # a unit may be attached, the rest are parts of words
+    # A unit may be attached, the rest are parts of words
+    assert numbers_in("1,234kg, 2nd, GPT4, 5X and 3x2") == [1234.0]
     assert numbers_in("12,34,567 or 1000,000 or 1e-5 or 2E3") == [
         1234567.0,
         1000000.0,
         1e-5,
         2000.0,
     ]
+    # A list: three digits follow a thousands separator
     assert numbers_in("5,6 and 1,2,3") == [
         5.0,
         6.0,
         1.0,
         2.0,
         3.0,
-    ]  # a list: three digits follow a thousands separator
+    ]
     assert numbers_in(".5, -.5, -$1,234.50 and \u22125") == [0.5, -0.5, -1234.5, -5.0]
 
 
@@ -157,11 +157,12 @@ def test_the_reference_of_a_multiple_choice_is_read_as_answers_are_and_must_name
         ("The capital of France is Paris.", "Paris", 1),
         ("The capital of France is the city of Paris, on the Seine.", "paris", 1),
         ('The plural of "ox" is "oxen".', "oxen", 1),
+        # More than four words: no short answer
         (
             "It is not Paris but Lyon that I would name here",
             "Paris",
             0,
-        ),  # more than four words: no short answer
+        ),
         ("Paris, Texas", "Texas", 0),
         ("Lyon\nParis", "Paris", 0),  # the first line answers
         ("Fe", ["Iron", "Fe"], 1),
@@ -197,9 +198,8 @@ def test_reasoning_gym_questions_are_scored_as_the_library_scores_them():
             assert score(
                 "reasoning_gym:spell_backward", answer, dict(entry)
             ) == dataset.score_answer(answer, entry)
-    assert (
-        score("reasoning_gym:spell_backward", dataset[0]["answer"], dataset[0]["answer"]) == 1.0
-    )  # the bare answer will do
+    # The bare answer will do
+    assert score("reasoning_gym:spell_backward", dataset[0]["answer"], dataset[0]["answer"]) == 1.0
 
 
 def test_a_users_own_metric_is_named_by_import_path_and_asked_once_for_all_its_answers(
@@ -242,9 +242,10 @@ def test_empty_answers_score_nothing_under_every_metric(bert_encoder):
         "reasoning_gym:spell_backward",
         f"bertscore:{bert_encoder}:2",
     ]
+    # Even where the reference is as empty
     questions = [
         Question(str(i), "q", metric=metric, _reference="") for i, metric in enumerate(metrics)
-    ]  # even where the reference is as empty
+    ]
     assert score_answers(questions, ["", " ", "\n", "", "", "\t", ""], ["e"] * 7) == [0.0] * 7
 
 
@@ -280,9 +281,8 @@ def test_reasoning_gym_takes_the_best_reference_and_scores_unreadable_answers_ze
     import reasoning_gym
 
     assert score("reasoning_gym:spell_backward", "olleh", ["dlrow", "olleh"]) == 1.0
-    assert (
-        score("reasoning_gym:prime_factorization", "no idea", "2 x 3") == 0.0
-    )  # the library's scorer raises ValueError
+    # The library's scorer raises ValueError
+    assert score("reasoning_gym:prime_factorization", "no idea", "2 x 3") == 0.0
     entry = dict(reasoning_gym.create_dataset("game_of_life", seed=0, size=1)[0])
     assert (
         score("reasoning_gym:game_of_life", "{}", entry) == 0.0
@@ -405,9 +405,8 @@ def test_the_first_step_of_the_papers_reward_knows_no_gain():
     }
     assert paper_reward(0, 0.5, 0.0, 0.1, **step) == pytest.approx(0.3)  # .5 - 2 x .1, not + 5 x .5
     assert paper_reward(1, 0.5, 0.6, 0.1, **step) == pytest.approx(-0.2)  # .5 + 5 x (-.1) - 2 x .1
-    assert paper_reward(1, 0.5, 0.6, 0.1, **(step | {"is_last": True})) == pytest.approx(
-        -2.2
-    )  # and - 2
+    # The bonus of 2 is lost where the last call does not satisfy
+    assert paper_reward(1, 0.5, 0.6, 0.1, **(step | {"is_last": True})) == pytest.approx(-2.2)
 
 
 @pytest.mark.parametrize("discount", [1.0, 0.9])
@@ -423,9 +422,8 @@ def test_the_final_reward_sums_to_final_quality_minus_cost_whatever_came_between
     assert sum(discount**t * r for t, r in enumerate(rewards)) == pytest.approx(
         {1.0: 0.3, 0.9: 0.2245}[discount]
     )
-    assert rewards[0] == pytest.approx(
-        discount * 0.4 - 0.05
-    )  # Phi rises from 0 to .4 at once: a dense signal
+    # Phi rises from 0 to .4 at once: a dense signal
+    assert rewards[0] == pytest.approx(discount * 0.4 - 0.05)
     assert rewards[2] == pytest.approx(0.6 - 0.15 - 0.9)  # Phi of the better answer is handed back
 
 
@@ -439,9 +437,8 @@ def test_delay_never_pays_under_the_final_reward():
         )
 
     returns = [total([WEAK] * waits + [STRONG]) for waits in range(5)]
-    assert returns == pytest.approx(
-        [0.738, 0.731, 0.724, 0.717, 0.710]
-    )  # .75 - .012, then .007 less for every weak call
+    # .75 - .012, then .007 less for every weak call
+    assert returns == pytest.approx([0.738, 0.731, 0.724, 0.717, 0.710])
 
 
 def test_a_call_is_charged_in_every_unit():
@@ -460,9 +457,8 @@ def test_a_call_is_charged_in_every_unit():
     assert units == pytest.approx(
         {"params": 7.0, "flops": 7.0, "tokens": 0.5, "latency": 1.5, "usd": 0.00055}
     )
-    assert charge(cost, RewardConfig(cost_unit="trillion parameters")) == pytest.approx(
-        0.007
-    )  # the authors' koala
+    # The authors' koala
+    assert charge(cost, RewardConfig(cost_unit="trillion parameters")) == pytest.approx(0.007)
     assert charge(cost, RewardConfig(cost_unit="0.5 thousand tokens")) == pytest.approx(1.0)
 
 

@@ -69,10 +69,11 @@ def test_playing_twice_gives_the_same_and_one_pool_call_serves_all_questions(
 ) -> None:
     pool = make_pool([right_if_even, improve])
     first = play(QUESTIONS, Alternate(), pool, NeverSatisfied(), 2)
+    # Two rounds of seven, one call each
     assert [expert.num_answer_calls for expert in pool.experts] == [
         1,
         1,
-    ]  # two rounds of seven, one call each
+    ]
     assert texts(play(QUESTIONS, Alternate(), pool, NeverSatisfied(), 2)) == texts(first)
     assert [route.episode.stop_reason for route in first] == ["t_max"] * 7
 
@@ -132,9 +133,8 @@ def test_the_value_of_a_route_by_hand() -> None:
     assert route.return_under(
         RewardConfig(kind="paper", alpha=2.0, cost_unit="thousand tokens", discount=0.5)
     ) == pytest.approx(0.67)
-    assert route.return_under(RewardConfig(alpha=0.1, cost_unit="seconds")) == pytest.approx(
-        0.65
-    )  # .75 - .1 x (.5 + .5)
+    # .75 - .1 x (.5 + .5)
+    assert route.return_under(RewardConfig(alpha=0.1, cost_unit="seconds")) == pytest.approx(0.65)
     assert route.cut(1).return_under(
         RewardConfig(alpha=2.0, cost_unit="trillion parameters")
     ) == pytest.approx(0.236)  # .25 - 2 x .007

@@ -71,9 +71,8 @@ def test_the_optimum_is_brute_forces_on_fifty_questions_of_the_embedded_pool(
         expected = brute_force(questions, pool, 2, reward)
         assert values == pytest.approx(expected)
         assert [route.return_under(reward) for route in routes] == pytest.approx(expected)
-    assert (
-        len({tuple(d.expert_idx for d in route.decisions) for route in routes}) > 3
-    )  # something was to be chosen
+    # Something was to be chosen
+    assert len({tuple(d.expert_idx for d in route.decisions) for route in routes}) > 3
 
 
 def toy_pool(make_pool: Callable) -> ExpertPool:
@@ -124,9 +123,8 @@ def test_growing_merges_equal_states_leaves_solved_ones_alone_and_says_what_it_n
     pruned = grow(
         questions, pool, 3, expand_solved=False, on_level=lambda *level: told.append(level)
     )
-    assert told[1][1] == 12 and all(
-        new == 0 for _, _, new in told
-    )  # "easy" is solved by "yes"; everything is in the store
+    # "easy" is solved by "yes"; everything is in the store
+    assert told[1][1] == 12 and all(new == 0 for _, _, new in told)
     assert optimal_values(pruned, REWARD)[0] == pytest.approx(optimal_values(whole, REWARD)[0])
 
 
@@ -203,9 +201,8 @@ def test_the_full_information_router_learns_the_chain_and_when_to_stop(
         3,
     )
     score_routes(routes, test, pool.names)
-    best = [
-        1 - 0.02 * 2 if q.text.startswith("sum") else 1 - 0.02 * (1 + 3) for q in questions
-    ]  # .96 and .92
+    # .96 and .92
+    best = [1 - 0.02 * 2 if q.text.startswith("sum") else 1 - 0.02 * (1 + 3) for q in questions]
     assert np.mean([route.return_under(reward) for route in routes]) == pytest.approx(
         np.mean(best[size:]), abs=0.02
     )
@@ -240,9 +237,8 @@ def test_outcomes_that_nobody_could_foresee_are_not_counted_as_knowledge(
     routes = play([q.sealed() for q in questions[200:]], router, pool, NeverSatisfied(), 1)
     score_routes(routes, questions[200:], pool.names)
     assert 0.3 < np.mean([route.quality for route in routes]) < 0.7
-    assert (
-        np.mean([d.value for route in routes for d in route.decisions]) < 0.9
-    )  # nor expects what hindsight gets
+    # Nor expects what hindsight gets
+    assert np.mean([d.value for route in routes for d in route.decisions]) < 0.9
 
 
 def test_a_fit_is_known_by_what_it_was_made_from(

@@ -38,9 +38,8 @@ def test_small_example_by_hand() -> None:
         ratio = abs(np.log(there / (1 - there)) - np.log(place / (1 - place))) / (
             slope * np.sqrt(31 / 2736)
         )
-        of_seeds = 1 - ratio / np.sqrt(
-            2 + ratio**2
-        )  # tail probability of Student's t with two degrees of freedom, in closed form
+        # Tail probability of Student's t with two degrees of freedom, in closed form
+        of_seeds = 1 - ratio / np.sqrt(2 + ratio**2)
         of_questions = 2 * scipy.stats.t.sf(ratio, 19)
         assert of_seeds * 19 / 31 + of_questions * 12 / 31 == pytest.approx(0.05)
     assert found["lo"] < found["mean"] < found["hi"]
@@ -58,10 +57,11 @@ def test_one_seed_has_students_quantile_on_the_logit_scale() -> None:
         )
     assert found["covers"] == "questions" and interval(values[None]) == found
 
+    # Of many questions both are Student's
     values, baseline = (
         draw(0, seeds=1, questions=2000)[0],
         draw(1, seeds=1, questions=2000)[0],
-    )  # of many questions both are Student's
+    )
     assert (interval(values)["lo"], interval(values)["hi"]) == pytest.approx(
         scipy.stats.t.interval(0.95, 1999, values.mean(), scipy.stats.sem(values)), abs=5e-4
     )
@@ -72,10 +72,11 @@ def test_one_seed_has_students_quantile_on_the_logit_scale() -> None:
 
 @pytest.mark.parametrize("questions", [2, 3, 4, 5, 8, 12, 30])
 def test_questions_that_agree_say_no_more_than_so_many_can(questions: int) -> None:
+    # Qualities; returns, of calls that cost nearly the same
     for values in (
         np.ones(questions),
         np.linspace(0.95, 0.96, questions),
-    ):  # qualities; returns, of calls that cost nearly the same
+    ):
         won = paired_difference(values, np.zeros(questions))
         assert won["p"] > scipy.stats.binomtest(questions, questions).pvalue / 2  # the sign test's
         assert (won["verdict"] == "better") == (questions >= 8)
@@ -156,11 +157,12 @@ def test_verdict_p_and_interval_agree(seeds: tuple[int, int]) -> None:
 
 def test_wins_count_questions_by_the_seeds_mean() -> None:
     found = paired_difference([[1, 0, 1, 0.3], [0, 0, 1, 0.0]], [[0, 0, 0, 0.1], [1, 1, 1, 0.2]])
+    # 0.3 - 0.1 and 0.0 - 0.2 cancel but for rounding
     assert (found["wins"], found["ties"], found["losses"]) == (
         1,
         2,
         1,
-    )  # 0.3 - 0.1 and 0.0 - 0.2 cancel but for rounding
+    )
 
 
 def test_agreeing_seeds_do_not_make_the_error_zero() -> None:
@@ -172,9 +174,8 @@ def test_agreeing_seeds_do_not_make_the_error_zero() -> None:
 def test_counts_that_agree_are_known(seeds: int) -> None:
     found = interval(np.full((seeds, 7), 2.0), counted=True)
     assert [found["lo"], found["hi"]] == pytest.approx([2, 2])
-    for value in np.linspace(
-        0.1, 2.9, 57
-    ):  # nor does the way to the logit scale and back lose the mean
+    # Nor does the way to the logit scale and back lose the mean
+    for value in np.linspace(0.1, 2.9, 57):
         assert (
             (found := interval(np.full((seeds, 7), value), counted=True))["lo"]
             <= found["mean"]
@@ -233,9 +234,8 @@ def test_many_at_once_are_the_same_as_one_by_one() -> None:
 
 
 def test_holm() -> None:
-    assert adjust([0.01, 0.04, 0.03, 0.005]) == pytest.approx(
-        [0.03, 0.06, 0.06, 0.02]
-    )  # R: p.adjust(c(.01, .04, .03, .005), "holm")
+    # R: p.adjust(c(.01, .04, .03, .005), "holm")
+    assert adjust([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert adjust([0.6, 0.5]) == [1.0, 1.0] and adjust([]) == []
 
 

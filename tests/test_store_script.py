@@ -132,9 +132,8 @@ def test_what_is_pruned_can_be_merged_back(
     assert texts(path, rows) == [None, None, "z", None]
     assert f"e: 2 answers moved to {path}.pruned" in capsys.readouterr().out
     make_store(path, [stored("p", "x again")])
-    store_script.main(
-        ["prune", str(path), "e"]
-    )  # a second time: the backup keeps what it had, and both are gone from here
+    # A second time: the backup keeps what it had, and both are gone from here
+    store_script.main(["prune", str(path), "e"])
     store_script.main(["merge", str(path), f"{path}.pruned"])
     assert texts(path, rows) == ["x", "y", "z", "w"]
     store_script.main(["check", str(path)])

@@ -116,9 +116,8 @@ def test_fitting_is_repeatable_and_leaves_the_global_random_state_alone(agent: A
         terminator.fit(agent, data, config, seed)
         assert torch.equal(torch.get_rng_state(), before)
         weights.append(torch.cat([p.flatten() for p in terminator.parameters()]))
-    assert torch.equal(
-        weights[0], weights[1]
-    )  # its own seed decides, not the weights it was made with
+    # Its own seed decides, not the weights it was made with
+    assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 
 
@@ -139,9 +138,8 @@ def test_data_keeps_each_state_once_and_survives_a_checkpoint(agent: Agent) -> N
     data.add(rows, [0, 0, 1], [True, False, True])
     data.add(rows, [0, 0, 1], [True, False, True])
     assert len(data) == 3
-    data.add(
-        rows[:1], [1], [False]
-    )  # another expert is another state: it may be right where the first was lucky
+    # Another expert is another state: it may be right where the first was lucky
+    data.add(rows[:1], [1], [False])
     shorter = rows[:1].copy()
     shorter[0, 0] = 1  # so are fewer calls left
     data.add(shorter, [0], [True])
@@ -152,10 +150,11 @@ def test_data_keeps_each_state_once_and_survives_a_checkpoint(agent: Agent) -> N
     assert len(restored) == 5
     for ours, theirs in zip(restored.arrays(100), data.arrays(100), strict=True):
         assert ours.dtype == theirs.dtype and np.array_equal(ours, theirs)
+    # Newest last
     assert data.arrays(100)[2].tolist() == [1, 0, 1, 0, 1] and data.arrays(2)[1].tolist() == [
         1,
         0,
-    ]  # newest last
+    ]
     restored.add(judged_states(agent, QUESTIONS[:1], ["yes"]), [0], [True])
     assert len(restored) == 5  # still known
     empty = TerminatorData()
@@ -231,12 +230,10 @@ def test_how_well_it_tells_good_answers_by_hand() -> None:
     assert at[0.95]["cost"] == pytest.approx(4 / 3) and at[0.95]["return"] == pytest.approx(
         2 / 3 - 0.1 * 4 / 3
     )
-    assert (
-        terminator_figures(routes[:1], QUESTIONS[:1], {}, config)["auroc"] is None
-    )  # nothing to tell apart
-    assert (
-        terminator_figures(routes, [QUESTIONS[0]] * 3, {}, config)["auroc_well_formed"] is None
-    )  # nothing well-formed
+    # Nothing to tell apart
+    assert terminator_figures(routes[:1], QUESTIONS[:1], {}, config)["auroc"] is None
+    # Nothing well-formed
+    assert terminator_figures(routes, [QUESTIONS[0]] * 3, {}, config)["auroc_well_formed"] is None
 
 
 @pytest.mark.parametrize(
@@ -293,10 +290,11 @@ def test_the_judge_reads_the_state_that_the_agent_reads_next(
         T_MAX,
     )
     judge, encoded = TerminatorJudge(agent, new_terminator(agent)), agent.encoder.num_rows
+    # The agent went on from the states after them, so the encoder has nothing to do
     for calls in (
         1,
         2,
-    ):  # the agent went on from the states after them, so the encoder has nothing to do
+    ):
         after = [Episode(r.episode.question, T_MAX, r.episode.steps[:calls]) for r in routes]
         last = [episode.steps[-1] for episode in after]
         found = judge.judge(after)

@@ -124,9 +124,8 @@ def test_bertscore_equals_the_package_called_directly(bert_encoder):
     )
     assert len({round(value, 3) for value in f1.tolist()}) == 3  # a random encoder tells them apart
     (best,) = metric.compute(predictions=["paris"], references=[["yes and no", "paris"]])
-    assert best == pytest.approx(
-        1.0, abs=1e-5
-    )  # the best of the accepted references; an answer equals itself
+    # The best of the accepted references; an answer equals itself
+    assert best == pytest.approx(1.0, abs=1e-5)
 
 
 def log_likelihood(folder: Path, source: str, target: str) -> float:
@@ -158,24 +157,23 @@ def test_bartscore_is_the_mean_log_likelihood_of_the_reference_given_the_answer(
         log_likelihood(bart, prediction, reference)
         for prediction, reference in zip(PREDICTIONS, REFERENCES, strict=True)
     ]
-    assert raw(f"bartscore:{bart}", PREDICTIONS, REFERENCES) == pytest.approx(
-        expected, abs=1e-5
-    )  # padded in a batch, as alone
+    # Padded in a batch, as alone
+    assert raw(f"bartscore:{bart}", PREDICTIONS, REFERENCES) == pytest.approx(expected, abs=1e-5)
     assert len({round(value, 3) for value in expected}) == 3
     other_way = [
         log_likelihood(bart, reference, prediction)
         for prediction, reference in zip(PREDICTIONS, REFERENCES, strict=True)
     ]
-    assert all(
-        abs(a - b) > 0.01 for a, b in zip(expected, other_way, strict=True)
-    )  # the direction matters
+    # The direction matters
+    assert all(abs(a - b) > 0.01 for a, b in zip(expected, other_way, strict=True))
     quality = get_metric(f"bartscore:{bart}").compute(
         predictions=PREDICTIONS, references=REFERENCES
     )
     assert quality == pytest.approx([math.exp(value) for value in expected], abs=1e-6)
+    # A geometric mean probability
     assert quality[0] == pytest.approx(
         math.prod(math.exp(expected[0]) for _ in range(5)) ** (1 / 5)
-    )  # a geometric mean probability
+    )
 
 
 def test_bartscore_reads_no_further_than_its_positions(bart: Path) -> None:
@@ -232,9 +230,8 @@ def test_bleurt_cuts_the_longer_text_to_the_length_in_the_checkpoints_name_or_el
     make_bleurt,
 ) -> None:
     long = "yes no and question answer " * 120
-    cut, cut_late = (
-        " ".join(long.split()[: length - 3 - 1]) for length in (128, 512)
-    )  # [CLS], two [SEP] and the reference's one are taken
+    # [CLS], two [SEP] and the reference's one are taken
+    cut, cut_late = (" ".join(long.split()[: length - 3 - 1]) for length in (128, 512))
     short, free = make_bleurt("bleurt-tiny-128"), make_bleurt("bleurt-20")  # 20 is a version
     assert raw(f"bleurt:{short}", [long], ["paris"]) == pytest.approx(
         [regression(short, "paris", cut)], abs=1e-5

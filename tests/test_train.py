@@ -305,9 +305,8 @@ def test_a_run_does_not_go_on_with_other_questions_or_experts(
     rows = [
         json.loads(line) for line in Path(config["data"]["train"]["path"]).read_text().splitlines()
     ]
-    config["data"]["train"]["path"] = write_jsonl(
-        workplace.folder / "train.jsonl", rows
-    )  # the same questions elsewhere
+    # The same questions elsewhere
+    config["data"]["train"]["path"] = write_jsonl(workplace.folder / "train.jsonl", rows)
     dump_yaml(run / "config.yaml", config)
     workplace.resume(run)
     write_jsonl(workplace.folder / "train.jsonl", [*rows[:-1], rows[-1] | {"reference": "another"}])
@@ -362,11 +361,12 @@ def test_a_full_disk_leaves_the_last_checkpoint_to_resume_from(
         for name in ("last", "best")
     }
     assert epoch["last"] == 1 or where == "copyfile"
+    # Half a file is not left lying about
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
         "best.pt",
         "last.json",
         "last.pt",
-    ]  # half a file is not left lying about
+    ]
     workplace.resume(run)
     assert repeatable(run) == repeatable(finished_run)
     assert learned(run) == learned(finished_run)
@@ -429,11 +429,12 @@ def test_a_collapsed_policy_is_named_in_words() -> None:
 def test_the_agent_learns_whom_to_ask(
     config_path: Path, make_pool: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Expert e answers its word, and passes off a wrong answer for everything else
     words = (
         "sum",
         "capital",
         "spell",
-    )  # expert e answers its word, and passes off a wrong answer for everything else
+    )
 
     def specialist(word: str) -> Callable[[str, str | None], str]:
         return lambda question, previous: "yes" if question.split()[0] == word else "no"
@@ -474,9 +475,8 @@ def test_the_agent_learns_whom_to_ask(
     # - .02 x 1 at best. Asking the right one at once returns 1 - .02 x (1 + 2 + 3) / 3 = .96.
     assert validated[-1]["eval/return"] > 0.8
     assert validated[-1]["eval/return"] <= 0.96 + 1e-9
-    assert (
-        validated[-1]["eval/calls"] < 1.5
-    )  # and the Terminator knows a right answer when it sees one
+    # And the Terminator knows a right answer when it sees one
+    assert validated[-1]["eval/calls"] < 1.5
 
 
 ROW_KEYS = {
@@ -727,9 +727,10 @@ def test_a_full_evaluation_of_two_seeds_has_every_baseline_and_no_policy_beats_t
         and sent["random with KTP"]
     )
     assert (out / "report" / "report.html").is_file() and (out / "report" / "report.md").is_file()
+    # A report is no run
     assert (
         not (out / "agent").exists() and run_folder.newest_run(workplace.folder / "runs") == second
-    )  # a report is no run
+    )
 
     # In other units, from the log alone: no pool is built.
     with pytest.MonkeyPatch.context() as patch:
@@ -748,9 +749,8 @@ def test_a_full_evaluation_of_two_seeds_has_every_baseline_and_no_policy_beats_t
             row["charge"] == pytest.approx(tokens / 1000)
             and row["quality"]["mean"] == by_name[row["policy"]]["quality"]["mean"]
         )
-    assert by_name.keys() - {row["policy"] for row in again["rows"]} == {
-        "optimum (hindsight)"
-    }  # no optimum at other prices
+    # No optimum at other prices
+    assert by_name.keys() - {row["policy"] for row in again["rows"]} == {"optimum (hindsight)"}
     assert again["evaluation"]["config"]["reward"]["cost_unit"] == "thousand tokens"
     assert (
         "optimum" not in again["oracle"]
@@ -782,10 +782,11 @@ def test_the_constant_choice_best_in_return_is_played_where_it_is_another(
         (["--agent.max_tokens=99"], "another agent.max_tokens"),
         (["--seed=7"], "another seed"),
         (["--env.t_max=9"], "trained for 2 calls at most"),
+        # A training's budget is no matter of its evaluation
         (
             ["--eval.full=true", "--eval.max_tree_calls=9", "--train.max_expert_calls=5"],
             "max_tree_calls is 9",
-        ),  # a training's budget is no matter of its evaluation
+        ),
         (
             ["--reprice", "tokens", "--env.p0", "0.2"],
             "--env: routes that were played are only priced again",
@@ -971,9 +972,10 @@ def test_runs_that_do_not_belong_together_are_refused(
 def test_trees_that_would_cost_too_much_are_refused_before_anything_is_asked(
     finished_run: Path, workplace: Workplace
 ) -> None:
+    # 12 questions x (3 + 9)
     with pytest.raises(
         ConfigError, match=r"could need 144 expert calls, eval\.max_tree_calls is 100"
-    ):  # 12 questions x (3 + 9)
+    ):
         test_ppo_multi.main(
             [
                 "--run",

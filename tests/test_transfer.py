@@ -38,10 +38,11 @@ def test_the_gain_is_there_with_the_true_answer_and_gone_with_another_questions(
         for variant, value in rows["e0", "e1", "composition"]["variants"].items()
     }
     assert means == {"previous": 1.0, "none": 0.0, "swapped": 0.0, "own": 0.0}
+    # e0 is never right
     assert (
         rows["e0", "e1", "composition"]["wrong_to_right"]["mean"] == 1.0
         and rows["e0", "e1", "composition"]["right_to_wrong"] is None
-    )  # e0 is never right
+    )
     other = {
         variant: value["mean"] for variant, value in rows["e0", "e1", "other"]["variants"].items()
     }
@@ -61,9 +62,8 @@ def test_the_gain_is_there_with_the_true_answer_and_gone_with_another_questions(
 def test_the_pair_to_report_is_the_best_on_validation(make_pool: Callable) -> None:
     tree = grow(QUESTIONS, chain_pool(make_pool), 2, expand_solved=True)
     assert best_pairs(tree, ["chain", "never seen"], [0, 1]) == {"chain": (0, 1)}
-    assert best_pairs(tree, ["chain"], [0]) == {
-        "chain": (0, 0)
-    }  # the best whose second expert reads what it is handed
+    # The best whose second expert reads what it is handed
+    assert best_pairs(tree, ["chain"], [0]) == {"chain": (0, 0)}
     assert best_pairs(tree, ["chain"], []) == {}
     assert (
         best_pairs(grow(QUESTIONS, chain_pool(make_pool), 1, expand_solved=True), ["chain"], [0, 1])

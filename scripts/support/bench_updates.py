@@ -105,9 +105,10 @@ class PaddedEncoder(ModuleWithVectorOutput):
 
     def forward(self, obs: Any, state: Any = None, info: Any = None) -> tuple[torch.Tensor, Any]:
         del info
+        # (B, T)
         ids = torch.from_numpy(np.asarray(obs)[:, StateTokenizer.HEADER :].astype(np.int64)).to(
             self.model.device
-        )  # (B, T)
+        )
         mask = (ids != self.pad_id).long()
         hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state  # (B, T, D)
         return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True), state
@@ -168,9 +169,8 @@ def bare_encoder_s(trainer: Trainer) -> float:
     start = time.perf_counter()
     for _ in range(trainer.config.ppo.repeats):
         order = rng.permutation(len(rows))
-        for part in np.split(
-            order, range(size, len(rows) - size + 1, size)
-        ):  # Tianshou adds a short rest to the last minibatch
+        # Tianshou adds a short rest to the last minibatch
+        for part in np.split(order, range(size, len(rows) - size + 1, size)):
             encoder.model.zero_grad()
             encoder.pooled(rows[part]).sum().backward()
     return time.perf_counter() - start

@@ -18,9 +18,8 @@ LETTERS = "ABCDEFGHIJ"
 LETTER_RULE = "Answer with the letter of the right choice."
 NUMBER_RULE = 'End with "####" and the final number alone.'
 BRIEF_RULE = "Give the answer alone, in as few words as possible."
-GSM8K_ANSWER = re.compile(
-    r"#### (-?[0-9.,]+)"
-)  # grade-school-math's own rule: this, commas removed
+# Grade-school-math's own rule: this, commas removed
+GSM8K_ANSWER = re.compile(r"#### (-?[0-9.,]+)")
 WIKIHOW_MARK = re.compile(r"\[(?:header|title|step|substeps)\]")
 
 # Name upstream -> expert: the last part of the hub id that the card lists. Two things to know of
@@ -220,11 +219,12 @@ SOURCES = {
     ),
 }
 
+# All scored 0 or 1; mixinstruct's quality is graded
 MULTIDOMAIN = (
     "gsm8k",
     "mmlu",
     "arc_challenge",
     "triviaqa",
     "hellaswag",
-)  # all scored 0 or 1; mixinstruct's quality is graded
+)
 MULTIDOMAIN_SIZES = {"train": 1000, "validation": 200, "test": 400}  # of each domain

@@ -22,12 +22,12 @@ class Cost:
     def __add__(self, other: Cost) -> Cost:
         usd = None if self.usd is None or other.usd is None else self.usd + other.usd
         return Cost(
-            params_b=self.params_b + other.params_b,
-            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
-            completion_tokens=self.completion_tokens + other.completion_tokens,
-            flops=self.flops + other.flops,
-            latency_s=self.latency_s + other.latency_s,
-            usd=usd,
+            self.params_b + other.params_b,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.flops + other.flops,
+            self.latency_s + other.latency_s,
+            usd,
         )
 
     def in_unit(self, unit: CostKind) -> float:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -245,6 +246,41 @@ def cut_at(route: Route, threshold: float) -> Route:
     return route
 
 
+@dataclass(frozen=True)
+class Endings:
+    """What it would give to end N scored routes after each of their up to T calls.
+
+    p_stop (N, T): -inf where there is no probability, and beyond a route's end. quality, returns
+    and cost (N, T): of the whole route beyond its end.
+    """
+
+    p_stop: np.ndarray
+    quality: np.ndarray
+    returns: np.ndarray
+    cost: np.ndarray
+
+    @classmethod
+    def of(cls, routes: Sequence[Route], reward: RewardConfig) -> Endings:
+        longest = max(len(route.episode.steps) for route in routes)
+        p_stop = np.full((len(routes), longest), -np.inf)
+        outcomes = np.empty((3, len(routes), longest))
+        for row, route in enumerate(routes):
+            steps = route.episode.steps
+            for place in range(longest):
+                if place < len(steps) and steps[place].p_stop is not None:
+                    p_stop[row, place] = steps[place].p_stop
+                ended = route.cut(place + 1) if place + 1 < len(steps) else route
+                cost = charge(ended.episode.cost, reward)
+                outcomes[:, row, place] = (ended.quality, ended.return_under(reward), cost)
+        return cls(p_stop, *outcomes)
+
+    def at(self, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+        """Index of the outcome of each route (N,), (N,) that `cut_at` gives."""
+        reaches = self.p_stop >= threshold
+        reaches[:, -1] = True
+        return np.arange(len(reaches)), reaches.argmax(axis=1)
+
+
 def choose_threshold(routes: Sequence[Route], reward: RewardConfig, max_threshold: float) -> float:
     """The threshold with the highest mean return on scored routes.
 
@@ -255,10 +291,8 @@ def choose_threshold(routes: Sequence[Route], reward: RewardConfig, max_threshol
     for route in routes:
         p_stops += [step.p_stop for step in route.episode.steps]
     candidates = _thresholds_up_to(max_threshold, np.array(p_stops), 200)
-    returns = []
-    for threshold in candidates:
-        ended = [cut_at(route, threshold) for route in routes]
-        returns.append(np.mean([route.return_under(reward) for route in ended]))
+    endings = Endings.of(routes, reward)
+    returns = [endings.returns[endings.at(threshold)].mean() for threshold in candidates]
     return float(candidates[len(returns) - 1 - int(np.argmax(returns[::-1]))])
 
 
@@ -286,10 +320,16 @@ def terminator_figures(
     p, quality, formed = _submitted_answers(routes, questions, shapes)
     good = quality >= config.env.p0
     calibration = _calibration(p, good)
+    endings = Endings.of(routes, config.reward)
     thresholds = []
     for threshold in _thresholds_up_to(config.terminator.max_threshold, p, 41):
-        ended = [cut_at(route, threshold) for route in routes]
-        thresholds.append({"threshold": float(threshold), **_mean_figures(ended, config.reward)})
+        ended = endings.at(threshold)
+        means = {
+            "quality": float(endings.quality[ended].mean()),
+            "return": float(endings.returns[ended].mean()),
+            "cost": float(endings.cost[ended].mean()),
+        }
+        thresholds.append({"threshold": float(threshold), **means})
     return {
         "answers": len(p),
         "auroc": _auroc(good, p),
@@ -363,17 +403,6 @@ def _calibration(p: np.ndarray, good: np.ndarray) -> list[dict[str, Any]]:
             mean = float(p[rows].mean())
             bins.append({"p": mean, "good": float(good[rows].mean()), "count": len(rows)})
     return bins
-
-
-def _mean_figures(routes: Sequence[Route], reward: RewardConfig) -> dict[str, float]:
-    outcomes = np.empty((len(routes), 3))
-    for idx, route in enumerate(routes):
-        cost = charge(route.episode.cost, reward)
-        outcomes[idx] = (route.quality, route.return_under(reward), cost)
-    means = {}
-    for column, name in enumerate(("quality", "return", "cost")):
-        means[name] = float(outcomes[:, column].mean())
-    return means
 
 
 @functools.lru_cache(maxsize=1 << 17)  # the same answers come back at every alpha

@@ -8,6 +8,7 @@ that learns from estimates must meet them as good and as bad as they will be on 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -106,7 +107,7 @@ class JudgedAnswers:
 
 def count_questions(questions: Sequence[Question]) -> np.ndarray:
     """Counted features (N, F) of questions."""
-    return feature_matrix([question_features(question.text) for question in questions])
+    return np.stack([_count_question(question.text) for question in questions])
 
 
 def count_answers(questions: Sequence[Question], answers: Sequence[Said]) -> np.ndarray:
@@ -142,6 +143,12 @@ def check_inputs(num_inputs: int, place: str) -> None:
             f"{place}: its reader has {num_inputs} inputs, that of this version has {wanted}. It is"
             " of another version of DER: train again"
         )
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _count_question(question: str) -> np.ndarray:
+    """Counted features (F,). Every answer to a question is read with them."""
+    return feature_matrix([question_features(question)])[0]
 
 
 def _count_text(question: str, metric: str, answer: str) -> np.ndarray:

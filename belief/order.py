@@ -19,7 +19,7 @@ THRESHOLDS = (*(round(0.30 + 0.04 * step, 2) for step in range(18)), NEVER)
 MAX_ORDERS = 5_000  # where a pool has more, the longest orders are left out
 # Scores are as large as a plan's gains. Larger ones would decide alone where weights are
 # interpolated between this and a plan, and cost would jump from one alpha to the next.
-SLOPE = 0.1
+SLOPE = 0.05
 OF_ESTIMATE = 1  # place of Belief.p among the inputs of an action
 
 

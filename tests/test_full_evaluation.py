@@ -1,4 +1,4 @@
-"""A full evaluation of two seeds: all baselines, the full-information router, the transfer audit."""
+"""A full evaluation of two seeds: baselines, the full-information router, the transfer audit."""
 
 from __future__ import annotations
 

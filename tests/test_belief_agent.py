@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -277,6 +278,37 @@ def test_the_best_epoch_keeps_its_threshold(
     options = ["--env.stop", "terminator", "--train.epochs", "1", "--name", "best"]
     path = train_ppo_multi.main(["--config", str(config_path), *options])
     assert load_terminator(tmp_path / path / "terminator", torch.device("cpu")).threshold == 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [False, True])
+def test_what_ppo_learned_is_kept_beside_the_plans_it_was_validated_with(
+    changes: bool, config_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    validate = BeliefTrainer.validate
+
+    def validate_better_each_time(trainer):
+        figures = validate(trainer)
+        trainer.validated = trainer.validated + trainer.epoch
+        return figures
+
+    monkeypatch.setattr(BeliefTrainer, "validate", validate_better_each_time)
+    orders = itertools.count() if changes else itertools.repeat(0)
+    monkeypatch.setattr("training.belief_trainer.orders_of", lambda plans: next(orders))
+    options = ["--train.epochs", "1", "--name", "refitted"]
+    path = train_ppo_multi.main(["--config", str(config_path), *options])
+    agent = load_agent(tmp_path / path / "agent", build_pool(load_config(path / "config.yaml")))
+    assert bool(agent.actor.learned.any()) == (not changes)
+
+
+def test_a_gain_at_several_alphas_counts_once_a_question(config_path: Path) -> None:
+    trainer = object.__new__(BeliefTrainer)
+    trainer.config = load_config(config_path, ["--reward.alphas", "[0, 0.1, 0.2, 0.3, 0.4]"])
+    of_questions = np.array([0.9, -0.1, 0.3, -0.5])  # mean 0.15, standard error 0.297
+    trainer.best_validated = np.zeros(20)
+    trainer.validated = np.tile(of_questions, 5)  # as 20 samples: standard error 0.119
+    assert not trainer.is_best({})
 
 
 @pytest.mark.slow

@@ -54,6 +54,11 @@ from training.promise import halves, make_guarantee, promise_of
 from training.trainer import Trainer, mean_entropy
 
 
+def orders_of(plans: Sequence[Plan]) -> list[tuple[int, ...] | None]:
+    """The experts of each fixed order, None for a plan that is none."""
+    return [plan.order.experts if plan.order else None for plan in plans]
+
+
 class BeliefTrainer(Trainer):
     """A trainer whose policy stands on estimates that are fitted first."""
 
@@ -283,11 +288,12 @@ class BeliefTrainer(Trainer):
     def is_best(self, figures: dict[str, float]) -> bool:
         """Whether a validation beats the best one by more than the standard error of the gain.
 
-        Otherwise a small validation split would prefer luck to the plan.
+        Otherwise a small validation split would prefer luck to the plan. The routes of a question
+        at several alphas are no independent samples: its mean counts once.
         """
         del figures
         if len(self.best_validated):
-            gains = self.validated - self.best_validated
+            gains = (self.validated - self.best_validated).reshape(len(self.alphas), -1).mean(0)
             error = gains.std(ddof=1) / np.sqrt(len(gains))
             if gains.mean() <= error:
                 return False
@@ -299,11 +305,15 @@ class BeliefTrainer(Trainer):
     def finish(self) -> None:
         """Fit everything again on training and validation questions together.
 
-        What PPO had learned by the best epoch is kept. A promise is made last, on questions that
-        nothing was fitted on. Raises GuaranteeError where it cannot be made.
+        What PPO had learned by the best epoch is kept, unless fixed orders came, went or changed:
+        it was validated beside the plans of then. A promise is made last, on questions that nothing
+        was fitted on. Raises GuaranteeError where it cannot be made.
         """
         if self.config.train.refit:
+            validated = orders_of(self.plans)
             self._fit(self.splits.train, self.choosing)
+            if orders_of(self.plans) != validated:
+                self.best_learned["actor"].zero_()
         elif self.promise is None:
             return
         with torch.no_grad():
@@ -366,6 +376,9 @@ class BeliefTrainer(Trainer):
             "costs": torch.as_tensor(reader.costs),
             "plans": torch.as_tensor(np.stack([plan.weights for plan in self.plans])),
             "sizes": torch.as_tensor(self.plans[0].sizes),
+            "orders": [
+                plan.order and (plan.order.experts, plan.order.threshold) for plan in self.plans
+            ],
             "before": torch.as_tensor(self._fitted.before),
             "after": torch.as_tensor(self._fitted.after),
             "said": [[tuple(answer) for answer in column] for column in self._said],
@@ -395,7 +408,10 @@ class BeliefTrainer(Trainer):
         reader.remember(self.splits.train, self._said, self._fitted)
         self.agent.set_reader(reader, self.alphas, can_stop=self.can_stop)
         sizes = state["sizes"].numpy()
-        self.plans = [Plan(weights, sizes) for weights in state["plans"].numpy()]
+        self.plans = []
+        orders = state.get("orders", [None] * len(self.alphas))  # an older run kept none
+        for weights, order in zip(state["plans"].numpy(), orders, strict=True):
+            self.plans.append(Plan(weights, sizes, Order(*order) if order else None))
         self.agent.set_plans(self.plans)
 
 

@@ -10,6 +10,8 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Matrices are small here, and threads cost more than they bring; for the commands started, too
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import string
 from collections.abc import Callable, Iterator, Sequence

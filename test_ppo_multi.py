@@ -460,14 +460,12 @@ def played(
     from evaluation.alphas import runs_by_alpha
     from evaluation.kept import kept_readings
 
+    other_pool = options.other_pool
     with kept_readings():
         if alphas:
             groups = runs_by_alpha(runs, alphas)
-            out = options.out or runs[0]
-            return evaluate_alphas(groups, out, overrides, other_pool=options.other_pool)
-        return evaluate_runs(
-            runs, options.out, overrides, other_pool=options.other_pool, budgets=budgets
-        )
+            return evaluate_alphas(groups, options.out or runs[0], overrides, other_pool=other_pool)
+        return evaluate_runs(runs, options.out, overrides, other_pool=other_pool, budgets=budgets)
 
 
 def main(arguments: list[str]) -> Path:

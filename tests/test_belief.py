@@ -303,8 +303,8 @@ def test_an_order_as_a_plan_asks_in_turn_and_stops_at_the_threshold():
 
 
 def test_halfway_from_an_order_to_a_plan_that_stops_fewer_are_asked_on():
-    """An order asks on below .7. A plan loses .015 by asking. Halfway between them the score is half
-    of .05 (.7 - p) minus half of .015, so what is asked on lies below .4.
+    """An order asks on below .7. A plan loses .015 by asking. Halfway between them the score is
+    half of .05 (.7 - p) minus half of .015, so what is asked on lies below .4.
     """
     costs = np.zeros(2)
     order = plan_of(Order((0, 1), 0.7), costs, 0.0, np.ones((2, num_inputs(2))))

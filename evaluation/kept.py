@@ -10,6 +10,7 @@ import contextlib
 import functools
 import hashlib
 import io
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -65,12 +66,12 @@ def keep_encodings(agent: Agent, questions: Sequence[Question]) -> None:
     device = agent.encoder.device.type
     parts: list[str | bytes] = [agent.encoder_hash(), agent.config.pooling, device, *keys]
     path = READINGS / f"encodings-{_digest_of(parts)[:24]}.npz"
-    arrays = _read(path)
-    if arrays is None:
+    arrays = _read(path, "found")
+    if arrays is None or len(arrays[0]) != len(keys):
         found = agent.encoder.cached(rows).cpu().numpy()
         _write(path, found=found)
     else:
-        found = arrays["found"]
+        (found,) = arrays
     agent.encoder.cache.update(zip(keys, found, strict=True))
 
 
@@ -98,22 +99,28 @@ def _readings(name: str) -> Path:
 
 
 def _recall(name: str, memory: Remembered) -> None:
-    arrays = _read(_readings(name))
+    arrays = _read(_readings(name), "digests", "found")
     if arrays is not None:
-        memory.recall(arrays["digests"], arrays["found"])
+        memory.recall(*arrays)
 
 
-def _read(path: Path) -> dict[str, np.ndarray] | None:
-    """The arrays of a file; None where there is none, or a damaged one."""
+def _read(path: Path, *names: str) -> list[np.ndarray] | None:
+    """Arrays of one length from a file; None where there is none, or a damaged one."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+            found = [arrays[name] for name in names]
+            lengths = {len(array) for array in found}
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
+    return found if len(lengths) == 1 else None
 
 
 def _write(path: Path, **arrays: np.ndarray) -> None:
+    """Keep arrays. A disk that is full loses no result by it: they are found again."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, buffer.getvalue())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, buffer.getvalue())
+    except OSError as error:
+        print(f"{path} is not kept for the next command: {error}", file=sys.stderr)

@@ -57,7 +57,7 @@ class Remembered:
         self._passing.clear()
 
     def _add(self, key: bytes, found: np.ndarray) -> None:
-        if len(self._found) >= self.limit:
+        if key not in self._found and len(self._found) >= self.limit:
             self.clear()
         self._found[key] = found
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,14 +64,33 @@ def test_a_pair_is_compared_once_and_not_again_by_the_next_command(
 def test_a_damaged_file_costs_time_only(comparisons: list[set[str]], tmp_path: Path) -> None:
     groups()
     (path,) = tmp_path.glob("compared-*.npz")
-    for data in (path.read_bytes()[:50], b"", b"no archive at all"):
+    whole = np.load(path)
+    others = io.BytesIO()
+    np.savez(others, other=whole["found"])
+    unequal = io.BytesIO()
+    np.savez(unequal, digests=whole["digests"][:1], found=whole["found"])
+    damaged = (path.read_bytes()[:50], b"", b"no archive", others.getvalue(), unequal.getvalue())
+    for data in damaged:
         path.write_bytes(data)
         forget()
         assert groups() == [0, 0, None, 1, 0]
-    assert comparisons == PAIRS * 4
+    assert comparisons == PAIRS * 6
     forget()
     groups()
-    assert comparisons == PAIRS * 4  # the file is whole again
+    assert comparisons == PAIRS * 6  # the file is whole again
+
+
+def test_a_full_disk_costs_no_result(
+    comparisons: list[set[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("evaluation.kept.write_atomically", full)
+    assert groups() == [0, 0, None, 1, 0]
+    assert "is not kept for the next command" in capsys.readouterr().err
 
 
 def test_code_that_changed_reads_again(
@@ -136,6 +157,8 @@ def test_a_full_memory_begins_anew() -> None:
     assert len(memory) == 1
     assert memory.find(("c",), lambda: np.ones(1)) == 0.0
     assert memory.find(("a",), lambda: np.ones(1)) == 1.0
+    memory.recall(*memory.lasting())  # what is there already needs no room
+    assert len(memory) == 2
 
 
 def test_boundaries_of_texts_count() -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from belief.budget import Dial, Spent, dial_for
+from belief.budget import Dial, Spent, dial_for, mix_at
 from belief.exploration import GREEDY, Exploration
 from belief.features import Said
 from belief.outcome_model import (
@@ -70,6 +70,7 @@ class BeliefReader:
         self.t_max = min(t_max, len(self.costs))
         self.embed = embed  # questions -> (N, D)
         self.alpha = alpha  # weight of cost on routes that bring none of their own
+        self.planned: tuple[float, ...] = ()  # the weights that there is a plan for, rising
         self.dial: Dial | None = None  # where a budget is to be met: the weight of each question
         self.before: dict[str, np.ndarray] = {}
         self.after: dict[tuple[str, int, Said], float] = {}
@@ -164,13 +165,18 @@ class BeliefReader:
         return out
 
     def alpha_of(self, episode: Episode) -> float:
+        """The weight of cost that a question is asked with."""
         if episode.alpha is not None:
             return episode.alpha
         return self.dial.alpha_of(episode.question.text) if self.dial else self.alpha
 
     def alphas_of(self, episodes: Sequence[Episode]) -> np.ndarray:
-        """Weights of cost (N,)."""
-        return np.array([self.alpha_of(episode) for episode in episodes])
+        """The weights of cost (N,) whose plans decide."""
+        alphas = []
+        for episode in episodes:
+            mix = mix_at(self.alpha_of(episode), self.planned)
+            alphas.append(mix.alpha_of(episode.question.text))
+        return np.array(alphas)
 
     def estimate(self, episodes: Sequence[Episode]) -> None:
         """Set the episodes' estimates: of each answer, that its candidate is right."""
@@ -229,7 +235,7 @@ class BeliefActor(nn.Module):
     An expert's score is the gain that it promises minus alpha times its cost, over a temperature;
     stopping scores 0. The gain is linear in the expert's inputs, with weights for each number of
     calls made: the plan's, and what PPO has learned beside them. There is a plan for each of
-    `alphas`; between two of them weights are interpolated.
+    `alphas`.
     """
 
     plan: torch.Tensor  # (A, T, F)
@@ -247,20 +253,9 @@ class BeliefActor(nn.Module):
         self.register_buffer("scale", torch.ones(shape))  # 1 / size of an input
         self.learned = nn.Parameter(torch.zeros(shape))
 
-    def shares(self, alpha: torch.Tensor) -> torch.Tensor:
-        """Shares (B, A) of the plans in the weights at each alpha (B,), by linear interpolation."""
-        num_plans = len(self.alphas)
-        if num_plans == 1:
-            return torch.ones(len(alpha), 1, device=alpha.device)
-        above = torch.searchsorted(self.alphas, alpha.contiguous()).clamp(1, num_plans - 1)
-        low = self.alphas[above - 1]
-        high = self.alphas[above]
-        share = ((alpha - low) / (high - low)).clamp(0, 1)
-        shares = torch.zeros(len(alpha), num_plans, device=alpha.device)
-        rows = torch.arange(len(alpha), device=alpha.device)
-        shares[rows, above - 1] = 1 - share
-        shares[rows, above] = share
-        return shares
+    def place_of(self, alpha: torch.Tensor) -> torch.Tensor:
+        """Which plan (B,) decides at these weights of cost (B,): above them all the last."""
+        return (alpha[:, None] > self.alphas[:-1]).sum(1)
 
     def split(self, obs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Per-expert inputs (B, K, F + 2) and the state's inputs (B, S) of observations."""
@@ -275,8 +270,7 @@ class BeliefActor(nn.Module):
         experts, states = self.split(obs)
         calls_made = states[:, : self.t_max]  # (B, T), all zeros after the last call
         alpha = states[:, -1]  # (B,)
-        plans = torch.einsum("ba,atf->btf", self.shares(alpha), self.plan)
-        weights = plans + self.scale * self.learned  # (B, T, F)
+        weights = self.plan[self.place_of(alpha)] + self.scale * self.learned  # (B, T, F)
         gains = torch.einsum("bkf,btf,bt->bk", experts[:, :, :-2], weights, calls_made)
         scores = (gains - alpha[:, None] * experts[:, :, -2]) / TEMPERATURE
         scores = scores.masked_fill(experts[:, :, -1] < 0.5, FORBIDDEN)
@@ -329,6 +323,7 @@ class BeliefAgent(Agent):
 
     def set_reader(self, reader: BeliefReader, alphas: Sequence[float], *, can_stop: bool) -> None:
         """Build the policy over what a reader observes, for these weights of cost."""
+        reader.planned = tuple(alphas)
         self.beliefs = reader
         self.observer = reader
         device = self.encoder.device
@@ -378,9 +373,8 @@ class BeliefAgent(Agent):
     def plan_at(self, alpha: float) -> Plan:
         """The policy's weights at a weight of cost, as a plan: what PPO has learned included."""
         with torch.no_grad():
-            shares = self.actor.shares(torch.tensor([alpha], dtype=torch.float32))[0]
-            plan = torch.einsum("a,atf->tf", shares, self.actor.plan.cpu())
-            weights = plan + (self.actor.scale * self.actor.learned).cpu()
+            place = self.actor.place_of(self.actor.alphas.new_tensor([alpha]))
+            weights = (self.actor.plan[place[0]] + self.actor.scale * self.actor.learned).cpu()
         return Plan(weights.numpy().astype(np.float64), np.ones(weights.shape))
 
     def explore_with(self, exploration: Exploration, seed: int) -> None:
@@ -456,7 +450,7 @@ class BeliefAgent(Agent):
             "alpha": self.reader.alpha,
             "alphas": self.actor.alphas.tolist(),
             "can_stop": self.actor.can_stop,
-            "spent": [list(astuple(one)) for one in self.spent],
+            "spending": [list(astuple(one)) for one in self.spent],
             "num_spent": self.num_spent,
             "similarity": self.similarity,
         }
@@ -489,7 +483,7 @@ class BeliefAgent(Agent):
             settings["alpha"],
         )
         self.set_reader(reader, settings["alphas"], can_stop=settings["can_stop"])
-        self.spent = [Spent(*one) for one in settings.get("spent", [])]
+        self.spent = [Spent(*one) for one in settings.get("spending", [])]
         self.num_spent = settings.get("num_spent", 0)
         self.similarity = settings.get("similarity")
         with torch.no_grad():

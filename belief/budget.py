@@ -1,12 +1,13 @@
 """What an agent spends at each weight of cost, and the weights at which it spends a given budget.
 
-A budget is the mean cost C of a question. Between two weights of the grid the mean cost jumps. So
-a share of the questions is asked with one weight and the others with the next: there is a setting
-for every budget between the least and the most that the agent spends.
+An agent has a plan for each of a few weights. At a weight between two of them a share of the
+questions is asked by each plan, so the mean cost changes evenly with the weight. A budget, the mean
+cost C of a question, is met the same way.
 """
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,30 @@ import numpy as np
 from runtime.errors import AgentError
 
 ALPHAS = (0.0, *np.geomspace(1e-4, 1e3, 141).tolist())  # at the last only cost counts
+
+
+@dataclass(frozen=True)
+class Mix:
+    """A share of the questions is asked with the weight of cost `higher`; the others, `alpha`."""
+
+    alpha: float
+    higher: float
+    share: float
+
+    def alpha_of(self, text: str) -> float:
+        """The weight for a question, by a hash of its text: the same whenever it is asked."""
+        digest = hashlib.sha256(text.encode()).digest()[:8]
+        drawn = int.from_bytes(digest, "big") / 2**64
+        return self.higher if drawn < self.share else self.alpha
+
+
+def mix_at(alpha: float, planned: Sequence[float]) -> Mix:
+    """The planned weights, by rising size, that stand for `alpha`; outside them only itself."""
+    above = bisect.bisect_right(planned, alpha)
+    if above in (0, len(planned)):
+        return Mix(alpha, alpha, 0.0)
+    low, high = planned[above - 1], planned[above]
+    return Mix(low, high, (alpha - low) / (high - low))
 
 
 @dataclass(frozen=True)
@@ -29,26 +54,17 @@ class Spent:
 
 
 @dataclass(frozen=True)
-class Dial:
-    """Two weights of cost; `share` of the questions are asked with the higher one.
+class Dial(Mix):
+    """The weights that spend a budget, and what to expect of them.
 
-    cost and deviation: what is expected of a question's cost. quality: of its answer's quality.
-    num_questions: how many these expectations come from.
+    cost and deviation: of a question. quality: of its answer. num_questions: how many these
+    expectations come from.
     """
 
-    alpha: float
-    higher: float
-    share: float
     cost: float
     deviation: float
     quality: float
     num_questions: int
-
-    def alpha_of(self, text: str) -> float:
-        """The weight for a question, by a hash of its text: the same whenever it is asked."""
-        digest = hashlib.sha256(text.encode()).digest()[:8]
-        drawn = int.from_bytes(digest, "big") / 2**64
-        return self.higher if drawn < self.share else self.alpha
 
     def interval(self, num_new: int) -> tuple[float, float]:
         """95% prediction interval of the mean cost of so many new questions: the noise of what it
@@ -64,9 +80,16 @@ def tabulate(alpha: float, charges: np.ndarray, quality: np.ndarray) -> Spent:
     return Spent(alpha, float(charges.mean()), deviation, float(quality.mean()))
 
 
+def tabulated(planned: Sequence[float]) -> list[float]:
+    """The weights of cost to tabulate: the planned ones, and those of ALPHAS above them all."""
+    return [*planned, *[alpha for alpha in ALPHAS if alpha > planned[-1]]]
+
+
 def widest_step(table: Sequence[Spent]) -> float:
-    """The largest change of cost between two neighbours, as a share of the range; 0 without one."""
-    costs = np.array([one.cost for one in table])
+    """The largest change of cost between two neighbours of ALPHAS, as a share of the range; 0
+    without one. table: by rising alpha; between two of its weights cost changes evenly.
+    """
+    costs = np.interp(ALPHAS, [one.alpha for one in table], [one.cost for one in table])
     span = float(costs[0] - costs[-1])
     return float(np.abs(np.diff(costs)).max()) / span if span > 0 else 0.0
 

@@ -17,8 +17,7 @@ from belief.state import Asked, Belief
 NEVER = 2.0  # an estimate that no answer reaches
 THRESHOLDS = (*(round(0.30 + 0.04 * step, 2) for step in range(18)), NEVER)
 MAX_ORDERS = 5_000  # where a pool has more, the longest orders are left out
-# Scores are as large as a plan's gains. Larger ones would decide alone where weights are
-# interpolated between this and a plan, and cost would jump from one alpha to the next.
+# Scores are as large as a plan's gains: PPO explores an order as much as a plan.
 SLOPE = 0.05
 OF_ESTIMATE = 1  # place of Belief.p among the inputs of an action
 

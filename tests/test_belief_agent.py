@@ -334,11 +334,30 @@ def test_one_agent_serves_all_alphas_it_was_trained_for_and_those_between(
         agent.ask_with(2.0)
 
 
-def test_between_two_alphas_the_plans_are_interpolated() -> None:
-    actor = BeliefActor(2, 2, [0.0, 0.2, 1.0], can_stop=True)
-    shares = actor.shares(torch.tensor([0.0, 0.1, 0.6, 1.0]))
-    expected = torch.tensor([[1, 0, 0], [0.5, 0.5, 0], [0, 0.5, 0.5], [0, 0, 1]])
-    torch.testing.assert_close(shares, expected)
+def test_each_weight_of_cost_has_its_own_plan() -> None:
+    actor = BeliefActor(2, 2, [0.0, 0.02, 0.2], can_stop=True)
+    assert actor.place_of(torch.tensor([0.0, 0.02, 0.2, 5.0])).tolist() == [0, 1, 2, 2]
+
+
+def test_between_two_weights_each_question_is_asked_by_one_of_their_plans(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights of an order and of a plan mean nothing halfway. With such weights an agent for code
+    returned 0.78 between 0 and 0.02, and 0.84 with a share of the questions for each plan.
+    """
+    config = load_config(run / "config.yaml")
+    reader = load_agent(run / "agent", build_pool(config)).reader
+    episodes = [Episode(question.sealed(), 3) for question in load_splits(config.data).test]
+    monkeypatch.setattr(reader, "planned", (0.0, 0.2, 1.0))
+    reader.alpha = 0.05
+    decided = reader.alphas_of(episodes).tolist()
+    assert set(decided) == {0.0, 0.2}
+    assert [reader.alpha_of(episode) for episode in episodes] == [0.05] * len(episodes)
+    assert reader.observe(episodes)[:, -1].tolist() == pytest.approx(decided)
+    reader.alpha = 0.2
+    assert set(reader.alphas_of(episodes).tolist()) == {0.2}
+    episodes[0].alpha = 1.0
+    assert reader.alphas_of(episodes)[:2].tolist() == [1.0, 0.2]
 
 
 @pytest.mark.slow
@@ -371,7 +390,9 @@ def test_agents_over_beliefs_are_evaluated_at_every_alpha(
     budgets = results["budgets"]
     assert len(budgets) == 20
     costs = [one["cost"]["mean"] for one in budgets]
-    assert costs == sorted(costs)  # a higher budget never spends less
+    # A higher budget spends more, but for single questions that a higher weight makes dearer
+    assert np.diff(costs).min() > -1 / results["num_questions"]
+    assert costs[-1] > costs[0]
     assert sum(one["is_met"] for one in budgets) >= 18
     assert (tmp_path / "runs/budgets/report/budgets.png").is_file()
 

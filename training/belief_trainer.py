@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from belief.budget import ALPHAS, tabulate, widest_step
+from belief.budget import tabulate, tabulated, widest_step
 from belief.features import Said
 from belief.guard import fit_guarded_plans
 from belief.outcome_model import (
@@ -353,7 +353,7 @@ class BeliefTrainer(Trainer):
         before = self._fitted.before[rows]
         costs = self.agent.reader.costs
         spent = []
-        for alpha in ALPHAS:
+        for alpha in tabulated(self.alphas):
             plan = self.agent.plan_at(alpha)
             order, submitted = follow(plan, self._beliefs, before, costs, alpha)
             charges = np.where(order >= 0, table.charge[rows[:, None], order], 0.0).sum(1)

@@ -86,10 +86,14 @@ def tabulated(planned: Sequence[float]) -> list[float]:
 
 
 def widest_step(table: Sequence[Spent]) -> float:
-    """The largest change of cost between two neighbours of ALPHAS, as a share of the range; 0
-    without one. table: by rising alpha; between two of its weights cost changes evenly.
+    """The largest change of cost between two weights that can be asked for, as a share of the
+    range; 0 without one. table: of the planned weights; between them cost changes evenly.
+
+    Weights are taken 20 to a decade, as in ALPHAS.
     """
-    costs = np.interp(ALPHAS, [one.alpha for one in table], [one.cost for one in table])
+    planned = [one.alpha for one in table]
+    within = [alpha for alpha in ALPHAS if planned[0] < alpha < planned[-1]]
+    costs = np.interp(sorted([*planned, *within]), planned, [one.cost for one in table])
     span = float(costs[0] - costs[-1])
     return float(np.abs(np.diff(costs)).max()) / span if span > 0 else 0.0
 

@@ -9,8 +9,8 @@ that learns from estimates must meet them as good and as bad as they will be on 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -61,6 +61,11 @@ class Outcomes:
             self.answer[rows],
             self.good[rows],
         )
+
+    def of_expert(self, expert_idx: int) -> Outcomes:
+        """One expert's answers alone: answer (N, 1, G), good (N, 1)."""
+        answer = self.answer[:, [expert_idx]]
+        return replace(self, answer=answer, good=self.good[:, [expert_idx]])
 
     def flat(self) -> JudgedAnswers:
         """The same answers, one a row: all experts' to a question after each other."""
@@ -303,6 +308,13 @@ class CrossFitted:
 
 def cross_fit(outcomes: Outcomes, num_tasks: int, seed: int) -> CrossFitted:
     """Fit the outcome model, and estimate every training question from the other folds."""
+    return cross_fit_by(lambda part: OutcomeModel.fit(part, num_tasks), outcomes, seed)
+
+
+def cross_fit_by(
+    fit: Callable[[Outcomes], OutcomeModel], outcomes: Outcomes, seed: int
+) -> CrossFitted:
+    """The same for another way to fit."""
     num_questions, num_experts = outcomes.good.shape
     folds = np.random.default_rng(seed).permutation(num_questions) % NUM_FOLDS
     before = np.zeros((num_questions, num_experts))
@@ -311,11 +323,11 @@ def cross_fit(outcomes: Outcomes, num_tasks: int, seed: int) -> CrossFitted:
         held = np.flatnonzero(folds == fold)
         if not len(held):
             continue
-        model = OutcomeModel.fit(outcomes.take(np.flatnonzero(folds != fold)), num_tasks)
+        model = fit(outcomes.take(np.flatnonzero(folds != fold)))
         part = outcomes.take(held)
         before[held] = model.before(part.question, part.embedding, part.task)
         after[held] = model.after_all(part)
-    return CrossFitted(OutcomeModel.fit(outcomes, num_tasks), before, after)
+    return CrossFitted(fit(outcomes), before, after)
 
 
 __all__ = ["CrossFitted", "OutcomeModel", "Outcomes", "cross_fit", "sigmoid"]

@@ -2,12 +2,14 @@
 
 Experts share coefficients and deviate from them by their own (`outcome_model.py`). A new expert
 gets the shared ones, and its own are fitted on a few judged answers while all others are held
-fixed. In the weights of candidates and of the plan it starts as an expert without deviations: what
-sets it apart there is its estimate and its cost. Leaving takes an expert's own coefficients away.
+fixed. The same holds for the weights of candidates. In a plan it starts as an expert without
+deviations: what sets it apart there is its estimate and its cost. Leaving takes an expert's own
+coefficients away.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +28,7 @@ from belief.outcome_model import (
 )
 from belief.planner import NUM_SHARED
 from belief.regression import Logistic, Standardiser, sigmoid
-from belief.state import CandidateModel
+from belief.state import CandidateModel, asked_sets, describe_candidates, hear
 
 PLAN_BLOCKS = 5  # of inputs that name an expert (`planner.action_inputs`)
 CANDIDATE_BLOCKS = 2  # members, rivals (`state.describe_candidates`)
@@ -202,6 +204,46 @@ def move_candidates(
     inputs = Standardiser(move(candidates.inputs.mean, 0.0), move(candidates.inputs.scale, 1.0))
     weights = move(candidates.logistic.weights, 0.0)
     return CandidateModel(inputs, Logistic(weights, candidates.logistic.bias))
+
+
+def add_to_candidates(
+    moved: CandidateModel,
+    before: np.ndarray,
+    after: np.ndarray,
+    same: np.ndarray,
+    good: np.ndarray,
+    t_max: int,
+    expert_idx: int,
+) -> CandidateModel:
+    """The weights of candidates with those that name a new expert fitted on N questions: of a
+    candidate that it is for, and of one that it is against.
+
+    moved: of `move_candidates`. Arrays (N, K) as in `state.fit_candidates`, same (N, K, K). A
+    question counts once, however many sets of experts it is looked at with.
+    """
+    rows, offset, labels = [], [], []
+    sets = list(itertools.chain.from_iterable(asked_sets(before.shape[1], t_max)[1:]))
+    with_it = [asked for asked in sets if expert_idx in asked]
+    places = [
+        moved.logistic.weights.size - block * before.shape[1] + expert_idx for block in (2, 1)
+    ]
+    for asked in with_it:
+        candidates = describe_candidates(hear(asked, before, after, same))
+        features = candidates.features[candidates.is_first]
+        rows.append(features[:, places])
+        offset.append(moved.log_odds(features))
+        labels.append(good[:, list(asked)][candidates.is_first])
+    named = np.concatenate(rows)
+    nothing = np.zeros((len(named), 1))  # the level, which is not penalised, stays
+    fitted = fit_with_offset(
+        np.hstack([nothing, named]),
+        np.concatenate(offset),
+        np.concatenate(labels),
+        1.0 / len(with_it),
+    )
+    weights = moved.logistic.weights.copy()
+    weights[places] = fitted[1:]
+    return CandidateModel(moved.inputs, Logistic(weights, moved.logistic.bias))
 
 
 def move_plan(values: np.ndarray, num_experts: int, kept: list[int]) -> np.ndarray:

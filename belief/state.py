@@ -262,3 +262,17 @@ def believe(heard: Heard, model: CandidateModel) -> Belief:
         submitted=np.array(heard.asked)[best],
         estimates=sigmoid(of_candidate.max(2)) + TIE * sigmoid(heard.after),
     )
+
+
+def believe_sets(
+    before: np.ndarray, after: np.ndarray, same: np.ndarray, model: CandidateModel, t_max: int
+) -> dict[Asked, Belief]:
+    """The belief after every set of one to t_max experts, from arrays over all experts.
+
+    before, after: log-odds (N, K). same (N, K, K): which answers agree.
+    """
+    beliefs = {}
+    for of_size in asked_sets(before.shape[1], t_max)[1:]:
+        for asked in of_size:
+            beliefs[asked] = believe(hear(asked, before, after, same), model)
+    return beliefs

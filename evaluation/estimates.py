@@ -21,10 +21,8 @@ from belief.state import (
     Belief,
     CandidateModel,
     agreement,
-    asked_sets,
-    believe,
+    believe_sets,
     fit_candidates,
-    hear,
 )
 from evaluation.answer_table import AnswerTable
 
@@ -82,11 +80,7 @@ class Estimator:
 
     def _estimates(self, before: np.ndarray, after: np.ndarray, groups: np.ndarray) -> Estimates:
         """From log-odds (N, K) and agreement groups (N, K)."""
-        same = agreement(groups)
-        beliefs = {}
-        for of_size in asked_sets(before.shape[1], self.t_max)[1:]:
-            for asked in of_size:
-                beliefs[asked] = believe(hear(asked, before, after, same), self.candidates)
+        beliefs = believe_sets(before, after, agreement(groups), self.candidates, self.t_max)
         return Estimates(sigmoid(before), sigmoid(after), beliefs)
 
 

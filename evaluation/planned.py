@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from belief.guard import fit_guarded_plans
+from belief.guard import Planner
 from belief.planner import Plan, follow
 from evaluation.answer_table import AnswerTable, Choices
 from evaluation.estimates import Estimates
@@ -40,10 +40,10 @@ class Planned:
 def fit_planned(
     table: AnswerTable, estimates: Estimates, alpha: float, t_max: int, p0: float, seed: int
 ) -> Planned:
-    """As the agent's own plan is fitted (`belief.guard.fit_guarded_plans`)."""
+    """As the agent's own plan is fitted (`belief.guard.Planner`)."""
     charges = table.charge.mean(axis=0)
     good = table.quality >= p0
     horizon = min(t_max, table.num_experts)
     before = estimates.log_odds_before
-    (plan,) = fit_guarded_plans(estimates.beliefs, before, good, charges, [alpha], horizon, seed)
+    plan = Planner(estimates.beliefs, before, good, charges, horizon, seed).fit(alpha)
     return Planned(plan, charges, alpha)

@@ -13,7 +13,7 @@ from backends.answer_store import Answer
 from belief.arithmetic import check_equations, evaluate
 from belief.budget import Spent, dial_for, mix_at, tabulated, widest_step
 from belief.features import Said, answer_features
-from belief.guard import fit_guarded_plans
+from belief.guard import Planner
 from belief.order import THRESHOLDS, plan_of, tabulate_orders
 from belief.outcome_model import (
     OutcomeModel,
@@ -393,7 +393,7 @@ def test_an_order_that_returns_more_on_held_out_questions_replaces_the_plan(monk
     bad = plan_of(Order((0,), 2.0), costs, 0.2, np.ones((2, num_inputs(3))))
     plan_0 = Plan(bad.weights, bad.sizes)
     monkeypatch.setattr("belief.guard.fit_plan", lambda *arguments: plan_0)
-    (plan,) = fit_guarded_plans(beliefs, before, good, costs, [0.2], 2, seed=0)
+    plan = Planner(beliefs, before, good, costs, 2, seed=0).fit(0.2)
     assert plan.order is not None
     assert plan.order.experts[0] == 1
 
@@ -406,7 +406,7 @@ def test_a_plan_stays_where_priors_tell_whom_to_ask():
     same = np.eye(2, dtype=bool)[None].repeat(num, axis=0)
     _, beliefs, _ = planned(good, same, costs, 0.5)
     priors = np.where(good, 2.0, -2.0)
-    (plan,) = fit_guarded_plans(beliefs, priors, good, costs, [0.5], 2, seed=0)
+    plan = Planner(beliefs, priors, good, costs, 2, seed=0).fit(0.5)
     assert plan.order is None
 
 

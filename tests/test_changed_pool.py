@@ -13,9 +13,17 @@ from test_belief_agent import config_path, run  # noqa: F401  (fixtures)
 import test_ppo_multi
 from agent import load_agent
 from belief.outcome_model import ExpertRegression
-from belief.pool_change import Coefficients, fit_own, fit_with_offset, move_blocks
-from belief.regression import Standardiser
+from belief.pool_change import (
+    Coefficients,
+    add_to_candidates,
+    fit_own,
+    fit_with_offset,
+    move_blocks,
+)
+from belief.regression import Logistic, Standardiser
+from belief.state import CandidateModel, believe, describe_candidates, hear
 from belief_agent import BeliefAgent
+from der_env import Episode
 from experts import build_pool
 from questions import load_splits
 from runtime.command_line import load_config
@@ -59,6 +67,23 @@ def test_a_new_expert_changes_no_estimate_of_the_others() -> None:
         assert np.allclose(more.log_odds(inputs, nothing, task, who), before)
     newcomer = more.log_odds(inputs, nothing, task, np.full(60, 2))
     assert ((newcomer > 0) == (inputs[:, 1] > 0)).mean() > 0.9
+
+
+def test_candidates_learn_what_a_new_expert_is_worth() -> None:
+    """Estimates say even odds of everybody. The new expert is always right, the old one never."""
+    before, after = np.zeros((40, 2)), np.zeros((40, 2))
+    good = np.array([[False, True]] * 40)
+    same = np.eye(2, dtype=bool)[None].repeat(40, axis=0)
+    features = describe_candidates(hear((0, 1), before, after, same)).features
+    size = features.shape[2]
+    plain = CandidateModel(Standardiser(np.zeros(size), np.ones(size)), Logistic(np.zeros(size), 0))
+    fitted = add_to_candidates(plain, before, after, same, good, 2, expert_idx=1)
+    moved = np.flatnonzero(fitted.logistic.weights)
+    assert moved.tolist() == [size - 3, size - 1]  # blocks of two: members, then rivals
+    old, new = fitted.log_odds(features)[0]
+    assert old < -1 and new > 1
+    assert believe(hear((0, 1), before, after, same), plain).submitted.tolist() == [0] * 40
+    assert believe(hear((0, 1), before, after, same), fitted).submitted.tolist() == [1] * 40
 
 
 def test_coefficients_are_read_and_written_in_one_order() -> None:
@@ -105,6 +130,26 @@ def test_an_expert_that_left_can_join_again(
     assert agent.reader.costs[3] == pytest.approx(1.0)  # 8 billion parameters at 0.125
     known = agent_of(run).reader.priors(questions)[:, 3]
     assert np.corrcoef(priors[:, 3], known)[0, 1] > 0.5
+
+
+def test_a_new_expert_that_is_best_and_cheap_is_asked_first(
+    run: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """The old policy asks the others only: plans are fitted anew on the examples."""
+    less = without_expert(run, "large", tmp_path / "less")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    listed = [expert for expert in config["pool"]["experts"] if expert["name"] == "large"]
+    listed[0]["params_b"] = 1.0
+    experts = tmp_path / "experts.yaml"
+    experts.write_text(yaml.safe_dump({"experts": listed}))
+    more = with_expert(less, experts, 60, tmp_path / "more")
+    config = load_config(more / "config.yaml")
+    agent = agent_of(more)
+    questions = [question.sealed() for question in load_splits(config.data).test]
+    decisions = agent.act([Episode(question, 3) for question in questions])
+    assert [decision.expert_idx for decision in decisions].count(3) > 0.5 * len(questions)
+    assert agent.actor.learned.abs().max() == 0.0
 
 
 def test_what_cannot_be_changed_is_refused(

@@ -7,7 +7,6 @@ PPO does not improve on it.
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,7 +17,7 @@ import torch
 
 from belief.budget import tabulate, tabulated, widest_step
 from belief.features import Said
-from belief.guard import fit_guarded_plans
+from belief.guard import Planner
 from belief.outcome_model import (
     CrossFitted,
     OutcomeModel,
@@ -27,16 +26,12 @@ from belief.outcome_model import (
     cross_fit,
 )
 from belief.packing import arrays_under, pack_model, unpack_model
-from belief.planner import Order, Plan, fit_plan, follow
+from belief.planner import Order, Plan, follow
 from belief.state import (
-    Asked,
-    Belief,
     CandidateModel,
     agreement,
-    asked_sets,
-    believe,
+    believe_sets,
     fit_candidates,
-    hear,
     sample_questions,
 )
 from belief_agent import BeliefAgent, BeliefReader
@@ -150,18 +145,17 @@ class BeliefTrainer(Trainer):
         before, after = self._fitted.before[rows], self._fitted.after[rows]
         same, good = same[rows], good[rows]
         self._planned_on = rows
-        beliefs: dict[Asked, Belief] = {}
-        self._beliefs = beliefs
-        for asked in itertools.chain.from_iterable(asked_sets(len(self.pool), reader.t_max)[1:]):
-            heard = hear(asked, before, after, same)
-            beliefs[asked] = believe(heard, reader.candidates)
-        arrays = (beliefs, before, good, reader.costs)
-        self.plans: list[Plan] = []
-        if self.can_stop:
-            self.plans = fit_guarded_plans(*arrays, self.alphas, reader.t_max, self.config.seed)
-        else:  # the Terminator's threshold is chosen later: an order cannot stop by its own
-            for alpha in self.alphas:
-                self.plans.append(fit_plan(*arrays, alpha, reader.t_max))
+        self._beliefs = believe_sets(before, after, same, reader.candidates, reader.t_max)
+        planner = Planner(
+            self._beliefs,
+            before,
+            good,
+            reader.costs,
+            reader.t_max,
+            self.config.seed,
+            self.can_stop,
+        )
+        self.plans = [planner.fit(alpha) for alpha in self.alphas]
         self.agent.set_plans(self.plans)
 
     def summary(self) -> str:
@@ -360,9 +354,11 @@ class BeliefTrainer(Trainer):
             spent.append(tabulate(alpha, charges, table.quality[rows, submitted]))
         self.agent.spent = spent
         self.agent.num_spent = len(rows)
+        within = spent[: len(self.alphas)]
         print(
-            f"mean cost of a question: {spent[0].cost:.3f} at alpha 0, {spent[-1].cost:.3f} where"
-            f" only cost counts, no step above {widest_step(spent):.0%} of that range"
+            f"mean cost of a question: {within[0].cost:.3f} at alpha {within[0].alpha:g},"
+            f" {within[-1].cost:.3f} at alpha {within[-1].alpha:g}, no step above"
+            f" {widest_step(within):.0%} of that range; {spent[-1].cost:.3f} where only cost counts"
         )
 
     def learners_state(self) -> dict[str, Any]:

@@ -1,14 +1,14 @@
 """A trained run for another pool, without training its policy: an expert joins, or one leaves.
 
 The changed run has a folder of its own, with config.yaml, agent/ and terminator/. What belongs to
-the experts that stay is taken over (`belief.pool_change`). A promise of the Terminator is not: it
-was made for the old pool. Nor is what the agent spends at which weight of cost.
+the experts that stay is taken over (`belief.pool_change`). Where an expert joins, plans are fitted
+anew on the questions that it has answered. A promise of the Terminator is not taken over: it was
+made for the old pool. Nor is what the agent spends at which weight of cost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +16,30 @@ import numpy as np
 import torch
 
 from agent import build_agent, load_agent, save_agent
-from belief.features import Said
-from belief.outcome_model import Outcomes, count_answers, count_questions
+from belief.guard import Planner
+from belief.outcome_model import CrossFitted, OutcomeModel, Outcomes, cross_fit_by
 from belief.packing import pack_model
-from belief.pool_change import add_expert, drop_expert, move_candidates, move_plan
+from belief.pool_change import (
+    add_expert,
+    add_to_candidates,
+    drop_expert,
+    move_candidates,
+    move_plan,
+)
+from belief.state import CandidateModel, agreement, believe_sets
 from belief_agent import BeliefAgent
 from config import Config
-from experts import ExpertPool, Request, build_pool
-from metrics.registry import score_answers
-from questions import Question, load_splits
-from reward import charge
+from evaluation.answer_table import AnswerTable, ask_all
+from evaluation.estimates import TableFeatures
+from experts import ExpertPool, build_pool
+from questions import load_splits
 from runtime.command_line import dump_config, read_yaml, validate
 from runtime.errors import AgentError, ConfigError
 from runtime.files import write_atomically
 from runtime.machine import pick_device, set_threads
 from runtime.run_folder import load_run_config
 from terminator import EstimateTerminator, load_terminator, save_terminator
+from training.belief_trainer import outcomes_of
 
 NEW = -1  # in place of an expert's index in the old pool
 
@@ -116,26 +124,29 @@ def write_changed(change: Change, num_examples: int, out: Path) -> Path:
 
 def changed_agent(change: Change, num_examples: int) -> BeliefAgent:
     """The agent for the new pool."""
-    old = change.agent
-    model = old.reader.model
-    costs = list(old.reader.costs)
+    old = change.agent.reader
+    model = old.model
+    costs = old.costs
     for expert_idx in reversed(range(len(costs))):
         if expert_idx not in change.kept:
             model = drop_expert(model, expert_idx)
-            costs.pop(expert_idx)
-    for place, source in enumerate(change.kept):
-        if source == NEW:
-            outcomes, cost = judged_answers(change, place, num_examples)
-            model = add_expert(model, outcomes)
-            costs.append(cost)
-    candidates = move_candidates(old.reader.candidates, len(change.old_pool), change.kept)
+            costs = np.delete(costs, expert_idx)
+    candidates = move_candidates(old.candidates, len(change.old_pool), change.kept)
+    examples = None
+    if NEW in change.kept:
+        examples = judged_examples(change, model, num_examples)
+        model = examples.fitted.model
+        candidates = examples.add_to(candidates, change)
+        costs = np.append(costs, examples.table.mean_charges()[len(costs) :])
     state = moved_state(change)
     for name, array in pack_model(model, candidates).items():
         state[f"belief.{name}"] = torch.as_tensor(array)
-    state["costs"] = torch.as_tensor(np.array(costs))
+    state["costs"] = torch.as_tensor(costs)
     agent = build_agent(change.config.agent, len(change.pool), change.config.env.t_max)
     assert isinstance(agent, BeliefAgent)
-    agent.load_learned_state(state, old.settings() | {"spent": [], "num_spent": 0})
+    agent.load_learned_state(state, change.agent.settings() | {"spending": [], "num_spent": 0})
+    if examples is not None:
+        plan_anew(agent, examples, change.config)
     return agent
 
 
@@ -150,8 +161,38 @@ def moved_state(change: Change) -> dict[str, torch.Tensor]:
     return state
 
 
-def judged_answers(change: Change, expert_idx: int, num_examples: int) -> tuple[Outcomes, float]:
-    """A new expert's answers to some training questions, judged, and C of a call on average."""
+@dataclass(frozen=True)
+class Examples:
+    """Everybody's answers to the training questions that new experts have answered.
+
+    good (N, K): which are right. fitted: the model of the new pool. Its estimates of new experts'
+    answers are by models that had not seen them; those of the others were fitted on these, too.
+    """
+
+    table: AnswerTable
+    good: np.ndarray
+    fitted: CrossFitted
+
+    def add_to(self, candidates: CandidateModel, change: Change) -> CandidateModel:
+        """The weights of candidates, with those of the new experts."""
+        t_max = min(change.config.env.t_max, len(change.kept))
+        same = agreement(self.table.groups)
+        arrays = (self.fitted.before, self.fitted.after, same, self.good)
+        for expert_idx in newcomers(change):
+            candidates = add_to_candidates(candidates, *arrays, t_max, expert_idx)
+        return candidates
+
+
+def newcomers(change: Change) -> list[int]:
+    """Indices of the new experts in the new pool."""
+    return [place for place, source in enumerate(change.kept) if source == NEW]
+
+
+def judged_examples(change: Change, model: OutcomeModel, num_examples: int) -> Examples:
+    """Ask new experts so many training questions, and fit their part of the model.
+
+    model: of the experts that stay. Their answers are in the store since training.
+    """
     config = change.config
     training = load_splits(config.data).train
     if num_examples > len(training):
@@ -160,29 +201,42 @@ def judged_answers(change: Change, expert_idx: int, num_examples: int) -> tuple[
         )
     rows = np.random.default_rng(config.seed).permutation(len(training))[:num_examples]
     questions = [training[row] for row in rows]
-    pool = change.pool
-    answers = pool.answer([Request(expert_idx, question.text) for question in questions])
-    texts = [answer.text for answer in answers]
-    names = [pool.names[expert_idx]] * len(texts)
-    quality = np.array(score_answers(questions, texts, names))
-    charges = []
-    for answer in answers:
-        charges.append(charge(pool.cost(expert_idx, answer), config.reward))
-    said = [Said.of(answer) for answer in answers]
-    outcomes = describe(change.agent, questions, said, quality >= config.env.p0)
-    return outcomes, float(np.mean(charges))
+    table = ask_all(questions, change.pool, config.reward)
+    features = TableFeatures.of(table, change.agent.question_embeddings(questions))
+    outcomes = outcomes_of(table, features, change.agent.reader.tasks, config.env.p0)
+
+    def fit(part: Outcomes) -> OutcomeModel:
+        extended = model
+        for expert_idx in newcomers(change):
+            extended = add_expert(extended, part.of_expert(expert_idx))
+        return extended
+
+    return Examples(table, outcomes.good, cross_fit_by(fit, outcomes, config.seed))
 
 
-def describe(
-    agent: BeliefAgent, questions: Sequence[Question], answers: Sequence[Said], good: np.ndarray
-) -> Outcomes:
-    """One expert's judged answers, as features."""
-    tasks = agent.reader.tasks
-    task = [tasks.index(q.task) if q.task in tasks else -1 for q in questions]
-    return Outcomes(
-        question=count_questions(questions),
-        embedding=agent.question_embeddings(questions),
-        task=np.array(task),
-        answer=count_answers(questions, answers)[:, None],
-        good=good[:, None],
+def plan_anew(agent: BeliefAgent, examples: Examples, config: Config) -> None:
+    """Fit the plan of each weight of cost anew on the examples.
+
+    A plan that was moved from the old pool stays where the new one does not return more on
+    examples held out. What PPO had learned stays in it.
+    """
+    reader = agent.reader
+    fitted = examples.fitted
+    same = agreement(examples.table.groups)
+    planner = Planner(
+        believe_sets(fitted.before, fitted.after, same, reader.candidates, reader.t_max),
+        fitted.before,
+        examples.good,
+        reader.costs,
+        reader.t_max,
+        config.seed,
+        can_stop=config.env.stop == "action",
     )
+    plans = []
+    for alpha in config.reward.alphas or (config.reward.alpha,):
+        moved = agent.plan_at(alpha)
+        plan = planner.fit(alpha)
+        is_better = planner.expected(alpha) > planner.returned(moved, alpha)
+        plans.append(plan if is_better else replace(moved, sizes=plan.sizes))
+    agent.set_plans(plans)
+    torch.nn.init.zeros_(agent.actor.learned)  # now in the plans that were moved

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import time
 from dataclasses import replace
@@ -447,6 +448,11 @@ def test_a_weight_between_two_plans_is_a_share_of_the_questions_for_each():
     assert mix.share == pytest.approx(0.25)
     drawn = [mix.alpha_of(f"question {i}") for i in range(4000)]
     assert drawn.count(0.5) / 4000 == pytest.approx(0.25, abs=0.03)
+    # A split that was drawn by a hash of the text has its share, too
+    texts = [f"question {i}" for i in range(9000)]
+    split = [text for text in texts if hashlib.sha256(text.encode()).digest()[0] < 128]
+    drawn = [mix.alpha_of(text) for text in split]
+    assert drawn.count(0.5) / len(split) == pytest.approx(0.25, abs=0.03)
     for alpha in (0.0, 0.1, 0.5, 2.0):
         assert {mix_at(alpha, planned).alpha_of(f"question {i}") for i in range(99)} == {alpha}
     assert mix_at(0.3, (0.1,)).alpha_of("a question") == 0.3

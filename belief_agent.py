@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from belief.budget import Dial, Spent, dial_for, mix_at
+from belief.budget import Dial, Planned, Spent, dial_for
 from belief.exploration import GREEDY, Exploration
 from belief.features import Said
 from belief.outcome_model import (
@@ -31,8 +31,7 @@ from belief.outcome_model import (
     count_questions,
 )
 from belief.packing import arrays_under, pack_model, unpack_model
-from belief.planner import Plan, action_inputs, num_inputs
-from belief.regression import sigmoid
+from belief.planner import NUM_STATE_INPUTS, Plan, action_inputs, num_inputs, value_inputs
 from belief.state import Belief, CandidateModel, Heard, agreement, believe
 from der_env import Episode, encode_states
 from questions import Question
@@ -43,7 +42,6 @@ from text_agent import Agent
 TEMPERATURE = 0.02  # of the policy, in units of return: differences below it are explored
 FORBIDDEN = -1e9  # score of an action that cannot be taken
 ACTOR_PARTS = ("actor.plan", "actor.scale", "actor.learned", "critic.weights")
-NUM_STATE_INPUTS = 5  # of the value head, for each number of calls made
 
 
 class BeliefReader:
@@ -70,7 +68,7 @@ class BeliefReader:
         self.t_max = min(t_max, len(self.costs))
         self.embed = embed  # questions -> (N, D)
         self.alpha = alpha  # weight of cost on routes that bring none of their own
-        self.planned: tuple[float, ...] = ()  # the weights that there is a plan for, rising
+        self.planned = Planned((), ())
         self.dial: Dial | None = None  # where a budget is to be met: the weight of each question
         self.before: dict[str, np.ndarray] = {}
         self.after: dict[tuple[str, int, Said], float] = {}
@@ -171,10 +169,10 @@ class BeliefReader:
         return self.dial.alpha_of(episode.question.text) if self.dial else self.alpha
 
     def alphas_of(self, episodes: Sequence[Episode]) -> np.ndarray:
-        """The weights of cost (N,) whose plans decide."""
+        """The weights of cost (N,) that decide."""
         alphas = []
         for episode in episodes:
-            mix = mix_at(self.alpha_of(episode), self.planned)
+            mix = self.planned.mix_at(self.alpha_of(episode))
             alphas.append(mix.alpha_of(episode.question.text))
         return np.array(alphas)
 
@@ -220,22 +218,13 @@ def last_call_of(episode: Episode, expert_idx: int) -> int:
     return calls[-1]
 
 
-def value_inputs(belief: Belief | None, before: np.ndarray, alphas: np.ndarray) -> np.ndarray:
-    """Inputs (N, NUM_STATE_INPUTS) of the value of a state; alpha (N,) is the last."""
-    ease = sigmoid(before).mean(1)
-    ones = np.ones(len(before))
-    if belief is None:
-        return np.column_stack([ones, ease, ones * 0, ones * 0, alphas])
-    return np.column_stack([ones, ease, belief.p, belief.p * (1 - belief.p), alphas])
-
-
 class BeliefActor(nn.Module):
     """Scores of every expert and of stopping, from an observation of `BeliefReader`.
 
     An expert's score is the gain that it promises minus alpha times its cost, over a temperature;
     stopping scores 0. The gain is linear in the expert's inputs, with weights for each number of
     calls made: the plan's, and what PPO has learned beside them. There is a plan for each of
-    `alphas`.
+    `alphas`; between two of them weights are interpolated.
     """
 
     plan: torch.Tensor  # (A, T, F)
@@ -253,9 +242,20 @@ class BeliefActor(nn.Module):
         self.register_buffer("scale", torch.ones(shape))  # 1 / size of an input
         self.learned = nn.Parameter(torch.zeros(shape))
 
-    def place_of(self, alpha: torch.Tensor) -> torch.Tensor:
-        """Which plan (B,) decides at these weights of cost (B,): above them all the last."""
-        return (alpha[:, None] > self.alphas[:-1]).sum(1)
+    def shares(self, alpha: torch.Tensor) -> torch.Tensor:
+        """Shares (B, A) of the plans in the weights at each alpha (B,), by linear interpolation."""
+        num_plans = len(self.alphas)
+        if num_plans == 1:
+            return torch.ones(len(alpha), 1, device=alpha.device)
+        above = torch.searchsorted(self.alphas, alpha.contiguous()).clamp(1, num_plans - 1)
+        low = self.alphas[above - 1]
+        high = self.alphas[above]
+        share = ((alpha - low) / (high - low)).clamp(0, 1)
+        shares = torch.zeros(len(alpha), num_plans, device=alpha.device)
+        rows = torch.arange(len(alpha), device=alpha.device)
+        shares[rows, above - 1] = 1 - share
+        shares[rows, above] = share
+        return shares
 
     def split(self, obs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Per-expert inputs (B, K, F + 2) and the state's inputs (B, S) of observations."""
@@ -270,7 +270,8 @@ class BeliefActor(nn.Module):
         experts, states = self.split(obs)
         calls_made = states[:, : self.t_max]  # (B, T), all zeros after the last call
         alpha = states[:, -1]  # (B,)
-        weights = self.plan[self.place_of(alpha)] + self.scale * self.learned  # (B, T, F)
+        plans = torch.einsum("ba,atf->btf", self.shares(alpha), self.plan)
+        weights = plans + self.scale * self.learned  # (B, T, F)
         gains = torch.einsum("bkf,btf,bt->bk", experts[:, :, :-2], weights, calls_made)
         scores = (gains - alpha[:, None] * experts[:, :, -2]) / TEMPERATURE
         scores = scores.masked_fill(experts[:, :, -1] < 0.5, FORBIDDEN)
@@ -323,7 +324,7 @@ class BeliefAgent(Agent):
 
     def set_reader(self, reader: BeliefReader, alphas: Sequence[float], *, can_stop: bool) -> None:
         """Build the policy over what a reader observes, for these weights of cost."""
-        reader.planned = tuple(alphas)
+        reader.planned = Planned(tuple(alphas), (False,) * len(alphas))
         self.beliefs = reader
         self.observer = reader
         device = self.encoder.device
@@ -373,8 +374,9 @@ class BeliefAgent(Agent):
     def plan_at(self, alpha: float) -> Plan:
         """The policy's weights at a weight of cost, as a plan: what PPO has learned included."""
         with torch.no_grad():
-            place = self.actor.place_of(self.actor.alphas.new_tensor([alpha]))
-            weights = (self.actor.plan[place[0]] + self.actor.scale * self.actor.learned).cpu()
+            shares = self.actor.shares(torch.tensor([alpha], dtype=torch.float32))[0]
+            plan = torch.einsum("a,atf->tf", shares, self.actor.plan.cpu())
+            weights = plan + (self.actor.scale * self.actor.learned).cpu()
         return Plan(weights.numpy().astype(np.float64), np.ones(weights.shape))
 
     def explore_with(self, exploration: Exploration, seed: int) -> None:
@@ -398,6 +400,8 @@ class BeliefAgent(Agent):
 
     def set_plans(self, plans: Sequence[Plan]) -> None:
         """Start the policy from fitted dynamic programming, a plan for each alpha."""
+        is_order = tuple(plan.order is not None for plan in plans)
+        self.reader.planned = replace(self.reader.planned, is_order=is_order)
         sizes = plans[0].sizes  # of the inputs: the same for every alpha
         with torch.no_grad():
             weights = np.stack([plan.weights for plan in plans])
@@ -449,8 +453,9 @@ class BeliefAgent(Agent):
             "tasks": self.reader.tasks,
             "alpha": self.reader.alpha,
             "alphas": self.actor.alphas.tolist(),
+            "is_order": list(self.reader.planned.is_order),
             "can_stop": self.actor.can_stop,
-            "spending": [list(astuple(one)) for one in self.spent],
+            "spent": [list(astuple(one)) for one in self.spent],
             "num_spent": self.num_spent,
             "similarity": self.similarity,
         }
@@ -483,7 +488,9 @@ class BeliefAgent(Agent):
             settings["alpha"],
         )
         self.set_reader(reader, settings["alphas"], can_stop=settings["can_stop"])
-        self.spent = [Spent(*one) for one in settings.get("spending", [])]
+        if "is_order" in settings:  # an older agent interpolates everywhere
+            reader.planned = replace(reader.planned, is_order=tuple(settings["is_order"]))
+        self.spent = [Spent(*one) for one in settings.get("spent", [])]
         self.num_spent = settings.get("num_spent", 0)
         self.similarity = settings.get("similarity")
         with torch.no_grad():

@@ -1,8 +1,9 @@
 """What an agent spends at each weight of cost, and the weights at which it spends a given budget.
 
-An agent has a plan for each of a few weights. At a weight between two of them a share of the
-questions is asked by each plan, so the mean cost changes evenly with the weight. A budget, the mean
-cost C of a question, is met the same way.
+An agent has a plan, or a fixed order in its place, for each of a few weights. Between two plans
+their weights are interpolated. What lies halfway between an order and something else means nothing:
+there a share of the questions is asked by each. A budget, the mean cost C of a question, is met by
+shares as well.
 """
 
 from __future__ import annotations
@@ -38,13 +39,28 @@ class Mix:
         return self.higher if drawn < self.share else self.alpha
 
 
-def mix_at(alpha: float, planned: Sequence[float]) -> Mix:
-    """The planned weights, by rising size, that stand for `alpha`; outside them only itself."""
-    above = bisect.bisect_right(planned, alpha)
-    if above in (0, len(planned)):
-        return Mix(alpha, alpha, 0.0)
-    low, high = planned[above - 1], planned[above]
-    return Mix(low, high, (alpha - low) / (high - low))
+@dataclass(frozen=True)
+class Planned:
+    """The weights of cost, rising, that an agent has a plan for, and which plans are orders."""
+
+    alphas: tuple[float, ...]
+    is_order: tuple[bool, ...]
+
+    def mix_at(self, alpha: float) -> Mix:
+        """The weights that decide at `alpha`: its neighbours where one is an order, else itself."""
+        above = bisect.bisect_right(self.alphas, alpha)
+        if above in (0, len(self.alphas)) or not any(self.is_order[above - 1 : above + 1]):
+            return Mix(alpha, alpha, 0.0)
+        low, high = self.alphas[above - 1], self.alphas[above]
+        return Mix(low, high, (alpha - low) / (high - low))
+
+    def to_tabulate(self) -> list[float]:
+        """These weights, and those of ALPHAS above the first that decide by themselves."""
+        others = []
+        for alpha in ALPHAS:
+            if alpha > self.alphas[0] and self.mix_at(alpha).share == 0:
+                others.append(alpha)
+        return sorted({*self.alphas, *others})
 
 
 @dataclass(frozen=True)
@@ -84,20 +100,15 @@ def tabulate(alpha: float, charges: np.ndarray, quality: np.ndarray) -> Spent:
     return Spent(alpha, float(charges.mean()), deviation, float(quality.mean()))
 
 
-def tabulated(planned: Sequence[float]) -> list[float]:
-    """The weights of cost to tabulate: the planned ones, and those of ALPHAS above them all."""
-    return [*planned, *[alpha for alpha in ALPHAS if alpha > planned[-1]]]
-
-
 def widest_step(table: Sequence[Spent]) -> float:
     """The largest change of cost between two weights that can be asked for, as a share of the
-    range; 0 without one. table: of the planned weights; between them cost changes evenly.
+    range; 0 without one. table: of these weights; between two of them cost changes evenly.
 
     Weights are taken 20 to a decade, as in ALPHAS.
     """
-    planned = [one.alpha for one in table]
-    within = [alpha for alpha in ALPHAS if planned[0] < alpha < planned[-1]]
-    costs = np.interp(sorted([*planned, *within]), planned, [one.cost for one in table])
+    known = [one.alpha for one in table]
+    within = [alpha for alpha in ALPHAS if known[0] < alpha < known[-1]]
+    costs = np.interp(sorted([*known, *within]), known, [one.cost for one in table])
     span = float(costs[0] - costs[-1])
     return float(np.abs(np.diff(costs)).max()) / span if span > 0 else 0.0
 

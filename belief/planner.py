@@ -18,6 +18,7 @@ from belief.state import Asked, Belief, asked_sets, by_asked
 PENALTY = 30.0  # of the ridge regressions, in rows
 SOFTNESS = 0.5  # share of the estimates in the targets; the rest are outcomes
 NUM_SHARED = 14  # inputs that do not name an expert
+NUM_STATE_INPUTS = 5  # of the value head, for each number of calls made
 
 
 def action_inputs(belief: Belief | None, before: np.ndarray, expert_idx: int) -> np.ndarray:
@@ -75,6 +76,15 @@ def _shared_inputs(belief: Belief | None, prior: np.ndarray, ease: np.ndarray) -
 
 def num_inputs(num_experts: int) -> int:
     return NUM_SHARED + 5 * num_experts
+
+
+def value_inputs(belief: Belief | None, before: np.ndarray, alphas: np.ndarray) -> np.ndarray:
+    """Inputs (N, NUM_STATE_INPUTS) of the value of a state; alpha (N,) is the last."""
+    ease = sigmoid(before).mean(1)
+    ones = np.ones(len(before))
+    if belief is None:
+        return np.column_stack([ones, ease, ones * 0, ones * 0, alphas])
+    return np.column_stack([ones, ease, belief.p, belief.p * (1 - belief.p), alphas])
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 import test_ppo_multi
 import train_ppo_multi
 from agent import load_agent
+from belief.budget import Planned
 from belief.outcome_model import count_questions
 from belief_agent import BeliefActor, BeliefAgent
 from config import EnvConfig
@@ -334,12 +335,14 @@ def test_one_agent_serves_all_alphas_it_was_trained_for_and_those_between(
         agent.ask_with(2.0)
 
 
-def test_each_weight_of_cost_has_its_own_plan() -> None:
-    actor = BeliefActor(2, 2, [0.0, 0.02, 0.2], can_stop=True)
-    assert actor.place_of(torch.tensor([0.0, 0.02, 0.2, 5.0])).tolist() == [0, 1, 2, 2]
+def test_between_two_alphas_the_plans_are_interpolated() -> None:
+    actor = BeliefActor(2, 2, [0.0, 0.2, 1.0], can_stop=True)
+    shares = actor.shares(torch.tensor([0.0, 0.1, 0.6, 1.0]))
+    expected = torch.tensor([[1, 0, 0], [0.5, 0.5, 0], [0, 0.5, 0.5], [0, 0, 1]])
+    torch.testing.assert_close(shares, expected)
 
 
-def test_between_two_weights_each_question_is_asked_by_one_of_their_plans(
+def test_beside_an_order_each_question_is_asked_with_one_weight_or_the_other(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Weights of an order and of a plan mean nothing halfway. With such weights an agent for code
@@ -348,7 +351,7 @@ def test_between_two_weights_each_question_is_asked_by_one_of_their_plans(
     config = load_config(run / "config.yaml")
     reader = load_agent(run / "agent", build_pool(config)).reader
     episodes = [Episode(question.sealed(), 3) for question in load_splits(config.data).test]
-    monkeypatch.setattr(reader, "planned", (0.0, 0.2, 1.0))
+    monkeypatch.setattr(reader, "planned", Planned((0.0, 0.2, 1.0), (True, False, False)))
     reader.alpha = 0.05
     decided = reader.alphas_of(episodes).tolist()
     assert set(decided) == {0.0, 0.2}
@@ -358,6 +361,8 @@ def test_between_two_weights_each_question_is_asked_by_one_of_their_plans(
     assert set(reader.alphas_of(episodes).tolist()) == {0.2}
     episodes[0].alpha = 1.0
     assert reader.alphas_of(episodes)[:2].tolist() == [1.0, 0.2]
+    reader.alpha = 0.5  # between two plans
+    assert reader.alphas_of(episodes)[:2].tolist() == [1.0, 0.5]
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from belief.budget import tabulate, tabulated, widest_step
+from belief.budget import tabulate, widest_step
 from belief.features import Said
 from belief.guard import Planner
 from belief.outcome_model import (
@@ -347,14 +347,14 @@ class BeliefTrainer(Trainer):
         before = self._fitted.before[rows]
         costs = self.agent.reader.costs
         spent = []
-        for alpha in tabulated(self.alphas):
+        for alpha in self.agent.reader.planned.to_tabulate():
             plan = self.agent.plan_at(alpha)
             order, submitted = follow(plan, self._beliefs, before, costs, alpha)
             charges = np.where(order >= 0, table.charge[rows[:, None], order], 0.0).sum(1)
             spent.append(tabulate(alpha, charges, table.quality[rows, submitted]))
         self.agent.spent = spent
         self.agent.num_spent = len(rows)
-        within = spent[: len(self.alphas)]
+        within = [one for one in spent if one.alpha <= self.alphas[-1]]
         print(
             f"mean cost of a question: {within[0].cost:.3f} at alpha {within[0].alpha:g},"
             f" {within[-1].cost:.3f} at alpha {within[-1].alpha:g}, no step above"

@@ -144,7 +144,7 @@ def changed_agent(change: Change, num_examples: int) -> BeliefAgent:
     state["costs"] = torch.as_tensor(costs)
     agent = build_agent(change.config.agent, len(change.pool), change.config.env.t_max)
     assert isinstance(agent, BeliefAgent)
-    agent.load_learned_state(state, change.agent.settings() | {"spending": [], "num_spent": 0})
+    agent.load_learned_state(state, change.agent.settings() | {"spent": [], "num_spent": 0})
     if examples is not None:
         plan_anew(agent, examples, change.config)
     return agent
@@ -218,7 +218,7 @@ def plan_anew(agent: BeliefAgent, examples: Examples, config: Config) -> None:
     """Fit the plan of each weight of cost anew on the examples.
 
     A plan that was moved from the old pool stays where the new one does not return more on
-    examples held out. What PPO had learned stays in it.
+    examples held out. What PPO had learned stays in it. An order would never ask a new expert.
     """
     reader = agent.reader
     fitted = examples.fitted
@@ -233,10 +233,11 @@ def plan_anew(agent: BeliefAgent, examples: Examples, config: Config) -> None:
         can_stop=config.env.stop == "action",
     )
     plans = []
-    for alpha in config.reward.alphas or (config.reward.alpha,):
+    alphas = config.reward.alphas or (config.reward.alpha,)
+    for alpha, is_order in zip(alphas, reader.planned.is_order, strict=True):
         moved = agent.plan_at(alpha)
         plan = planner.fit(alpha)
-        is_better = planner.expected(alpha) > planner.returned(moved, alpha)
-        plans.append(plan if is_better else replace(moved, sizes=plan.sizes))
+        stays = planner.returned(moved, alpha) >= planner.expected(alpha)
+        plans.append(replace(moved, sizes=plan.sizes) if stays and not is_order else plan)
     agent.set_plans(plans)
     torch.nn.init.zeros_(agent.actor.learned)  # now in the plans that were moved

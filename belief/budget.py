@@ -54,6 +54,11 @@ class Planned:
         low, high = self.alphas[above - 1], self.alphas[above]
         return Mix(low, high, (alpha - low) / (high - low))
 
+    def follows_order(self, alpha: float) -> bool:
+        """Whether an order decides at a weight that decides by itself."""
+        distances = [abs(planned - alpha) for planned in self.alphas]
+        return self.is_order[distances.index(min(distances))]
+
     def to_tabulate(self) -> list[float]:
         """These weights, and those of ALPHAS above the first that decide by themselves."""
         others = []

@@ -9,6 +9,7 @@ import numpy as np
 
 from backends.answer_store import Answer
 from belief.exploration import GREEDY, Exploration
+from belief.regression import sigmoid
 from belief_agent import BeliefAgent
 from config import Config
 from der_env import Episode, Step
@@ -43,8 +44,23 @@ class TargetPolicy:
         if not self.agent.actor.can_stop:
             probabilities[estimates >= self.terminator.threshold] = np.eye(num_experts + 1)[-1]
         values = np.repeat(estimates[:, None], num_experts + 1, axis=1)
-        values[:, :num_experts] += scores[:, :num_experts]
+        values[:, :num_experts] += self._gains(states, scores[:, :num_experts], estimates)
         return probabilities, values
+
+    def _gains(
+        self, states: Sequence[Episode], scores: np.ndarray, estimates: np.ndarray
+    ) -> np.ndarray:
+        """What each call gains in return (B, K), by the agent's scores (B, K).
+
+        The scores of a fixed order only rank. There a call gains what the expert's prior is above
+        the estimate (B,) of what would be submitted, minus its cost; calls after it are left out.
+        """
+        reader = self.agent.reader
+        alphas = reader.alphas_of(states)
+        is_order = np.array([reader.planned.follows_order(alpha) for alpha in alphas])
+        priors = sigmoid(reader.priors([state.question for state in states]))
+        gains = np.maximum(priors - estimates[:, None], 0.0) - alphas[:, None] * reader.costs
+        return np.where(is_order[:, None], gains, scores)
 
 
 def estimates_of(states: Sequence[Episode], agent: BeliefAgent) -> np.ndarray:

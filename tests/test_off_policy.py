@@ -12,8 +12,13 @@ import numpy as np
 import pytest
 from test_belief_agent import config_path, run  # noqa: F401  (fixtures)
 
+from agent import load_agent
+from belief.budget import Planned
 from belief.exploration import GREEDY, Exploration
+from belief_agent import BeliefAgent
+from der_env import Episode
 from evaluation.ground import Ground
+from evaluation.logged_routes import TargetPolicy
 from evaluation.off_policy import (
     LoggedRoute,
     check_support,
@@ -24,8 +29,12 @@ from evaluation.off_policy import (
     mean_estimate,
     snips,
 )
+from experts import build_pool
+from questions import load_splits
+from runtime.command_line import load_config
 from runtime.errors import ConfigError, ReportError
 from scripts import estimate_policy, explore_run
+from terminator import EstimateTerminator
 
 # Two decisions of two actions each: action 1 of the first decision ends the route with 0.4. The
 # second decision ends it with 1 or 0; each first call costs 0.1.
@@ -196,6 +205,21 @@ def test_doubly_robust_estimates_of_the_greedy_policy_average_to_what_it_returns
     assert abs(np.mean(values) - truth) < 3 * error
     assert error < 0.02
     assert {step["probability"] for record in greedy for step in record["steps"]} == {1.0}
+
+
+def test_a_fixed_order_is_valued_by_estimates_and_not_by_its_scores(
+    run: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Scores of an order only rank. The first call is worth its prior less its cost."""
+    config = load_config(run / "config.yaml")
+    agent = load_agent(run / "agent", build_pool(config))
+    assert isinstance(agent, BeliefAgent)
+    states = [Episode(question.sealed(), 3) for question in load_splits(config.data).test]
+    monkeypatch.setattr(agent.reader, "planned", Planned((0.2,), (True,)))
+    _, values = TargetPolicy(agent, EstimateTerminator()).judge(states)
+    priors = 1 / (1 + np.exp(-agent.reader.priors([state.question for state in states])))
+    assert np.allclose(values[:, :4], priors - 0.2 * agent.reader.costs)
 
 
 def test_logs_that_cannot_tell_are_refused_with_the_reason(

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from belief.budget import Dial, Planned, Spent, dial_for
+from belief.budget import Dial, PlannedAlphas, Spent, dial_for
 from belief.exploration import GREEDY, Exploration
 from belief.features import Said
 from belief.outcome_model import (
@@ -68,7 +68,7 @@ class BeliefReader:
         self.t_max = min(t_max, len(self.costs))
         self.embed = embed  # questions -> (N, D)
         self.alpha = alpha  # weight of cost on routes that bring none of their own
-        self.planned = Planned((), ())
+        self.planned = PlannedAlphas((), ())
         self.dial: Dial | None = None  # where a budget is to be met: the weight of each question
         self.before: dict[str, np.ndarray] = {}
         self.after: dict[tuple[str, int, Said], float] = {}
@@ -324,7 +324,7 @@ class BeliefAgent(Agent):
 
     def set_reader(self, reader: BeliefReader, alphas: Sequence[float], *, can_stop: bool) -> None:
         """Build the policy over what a reader observes, for these weights of cost."""
-        reader.planned = Planned(tuple(alphas), (False,) * len(alphas))
+        reader.planned = PlannedAlphas(tuple(alphas), (False,) * len(alphas))
         self.beliefs = reader
         self.observer = reader
         device = self.encoder.device

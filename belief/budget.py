@@ -40,7 +40,7 @@ class Mix:
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedAlphas:
     """The weights of cost, rising, that an agent has a plan for, and which plans are orders."""
 
     alphas: tuple[float, ...]

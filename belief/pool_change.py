@@ -221,12 +221,14 @@ def add_to_candidates(
     moved: of `move_candidates`. Arrays (N, K) as in `state.fit_candidates`, same (N, K, K). A
     question counts once, however many sets of experts it is looked at with.
     """
-    rows, offset, labels = [], [], []
+    rows = []
+    offset = []
+    labels = []
     sets = list(itertools.chain.from_iterable(asked_sets(before.shape[1], t_max)[1:]))
     with_it = [asked for asked in sets if expert_idx in asked]
-    places = [
-        moved.logistic.weights.size - block * before.shape[1] + expert_idx for block in (2, 1)
-    ]
+    num_experts = before.shape[1]
+    end = len(moved.logistic.weights)  # the last blocks name members and rivals
+    places = [end - 2 * num_experts + expert_idx, end - num_experts + expert_idx]
     for asked in with_it:
         candidates = describe_candidates(hear(asked, before, after, same))
         features = candidates.features[candidates.is_first]

@@ -12,7 +12,7 @@ import pytest
 
 from backends.answer_store import Answer
 from belief.arithmetic import check_equations, evaluate
-from belief.budget import Planned, Spent, dial_for, widest_step
+from belief.budget import PlannedAlphas, Spent, dial_for, widest_step
 from belief.features import Said, answer_features
 from belief.guard import Planner
 from belief.order import THRESHOLDS, plan_of, tabulate_orders
@@ -442,7 +442,7 @@ def test_a_budget_between_two_weights_of_cost_is_met_by_a_share_of_the_questions
 
 
 def test_a_weight_between_two_plans_is_a_share_of_the_questions_for_each():
-    planned = Planned((0.0, 0.1, 0.5), (False, False, True))
+    planned = PlannedAlphas((0.0, 0.1, 0.5), (False, False, True))
     mix = planned.mix_at(0.2)
     assert (mix.alpha, mix.higher) == (0.1, 0.5)
     assert mix.share == pytest.approx(0.25)
@@ -455,7 +455,7 @@ def test_a_weight_between_two_plans_is_a_share_of_the_questions_for_each():
     assert drawn.count(0.5) / len(split) == pytest.approx(0.25, abs=0.03)
     for alpha in (0.0, 0.05, 0.1, 0.5, 2.0):  # between two plans weights are interpolated
         assert {planned.mix_at(alpha).alpha_of(f"question {i}") for i in range(99)} == {alpha}
-    assert Planned((0.1,), (True,)).mix_at(0.3).alpha_of("a question") == 0.3
+    assert PlannedAlphas((0.1,), (True,)).mix_at(0.3).alpha_of("a question") == 0.3
 
 
 def test_the_widest_step_is_a_share_of_all_that_can_be_saved():
@@ -464,10 +464,10 @@ def test_the_widest_step_is_a_share_of_all_that_can_be_saved():
     """
     assert widest_step(SPENT) == pytest.approx(1 * (1 - 10**-0.05) / (2.0 - 0.5))
     assert widest_step([Spent(0.0, 2.0, 1.0, 0.9)]) == 0.0
-    weights = Planned((0.0, 0.02, 100.0), (False, True, True)).to_tabulate()
+    weights = PlannedAlphas((0.0, 0.02, 100.0), (False, True, True)).to_tabulate()
     assert weights[:3] == [0.0, 0.02, 100.0]
     assert (weights[3], weights[-1]) == pytest.approx((100 * 10**0.05, 1000.0))
-    weights = Planned((0.0, 0.02), (False, False)).to_tabulate()
+    weights = PlannedAlphas((0.0, 0.02), (False, False)).to_tabulate()
     assert weights[:2] == [0.0, pytest.approx(1e-4)]
 
 

@@ -113,16 +113,22 @@ def test_a_dropped_expert_is_never_called_and_the_others_keep_their_estimates(
     assert np.allclose(after, before[:, [0, 2, 3]], atol=1e-5)
 
 
+def leave_and_join(run: Path, folder: Path, params_b: float) -> tuple[Path, Path]:  # noqa: F811
+    """A run without its expert "large", and one that it has joined again at another size."""
+    less = without_expert(run, "large", folder / "less")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    listed = [expert for expert in config["pool"]["experts"] if expert["name"] == "large"]
+    listed[0]["params_b"] = params_b
+    experts = folder / "experts.yaml"
+    experts.write_text(yaml.safe_dump({"experts": listed}))
+    return less, with_expert(less, experts, 60, folder / "more")
+
+
 def test_an_expert_that_left_can_join_again(
     run: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    less = without_expert(run, "large", tmp_path / "less")
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    listed = [expert for expert in config["pool"]["experts"] if expert["name"] == "large"]
-    experts = tmp_path / "experts.yaml"
-    experts.write_text(yaml.safe_dump({"experts": listed}))
-    more = with_expert(less, experts, 60, tmp_path / "more")
+    less, more = leave_and_join(run, tmp_path, params_b=8.0)
     questions = load_splits(load_config(run / "config.yaml").data).test
     agent = agent_of(more)
     priors = agent.reader.priors(questions)
@@ -137,13 +143,7 @@ def test_a_new_expert_that_is_best_and_cheap_is_asked_first(
     tmp_path: Path,
 ) -> None:
     """The old policy asks the others only: plans are fitted anew on the examples."""
-    less = without_expert(run, "large", tmp_path / "less")
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    listed = [expert for expert in config["pool"]["experts"] if expert["name"] == "large"]
-    listed[0]["params_b"] = 1.0
-    experts = tmp_path / "experts.yaml"
-    experts.write_text(yaml.safe_dump({"experts": listed}))
-    more = with_expert(less, experts, 60, tmp_path / "more")
+    _, more = leave_and_join(run, tmp_path, params_b=1.0)
     config = load_config(more / "config.yaml")
     agent = agent_of(more)
     questions = [question.sealed() for question in load_splits(config.data).test]

@@ -13,7 +13,7 @@ import pytest
 from test_belief_agent import config_path, run  # noqa: F401  (fixtures)
 
 from agent import load_agent
-from belief.budget import Planned
+from belief.budget import PlannedAlphas
 from belief.exploration import GREEDY, Exploration
 from belief_agent import BeliefAgent
 from der_env import Episode
@@ -216,7 +216,7 @@ def test_a_fixed_order_is_valued_by_estimates_and_not_by_its_scores(
     agent = load_agent(run / "agent", build_pool(config))
     assert isinstance(agent, BeliefAgent)
     states = [Episode(question.sealed(), 3) for question in load_splits(config.data).test]
-    monkeypatch.setattr(agent.reader, "planned", Planned((0.2,), (True,)))
+    monkeypatch.setattr(agent.reader, "planned", PlannedAlphas((0.2,), (True,)))
     _, values = TargetPolicy(agent, EstimateTerminator()).judge(states)
     priors = 1 / (1 + np.exp(-agent.reader.priors([state.question for state in states])))
     assert np.allclose(values[:, :4], priors - 0.2 * agent.reader.costs)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize.elementwise import find_root
-from scipy.special import expit, logit
+from scipy.special import expit, logit, stdtr
 from scipy.stats import f, t
 
 LEVEL = 0.95
@@ -158,12 +158,7 @@ def limits(
     seeds, questions = values.shape[-2:]
     least_error = 0.0 if counted else _half_a_question(lower, upper, questions)
     mean, error, share = _mean_and_error(values, least_error)
-
-    def too_likely(ratio: np.ndarray, share: np.ndarray) -> np.ndarray:
-        return _tails(ratio, share, seeds, questions) - (1 - LEVEL)
-
-    highest = 1 + t.isf((1 - LEVEL) / 2, 1)  # no quantile is above that of one degree of freedom
-    half_width = error * find_root(too_likely, (0, highest), args=(share,)).x
+    half_width = error * _quantile(share, seeds, questions)
     start, width, centre, slope = _logit_scale(mean, lower, upper, questions)
     lo = start + width * expit(centre - slope * half_width)
     hi = start + width * expit(centre + slope * half_width)
@@ -185,14 +180,28 @@ def _p_value(values: np.ndarray, lower: float, upper: float) -> float:
     return float(_tails(distance / error, share, seeds, questions))
 
 
+def _quantile(share: np.ndarray, seeds: int, questions: int) -> np.ndarray:
+    """How many errors from the mean the limits lie (...), so that `_tails` is 1 - LEVEL there."""
+    tail = (1 - LEVEL) / 2
+    if seeds == 1:
+        return np.asarray(t.isf(tail, questions - 1))
+
+    def too_likely(ratio: np.ndarray, share: np.ndarray) -> np.ndarray:
+        return _tails(ratio, share, seeds, questions) - (1 - LEVEL)
+
+    highest = 1 + t.isf(tail, 1)  # no quantile is above that of one degree of freedom
+    found: np.ndarray = find_root(too_likely, (0, highest), args=(share,)).x
+    return found
+
+
 def _tails(ratio: np.ndarray, share: np.ndarray, seeds: int, questions: int) -> np.ndarray:
     """Two-sided tail probability of a mean's distance over its error.
 
     Args:
         share: of the error's square that seeds make up.
     """
-    of_seeds = 2 * t.sf(ratio, max(seeds - 1, 1))
-    of_questions = 2 * t.sf(ratio, questions - 1)
+    of_seeds = 2 * stdtr(max(seeds - 1, 1), -ratio)
+    of_questions = 2 * stdtr(questions - 1, -ratio)
     return share * of_seeds + (1 - share) * of_questions
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from evaluation.stats import verdict_of
 
@@ -68,17 +69,37 @@ def _slope(start: np.ndarray, end: np.ndarray) -> float:
     return (end[1] - start[1]) / (end[0] - start[0])
 
 
-def area_under(points: np.ndarray, min_cost: float, max_cost: float) -> float:
+def area_under(points: np.ndarray, min_cost: ArrayLike, max_cost: ArrayLike) -> np.ndarray:
     """Mean height of the points' upper hull over the costs from `min_cost` to `max_cost`.
 
-    The points, (N, 2), must hold one at `min_cost` or below. Points above `max_cost` shape the
-    hull; the area ends at `max_cost`.
+    From each corner of a hull the next one is where the slope is steepest.
+
+    Args:
+        points: (..., N, 2) of cost and quality, one of them at `min_cost` or below. Points above
+            `max_cost` shape the hull; the area ends at `max_cost`.
+        min_cost, max_cost: (...).
+
+    Returns:
+        (...).
     """
-    cost, quality = upper_hull(points).T
-    inner = cost[(cost > min_cost) & (cost < max_cost)]
-    grid = np.concatenate([[min_cost], inner, [max_cost]])
-    heights = np.interp(grid, cost, quality)
-    return float(np.trapezoid(heights, grid) / (max_cost - min_cost))
+    cost, quality = points[..., 0], points[..., 1]
+    at = cost.min(axis=-1)
+    height = quality.max(axis=-1, where=cost == at[..., None], initial=-np.inf)
+    total = np.zeros(at.shape)
+    for _ in range(cost.shape[-1]):
+        run = cost - at[..., None]
+        rise = quality - height[..., None]
+        slopes = np.divide(rise, run, out=np.zeros(run.shape), where=run > 0)
+        steepest = slopes.argmax(axis=-1)[..., None]
+        slope = np.take_along_axis(slopes, steepest, axis=-1)[..., 0].clip(0)
+        corner = np.take_along_axis(cost, steepest, axis=-1)[..., 0]
+        end = np.where(slope > 0, corner, np.maximum(at, max_cost))  # flat beyond the last corner
+        left, right = np.clip(at, min_cost, max_cost), np.clip(end, min_cost, max_cost)
+        middle = height + slope * ((left + right) / 2 - at)
+        total += (right - left) * middle
+        height = height + slope * (end - at)
+        at = end
+    return total / np.subtract(max_cost, min_cost)
 
 
 def areas(curves: Mapping[str, Curve], experts: CostRange, seed: int = 0) -> dict[str, np.ndarray]:
@@ -107,14 +128,11 @@ def _areas(curve: Curve, weights: np.ndarray, experts: CostRange) -> list[float]
     cheapest_cost = weights @ experts.cheapest_cost
     cheapest_quality = weights @ experts.cheapest_quality
     max_cost = weights @ experts.most_expensive_cost
-    found = []
-    for idx, min_cost in enumerate(cheapest_cost):
-        cheapest = [min_cost, cheapest_quality[idx]]
-        by_seed = []
-        for seed in range(cost.shape[1]):
-            points = np.column_stack([cost[:, seed, idx], quality[:, seed, idx]])
-            by_seed.append(area_under(np.vstack([cheapest, points]), min_cost, max_cost[idx]))
-        found.append(float(np.mean(by_seed)))
+    cheapest = np.stack([cheapest_cost, cheapest_quality], axis=-1)  # (samples, 2)
+    points = np.stack([cost, quality], axis=-1)  # (alphas, seeds, samples, 2)
+    points = np.concatenate([points, np.broadcast_to(cheapest, (1, *points.shape[1:]))])
+    by_seed = area_under(np.moveaxis(points, 0, -2), cheapest_cost, max_cost)  # (seeds, samples)
+    found: list[float] = by_seed.mean(axis=0).tolist()
     return found
 
 

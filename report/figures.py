@@ -82,7 +82,11 @@ def draw_figures(results: Results, curves: LearningCurves) -> dict[str, Figure]:
             "calibration": calibration(results),
             "transfer": transfer(results),
         }
-    return {name: figure for name, figure in figures.items() if figure is not None}
+        found = {name: figure for name, figure in figures.items() if figure is not None}
+        for figure in found.values():
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")  # laid out once, for every format
+    return found
 
 
 def write_figures(folder: Path, figures: Mapping[str, Figure]) -> list[str]:

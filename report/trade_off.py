@@ -39,9 +39,10 @@ def trade_off(points: Sequence[Point], setting: str | None = None) -> dict[str, 
     max_cost = float(experts[:, 0].max())
     found["bounds"] = [min_cost, max_cost]
     if min_cost < max_cost:
-        found["area_experts"] = area_under(experts, min_cost, max_cost)
+        found["area_experts"] = float(area_under(experts, min_cost, max_cost))
         if len(agents) > 1:
-            found["area"] = area_under(np.vstack([cheapest, agents]), min_cost, max_cost)
+            choices = np.vstack([cheapest, agents])
+            found["area"] = float(area_under(choices, min_cost, max_cost))
     return found
 
 

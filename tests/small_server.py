@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -63,7 +63,7 @@ def _event(fields: dict[str, Any]) -> bytes:
     return f"data: {json.dumps(chunk)}\n\n".encode()
 
 
-class SmallServer:
+class SmallServer(ThreadingHTTPServer):
     """Answers a POST with what `behave(body, number of the request from 0)` returns.
 
     Where that is an iterator of bytes, they are sent as they come.
@@ -75,6 +75,9 @@ class SmallServer:
     holds, `most_at_once` the most it ever held.
     """
 
+    daemon_threads = True
+    request_queue_size = 64  # a connection beyond it waits a second
+
     def __init__(
         self,
         behave: Callable[[dict[str, Any], int], Reply],
@@ -82,82 +85,78 @@ class SmallServer:
         *,
         port: int = 0,
     ):
+        super().__init__(("127.0.0.1", port), Handler)
+        self.behave = behave
+        self.models = models
         self.requests: list[tuple[str, dict[str, Any], dict[str, str], float]] = []
         self.most_at_once = self.num_held = self.num_gets = 0
-        lock = threading.Lock()
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(handler):  # noqa: N805
-                body = json.loads(handler.rfile.read(int(handler.headers["content-length"])))
-                with lock:
-                    number = len(self.requests)
-                    self.requests.append(
-                        (
-                            handler.path,
-                            body,
-                            {name.lower(): value for name, value in handler.headers.items()},
-                            time.monotonic(),
-                        )
-                    )
-                    self.num_held += 1
-                    self.most_at_once = max(self.most_at_once, self.num_held)
-                status, payload, *headers = behave(body, number)
-                with lock:
-                    self.num_held -= 1
-                if isinstance(payload, Iterator):
-                    handler.send_stream(payload)
-                    return
-                data = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
-                handler.send_response(status)
-                for name, value in (
-                    {"content-type": "application/json", "content-length": str(len(data))}
-                    | dict(*headers)
-                ).items():
-                    handler.send_header(name, value)
-                handler.end_headers()
-                handler.wfile.write(data)
-
-            def send_stream(handler, parts):  # noqa: N805
-                handler.send_response(200)
-                handler.send_header("content-type", "text/event-stream")
-                handler.send_header("connection", "close")
-                handler.end_headers()
-                for part in parts:
-                    handler.wfile.write(part)
-                    handler.wfile.flush()
-                handler.close_connection = True
-
-            def do_GET(handler):  # noqa: N805
-                self.num_gets += 1
-                if isinstance(models, float):
-                    time.sleep(models)
-                is_list = isinstance(models, list)
-                data = json.dumps({"object": "list", "data": models}).encode() if is_list else b""
-                handler.send_response(200 if is_list else 404)
-                handler.send_header("content-type", "application/json")
-                handler.send_header("content-length", str(len(data)))
-                handler.end_headers()
-                handler.wfile.write(data)
-
-            def log_message(handler, *args):  # noqa: N805
-                del args
-
-        class Server(ThreadingHTTPServer):
-            daemon_threads = True
-            request_queue_size = 64  # a connection beyond it waits a second
-
-            def handle_error(self, request, client_address):  # a client that hung up
-                del request, client_address
-
-        self._server = Server(("127.0.0.1", port), Handler)
-        self.port = self._server.server_port
+        self.lock = threading.Lock()
+        self.port = self.server_port
         self.url = f"http://127.0.0.1:{self.port}/v1"
-        threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
-        ).start()
+        serving = {"poll_interval": 0.05}
+        threading.Thread(target=self.serve_forever, kwargs=serving, daemon=True).start()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        del request, client_address  # a client that hung up
 
     def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        self.shutdown()
+        self.server_close()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One request to a SmallServer."""
+
+    protocol_version = "HTTP/1.1"
+    server: SmallServer
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        server = self.server
+        with server.lock:
+            number = len(server.requests)
+            server.requests.append((self.path, body, headers, time.monotonic()))
+            server.num_held += 1
+            server.most_at_once = max(server.most_at_once, server.num_held)
+        status, payload, *more_headers = server.behave(body, number)
+        with server.lock:
+            server.num_held -= 1
+        if isinstance(payload, Iterator):
+            self.send_stream(payload)
+            return
+        data = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
+        self.send_whole(status, data, dict(*more_headers))
+
+    def do_GET(self) -> None:
+        models = self.server.models
+        self.server.num_gets += 1
+        if isinstance(models, float):
+            time.sleep(models)
+        if isinstance(models, list):
+            self.send_whole(200, json.dumps({"object": "list", "data": models}).encode())
+        else:
+            self.send_whole(404, b"")
+
+    def send_whole(
+        self, status: int, data: bytes, headers: Mapping[str, str] | None = None
+    ) -> None:
+        sent = {"content-type": "application/json", "content-length": str(len(data))}
+        self.send_response(status)
+        for name, value in (sent | dict(headers or {})).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def send_stream(self, parts: Iterator[bytes]) -> None:
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.send_header("connection", "close")
+        self.end_headers()
+        for part in parts:
+            self.wfile.write(part)
+            self.wfile.flush()
+        self.close_connection = True
+
+    def log_message(self, *args: Any) -> None:
+        del args

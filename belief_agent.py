@@ -441,8 +441,7 @@ class BeliefAgent(Agent):
         state["actor.learned"] = self.actor.learned
         state["critic.weights"] = self.critic.weights
         state["costs"] = torch.as_tensor(self.reader.costs)
-        for name, array in pack_model(self.reader.model, self.reader.candidates).items():
-            state[f"belief.{name}"] = torch.as_tensor(array)
+        state |= pack_model(self.reader.model, self.reader.candidates, "belief.")
         for name, tensor in state.items():
             state[name] = tensor.detach().cpu().contiguous()
         return state
@@ -494,7 +493,6 @@ class BeliefAgent(Agent):
         self.num_spent = settings.get("num_spent", 0)
         self.similarity = settings.get("similarity")
         with torch.no_grad():
-            self.actor.plan.copy_(state["actor.plan"])
-            self.actor.scale.copy_(state["actor.scale"])
-            self.actor.learned.copy_(state["actor.learned"])
-            self.critic.weights.copy_(state["critic.weights"])
+            for name in ACTOR_PARTS:
+                owner, part = name.split(".")
+                getattr(getattr(self, owner), part).copy_(state[name])

@@ -118,6 +118,19 @@ def widest_step(table: Sequence[Spent]) -> float:
     return float(np.abs(np.diff(costs)).max()) / span if span > 0 else 0.0
 
 
+def spending_line(table: Sequence[Spent], max_alpha: float) -> str:
+    """What a question costs on average at the weights that can be asked for, up to `max_alpha`, and
+    at the last one of the table.
+    """
+    within = [one for one in table if one.alpha <= max_alpha]
+    first, last = within[0], within[-1]
+    return (
+        f"mean cost of a question: {first.cost:.3f} at alpha {first.alpha:g}, {last.cost:.3f} at"
+        f" alpha {last.alpha:g}, no step above {widest_step(within):.0%} of that range;"
+        f" {table[-1].cost:.3f} where only cost counts"
+    )
+
+
 def dial_for(budget: float, table: Sequence[Spent], num_questions: int) -> Dial:
     """The weights of cost that spend a budget; table: by rising alpha.
 

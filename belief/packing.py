@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from belief.outcome_model import ExpertRegression, OutcomeModel
@@ -12,8 +13,10 @@ from belief.regression import Logistic, Standardiser
 from belief.state import CandidateModel
 
 
-def pack_model(model: OutcomeModel, candidates: CandidateModel) -> dict[str, np.ndarray]:
-    """The numbers of an outcome model and a candidate model, by name."""
+def pack_model(
+    model: OutcomeModel, candidates: CandidateModel, prefix: str = ""
+) -> dict[str, Tensor]:
+    """The numbers of an outcome model and a candidate model, by names that begin with `prefix`."""
     packed = {}
     for name, regression in (("prior", model.prior), ("reader", model.reader)):
         packed[f"{name}.mean"] = regression.inputs.mean
@@ -26,7 +29,7 @@ def pack_model(model: OutcomeModel, candidates: CandidateModel) -> dict[str, np.
     packed["candidates.scale"] = candidates.inputs.scale
     packed["candidates.weights"] = candidates.logistic.weights
     packed["candidates.bias"] = np.array([candidates.logistic.bias])
-    return packed
+    return {prefix + name: torch.as_tensor(array) for name, array in packed.items()}
 
 
 def arrays_under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:

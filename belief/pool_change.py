@@ -28,7 +28,7 @@ from belief.outcome_model import (
 )
 from belief.planner import NUM_SHARED
 from belief.regression import Logistic, Standardiser, sigmoid
-from belief.state import CandidateModel, asked_sets, describe_candidates, hear
+from belief.state import Asked, CandidateModel, asked_sets, describe_candidates, hear
 
 PLAN_BLOCKS = 5  # of inputs that name an expert (`planner.action_inputs`)
 CANDIDATE_BLOCKS = 2  # members, rivals (`state.describe_candidates`)
@@ -155,18 +155,18 @@ def add_expert(model: OutcomeModel, outcomes: Outcomes) -> OutcomeModel:
     return OutcomeModel(prior, reader)
 
 
-def drop_expert(model: OutcomeModel, expert_idx: int) -> OutcomeModel:
-    """The outcome model without one expert."""
+def drop_experts(model: OutcomeModel, dropped: list[int]) -> OutcomeModel:
+    """The outcome model without some experts."""
     parts = []
     for regression in (model.prior, model.reader):
         known = Coefficients.of(regression)
         left = Coefficients(
             known.shared,
-            np.delete(known.level, expert_idx),
-            np.delete(known.own, expert_idx, axis=0),
+            np.delete(known.level, dropped),
+            np.delete(known.own, dropped, axis=0),
             known.embedding,
             known.task,
-            np.delete(known.own_task, expert_idx, axis=0),
+            np.delete(known.own_task, dropped, axis=0),
         )
         parts.append(with_experts(regression, left))
     return OutcomeModel(*parts)
@@ -221,31 +221,31 @@ def add_to_candidates(
     moved: of `move_candidates`. Arrays (N, K) as in `state.fit_candidates`, same (N, K, K). A
     question counts once, however many sets of experts it is looked at with.
     """
-    rows = []
+    num_experts = before.shape[1]
+    # The last blocks name members and rivals
+    places = [expert_idx - 2 * num_experts, expert_idx - num_experts]
+    named = []
     offset = []
     labels = []
-    sets = list(itertools.chain.from_iterable(asked_sets(before.shape[1], t_max)[1:]))
-    with_it = [asked for asked in sets if expert_idx in asked]
-    num_experts = before.shape[1]
-    end = len(moved.logistic.weights)  # the last blocks name members and rivals
-    places = [end - 2 * num_experts + expert_idx, end - num_experts + expert_idx]
-    for asked in with_it:
+    sets = _sets_with(expert_idx, num_experts, t_max)
+    for asked in sets:
         candidates = describe_candidates(hear(asked, before, after, same))
         features = candidates.features[candidates.is_first]
-        rows.append(features[:, places])
+        named.append(features[:, places])
         offset.append(moved.log_odds(features))
         labels.append(good[:, list(asked)][candidates.is_first])
-    named = np.concatenate(rows)
-    nothing = np.zeros((len(named), 1))  # the level, which is not penalised, stays
-    fitted = fit_with_offset(
-        np.hstack([nothing, named]),
-        np.concatenate(offset),
-        np.concatenate(labels),
-        1.0 / len(with_it),
-    )
+    inputs = np.pad(np.concatenate(named), ((0, 0), (1, 0)))  # the level, not penalised, stays
+    weight = 1.0 / len(sets)
+    fitted = fit_with_offset(inputs, np.concatenate(offset), np.concatenate(labels), weight)
     weights = moved.logistic.weights.copy()
     weights[places] = fitted[1:]
     return CandidateModel(moved.inputs, Logistic(weights, moved.logistic.bias))
+
+
+def _sets_with(expert_idx: int, num_experts: int, t_max: int) -> list[Asked]:
+    """The sets of at most `t_max` experts that hold one of them."""
+    sets = itertools.chain.from_iterable(asked_sets(num_experts, t_max))
+    return [asked for asked in sets if expert_idx in asked]
 
 
 def move_plan(values: np.ndarray, num_experts: int, kept: list[int]) -> np.ndarray:

@@ -72,8 +72,6 @@ def _slope(start: np.ndarray, end: np.ndarray) -> float:
 def area_under(points: np.ndarray, min_cost: ArrayLike, max_cost: ArrayLike) -> np.ndarray:
     """Mean height of the points' upper hull over the costs from `min_cost` to `max_cost`.
 
-    From each corner of a hull the next one is where the slope is steepest.
-
     Args:
         points: (..., N, 2) of cost and quality, one of them at `min_cost` or below. Points above
             `max_cost` shape the hull; the area ends at `max_cost`.
@@ -87,19 +85,29 @@ def area_under(points: np.ndarray, min_cost: ArrayLike, max_cost: ArrayLike) -> 
     height = quality.max(axis=-1, where=cost == at[..., None], initial=-np.inf)
     total = np.zeros(at.shape)
     for _ in range(cost.shape[-1]):
-        run = cost - at[..., None]
-        rise = quality - height[..., None]
-        slopes = np.divide(rise, run, out=np.zeros(run.shape), where=run > 0)
-        steepest = slopes.argmax(axis=-1)[..., None]
-        slope = np.take_along_axis(slopes, steepest, axis=-1)[..., 0].clip(0)
-        corner = np.take_along_axis(cost, steepest, axis=-1)[..., 0]
+        slope, corner = _next_corner(points, at, height)
         end = np.where(slope > 0, corner, np.maximum(at, max_cost))  # flat beyond the last corner
-        left, right = np.clip(at, min_cost, max_cost), np.clip(end, min_cost, max_cost)
+        left, right = np.clip([at, end], min_cost, max_cost)
         middle = height + slope * ((left + right) / 2 - at)
         total += (right - left) * middle
         height = height + slope * (end - at)
         at = end
     return total / np.subtract(max_cost, min_cost)
+
+
+def _next_corner(
+    points: np.ndarray, at: np.ndarray, height: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """From a corner of each hull (...), the steepest slope to a point on its right, and the cost of
+    that point; the slope is 0 where no point there is higher.
+    """
+    run = points[..., 0] - at[..., None]
+    rise = points[..., 1] - height[..., None]
+    slopes = np.divide(rise, run, out=np.zeros(run.shape), where=run > 0)
+    steepest = slopes.argmax(axis=-1)[..., None]
+    slope = np.take_along_axis(slopes, steepest, axis=-1)[..., 0]
+    corner = np.take_along_axis(points[..., 0], steepest, axis=-1)[..., 0]
+    return slope.clip(0), corner
 
 
 def areas(curves: Mapping[str, Curve], experts: CostRange, seed: int = 0) -> dict[str, np.ndarray]:

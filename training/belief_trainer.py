@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from belief.budget import tabulate, widest_step
+from belief.budget import spending_line, tabulate
 from belief.features import Said
 from belief.guard import Planner
 from belief.outcome_model import (
@@ -354,20 +354,12 @@ class BeliefTrainer(Trainer):
             spent.append(tabulate(alpha, charges, table.quality[rows, submitted]))
         self.agent.spent = spent
         self.agent.num_spent = len(rows)
-        within = [one for one in spent if one.alpha <= self.alphas[-1]]
-        print(
-            f"mean cost of a question: {within[0].cost:.3f} at alpha {within[0].alpha:g},"
-            f" {within[-1].cost:.3f} at alpha {within[-1].alpha:g}, no step above"
-            f" {widest_step(within):.0%} of that range; {spent[-1].cost:.3f} where only cost counts"
-        )
+        print(spending_line(spent, self.alphas[-1]))
 
     def learners_state(self) -> dict[str, Any]:
         reader = self.agent.reader
-        model = {}
-        for name, array in pack_model(reader.model, reader.candidates).items():
-            model[name] = torch.as_tensor(array)
         return {
-            "model": model,
+            "model": pack_model(reader.model, reader.candidates),
             "tasks": reader.tasks,
             "costs": torch.as_tensor(reader.costs),
             "plans": torch.as_tensor(np.stack([plan.weights for plan in self.plans])),

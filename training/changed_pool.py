@@ -22,7 +22,7 @@ from belief.packing import pack_model
 from belief.pool_change import (
     add_expert,
     add_to_candidates,
-    drop_expert,
+    drop_experts,
     move_candidates,
     move_plan,
 )
@@ -125,12 +125,9 @@ def write_changed(change: Change, num_examples: int, out: Path) -> Path:
 def changed_agent(change: Change, num_examples: int) -> BeliefAgent:
     """The agent for the new pool."""
     old = change.agent.reader
-    model = old.model
-    costs = old.costs
-    for expert_idx in reversed(range(len(costs))):
-        if expert_idx not in change.kept:
-            model = drop_expert(model, expert_idx)
-            costs = np.delete(costs, expert_idx)
+    dropped = sorted(set(range(len(old.costs))) - set(change.kept))
+    model = drop_experts(old.model, dropped)
+    costs = np.delete(old.costs, dropped)
     candidates = move_candidates(old.candidates, len(change.old_pool), change.kept)
     examples = None
     if NEW in change.kept:
@@ -139,8 +136,7 @@ def changed_agent(change: Change, num_examples: int) -> BeliefAgent:
         candidates = examples.add_to(candidates, change)
         costs = np.append(costs, examples.table.mean_charges()[len(costs) :])
     state = moved_state(change)
-    for name, array in pack_model(model, candidates).items():
-        state[f"belief.{name}"] = torch.as_tensor(array)
+    state |= pack_model(model, candidates, "belief.")
     state["costs"] = torch.as_tensor(costs)
     agent = build_agent(change.config.agent, len(change.pool), change.config.env.t_max)
     assert isinstance(agent, BeliefAgent)

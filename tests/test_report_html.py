@@ -89,8 +89,7 @@ def made_step(
     }
 
 
-@pytest.fixture
-def records() -> list[dict[str, Any]]:
+def made_records() -> list[dict[str, Any]]:
     """Routes of DER and of one baseline, two seeds each.
 
     Question 7 is the evil one; odd questions fail; question 9 takes two calls.
@@ -146,8 +145,7 @@ def records() -> list[dict[str, Any]]:
     return made
 
 
-@pytest.fixture
-def curves() -> dict[int, list[dict[str, Any]]]:
+def made_curves() -> dict[int, list[dict[str, Any]]]:
     """Two seeds; the second has one update more."""
     logs = {}
     for seed, num_updates in ((0, 4), (1, 5)):
@@ -163,6 +161,16 @@ def curves() -> dict[int, list[dict[str, Any]]]:
         ]
         logs[seed] = [*train, {"epoch": 1, "update": 4, "eval/return": 0.5, "eval/quality": 0.6}]
     return logs
+
+
+@pytest.fixture
+def records() -> list[dict[str, Any]]:
+    return made_records()
+
+
+@pytest.fixture
+def curves() -> dict[int, list[dict[str, Any]]]:
+    return made_curves()
 
 
 @pytest.mark.slow
@@ -556,10 +564,18 @@ def browse(folder: Path, script: str, *, address: str = "", width: int = 1400) -
     return json.loads(unescape(found))
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report, which takes seconds to draw."""
+    folder = tmp_path_factory.mktemp("report")
+    write_report_files(folder, made_results(), made_records(), made_curves())
+    return folder
+
+
 @pytest.fixture
-def page(tmp_path: Path, results: dict, records: list, curves: dict) -> Path:
-    write_report_files(tmp_path, results, records, curves)
-    return tmp_path
+def page(written: Path, tmp_path: Path) -> Path:
+    """A copy of it for one test."""
+    return Path(shutil.copytree(written, tmp_path, dirs_exist_ok=True))
 
 
 @needs_chromium

@@ -70,23 +70,39 @@ class Calls:
 
 
 def count_calls(num_train: int, num_validation: int, config: Config) -> Calls:
-    """Bounds for any policy.
-
-    Call t of a question (0-based) has at most N^(t+1) distinct prompts, one a route, and no more
-    than are played.
+    """Bounds for any policy, and what an agent over beliefs is fitted on: every expert's first
+    answer to every training question, and to every validation question with `train.refit`.
     """
     num_experts, train = len(config.pool.experts), config.train
     episodes = train.epochs * train.updates_per_epoch * train.episodes_per_update
-    num_validated = train.epochs * num_validation
-    steps = []
-    for t in range(config.env.t_max):
-        num_routes = num_experts ** (t + 1)
-        in_training = min(episodes, num_train * num_routes)
-        in_validation = min(num_validated, num_validation * num_routes)
-        steps.append(in_training + in_validation)
+    in_training = count_prompts(num_train, episodes, config)
+    in_validation = count_prompts(num_validation, train.epochs * num_validation, config)
     # A new pass may begin while environments hold questions of the last one
-    met = min(episodes, max(num_train - train.num_envs, 0))
-    return Calls(low=met + num_validation, first=steps[0], later=sum(steps[1:]))
+    low_training = min(episodes, max(num_train - train.num_envs, 0))
+    low_validation = num_validation
+    if config.agent.reads == "belief":
+        in_training[0] = low_training = num_experts * num_train
+        if train.refit:
+            in_validation[0] = num_experts * num_validation
+            if config.terminator.max_loss is None:  # else some of them calibrate the promise
+                low_validation = in_validation[0]
+    return Calls(
+        low=low_training + low_validation,
+        first=in_training[0] + in_validation[0],
+        later=sum(in_training[1:]) + sum(in_validation[1:]),
+    )
+
+
+def count_prompts(num_questions: int, num_played: int, config: Config) -> list[int]:
+    """Distinct prompts of each call of a route at most, where so many routes are played.
+
+    Call t of a question (0-based) has at most N^(t+1), one a route, and no more than are played.
+    Where nothing is handed on, later calls have the prompts of first ones.
+    """
+    num_experts, t_max = len(config.pool.experts), config.env.t_max
+    if config.env.ktp == "none-v1":
+        return [min(num_played * t_max, num_questions * num_experts)] + [0] * (t_max - 1)
+    return [min(num_played, num_questions * num_experts ** (t + 1)) for t in range(t_max)]
 
 
 def count_pool_calls(num_validation: int, config: Config) -> int:

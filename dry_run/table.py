@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from config import SPLITS, RayExpertConfig
+from config import SPLITS, Config, RayExpertConfig
 from dry_run.plan import (
     CHARS_PER_TOKEN,
     ExpertPlan,
@@ -80,8 +80,8 @@ def _num_answers(plan: Plan) -> list[str]:
             " store already are not generated again"
         ),
         (
-            f"            at least a first call for every question met: {calls.low:,}, recorded"
-            " first answers apart"
+            f"            at least {_least(plan.config)}: {calls.low:,}, recorded first answers"
+            " apart"
         ),
         (
             f"            at most {calls.first:,} first and {calls.later:,} later: call t has"
@@ -92,6 +92,13 @@ def _num_answers(plan: Plan) -> list[str]:
             f" {num_asked_first * num_evaluated:,} first answers; eval.full many more"
         ),
     ]
+
+
+def _least(config: Config) -> str:
+    """What is asked whatever the policy."""
+    if config.agent.reads == "belief":
+        return "every expert's first answers, on which an agent over beliefs is fitted"
+    return "a first call for every question met"
 
 
 HEADER = (

@@ -109,10 +109,29 @@ def test_answers_are_bounded_by_questions_routes_and_episodes():
     assert count_calls(20, 5, config) == Calls(
         low=12 + 5, first=40 + 10, later=(80 + 10) + (100 + 10)
     )
+    # Where nothing is handed on, every call asks a bare question: 20 x 2 and 5 x 2 prompts.
+    bare = _config([_hf("a"), _hf("b")], env={"t_max": 3, "ktp": "none-v1"}, train=train)
+    assert count_calls(20, 5, bare) == Calls(low=12 + 5, first=40 + 10, later=0)
     # Ten episodes in eight environments take two rounds of at most three steps; validation is one
     # round, or two past 256 questions.
     assert count_pool_calls(5, config) == 2 * (5 * 2 * 3 + 3)
     assert count_pool_calls(300, config) == 2 * (5 * 2 * 3 + 2 * 3)
+
+
+def test_an_agent_over_beliefs_asks_every_expert_first():
+    belief = {"reads": "belief"}
+    stops = {"t_max": 3, "stop": "action", "submits": "best", "ktp": "none-v1"}
+    # 1 x 1 x 10 = 10 episodes, fewer than 3 experts x 20 questions
+    train = {"epochs": 1, "updates_per_epoch": 1, "episodes_per_update": 10, "num_envs": 8}
+    experts = [_hf("a"), _hf("b"), _hf("c")]
+    config = _config(experts, agent=belief, env=stops, train=train)
+    assert count_calls(20, 5, config) == Calls(low=75, first=60 + 15, later=0)
+    handed = _config(experts, agent=belief, env={**stops, "ktp": "paper-v1"}, train=train)
+    # Later: min(10, 20 x 9) + min(5, 5 x 9), then min(10, 20 x 27) + min(5, 5 x 27)
+    assert count_calls(20, 5, handed) == Calls(low=75, first=60 + 15, later=2 * (10 + 5))
+    once = _config(experts, agent=belief, env=stops, train={**train, "refit": False})
+    # Nobody but the policy asks about validation questions: 5 to min(5 x 3 calls, 5 x 3 experts)
+    assert count_calls(20, 5, once) == Calls(low=60 + 5, first=60 + 15, later=0)
 
 
 def test_keys_and_values_of_known_models():

@@ -1,4 +1,4 @@
-"""docs/settings.md, written from the field descriptions of config.py."""
+"""docs/settings.md, written from the field descriptions of config.py and settings/."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from runtime.settings_list import Group, all_settings
 HEAD = """\
 # Settings
 
-Every setting with its type, its default and its meaning. This page is written from `config.py` by
-`python scripts/build_docs.py`; a test fails when it is out of date.
+Every setting with its type, its default and its meaning. This page is written from `config.py` and
+`settings/` by `python scripts/build_docs.py`; a test fails when it is out of date.
 
 A YAML file holds only what differs from the defaults. On the command line a setting is written with
 dots: `--reward.alpha 0.05`. Precedence: defaults, then the YAML file, then the command line.

@@ -13,8 +13,3 @@ import os
 os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 # Of token indices, default settings and the like; what decides answers is checked by the code.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-# A thread that waits for another looks for it so often before it sleeps. OpenMP's own number makes
-# small models several times slower where a core is taken by another program, and no faster where
-# none is (docs/speed.md).
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -149,22 +148,3 @@ def test_an_agent_acts_without_what_trains_and_draws(project: Path) -> None:
     command = [sys.executable, "-c", program]
     shown = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True).stdout
     assert shown == "[]\n"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("policy", "expected"), [(None, "20000"), ("PASSIVE", "0"), ("ACTIVE", "30000000000")]
-)
-def test_threads_that_wait_soon_sleep_unless_the_user_says_how_they_wait(
-    project: Path, policy: str | None, expected: str
-) -> None:
-    """OpenMP tells what it has read from the environment."""
-    environment = {**os.environ, "OMP_DISPLAY_ENV": "VERBOSE"}
-    environment.pop("GOMP_SPINCOUNT", None)
-    if policy:
-        environment["OMP_WAIT_POLICY"] = policy
-    command = [sys.executable, "-c", "import runtime, torch"]
-    told = subprocess.run(
-        command, cwd=project, env=environment, capture_output=True, text=True, check=True
-    ).stderr
-    assert f"GOMP_SPINCOUNT = '{expected}'" in told

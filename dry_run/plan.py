@@ -81,7 +81,8 @@ def count_calls(num_train: int, num_validation: int, config: Config) -> Calls:
     low_training = min(episodes, max(num_train - train.num_envs, 0))
     low_validation = num_validation
     if config.agent.reads == "belief":
-        in_training[0] = low_training = num_experts * num_train
+        in_training[0] = num_experts * num_train
+        low_training = in_training[0]
         if train.refit:
             in_validation[0] = num_experts * num_validation
             if config.terminator.max_loss is None:  # else some of them calibrate the promise

@@ -243,29 +243,31 @@ def parts(tokenizer, row):
 def test_an_answer_up_to_half_the_budget_is_never_cut_and_a_longer_one_never_below_it(
     encoder_tokenizer, answer_length
 ):
+    # <s> </s></s> </s>, or [CLS] [SEP] [SEP]
+    budget = 32 - (4 if encoder_tokenizer.pad_token_id == 1 else 3)
+    answer = ["23456789"[i % 8] for i in range(answer_length)]
     for question_length in (1, 7, 13, 14, 15, 16, 28, 29, 30, 400):
-        check_cut(encoder_tokenizer, question_length, answer_length)
+        kept_question, kept_answer = cut(encoder_tokenizer, ["1"] * question_length, answer)
+        # No room wasted
+        assert len(kept_question) + len(kept_answer) == min(budget, question_length + answer_length)
+        assert len(kept_answer) >= min(answer_length, budget // 2)
+        assert len(kept_question) >= min(question_length, budget - budget // 2)
+        if answer_length <= budget // 2 or question_length + answer_length <= budget:
+            assert kept_answer == answer
+        half = len(kept_answer) // 2
+        # Both ends survive
+        assert kept_answer[:half] == answer[:half]
+        assert kept_answer[len(kept_answer) - half :] == answer[answer_length - half :]
 
 
-def check_cut(tokenizer, question_length, answer_length):
-    question, answer = ["1"] * question_length, ["23456789"[i % 8] for i in range(answer_length)]
+def cut(tokenizer, question, answer):
+    """The tokens of a question and of an answer that a state of 32 tokens keeps."""
     text_of = "".join if tokenizer.pad_token_id == 1 else " ".join  # one token a character
     (row,) = StateTokenizer(tokenizer, 32).encode([text_of(question)], [text_of(answer)], [1])
-    kept_question, kept_answer = (
-        tokenizer.convert_ids_to_tokens(part) for part in parts(tokenizer, row)
-    )
-    # <s> </s></s> </s>, or [CLS] [SEP] [SEP]
-    budget = 32 - (4 if tokenizer.pad_token_id == 1 else 3)
-    # No room wasted
-    assert len(kept_question) + len(kept_answer) == min(budget, question_length + answer_length)
-    assert len(kept_answer) >= min(answer_length, budget // 2)
-    assert len(kept_question) >= min(question_length, budget - budget // 2)
-    if answer_length <= budget // 2 or question_length + answer_length <= budget:
-        assert kept_answer == answer
-    half = len(kept_answer) // 2
-    # Both ends survive
-    assert half == 0 or (
-        kept_answer[:half] == answer[:half] and kept_answer[-half:] == answer[-half:]
+    question_ids, answer_ids = parts(tokenizer, row)
+    return (
+        tokenizer.convert_ids_to_tokens(question_ids),
+        tokenizer.convert_ids_to_tokens(answer_ids),
     )
 
 

@@ -646,6 +646,29 @@ def test_a_real_experts_recorded_first_answers_cost_what_generating_them_did(
     assert len(AnswerStore(tmp_path / "b.sqlite")) == 2 and pool.stats.loads == 0
 
 
+def mixinstruct_config(folder: Path, source: Path, encoder: Path) -> dict[str, Any]:
+    """A short training on prepared MixInstruct; the experts' weights, of `source`, nobody reads."""
+    recorded = folder / "mixinstruct" / "recorded.jsonl"
+    names = json.loads(recorded.read_text().splitlines()[0])["answers"]
+    shared = {"source": str(source), "prompt_format": "plain", "first_answers": str(recorded)}
+    experts = []
+    for number, name in enumerate(names, start=1):
+        experts.append({"name": name, "params_b": float(number), **shared})
+    data = {}
+    for split in ("train", "validation", "test"):
+        data[split] = {"path": str(folder / "mixinstruct" / f"{split}.jsonl")}
+    return {
+        "device": "cpu",
+        "threads": 1,
+        "data": data,
+        "pool": {"store": str(folder / "a.sqlite"), "experts": experts},
+        "env": {"t_max": 1},  # first calls alone
+        "agent": {"encoder": str(encoder), "max_tokens": 48, "hidden_sizes": [16]},
+        "train": {"epochs": 1, "updates_per_epoch": 2, "episodes_per_update": 8, "num_envs": 4},
+        "terminator": {"steps": 10, "hidden_size": 8},
+    }
+
+
 @pytest.mark.slow
 def test_mixinstruct_goes_from_its_upstream_schema_to_a_trained_agent_with_no_expert_loaded(
     project: Path,
@@ -655,68 +678,28 @@ def test_mixinstruct_goes_from_its_upstream_schema_to_a_trained_agent_with_no_ex
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    prepare_data.main(
-        [
-            "mixinstruct",
-            "--source",
-            str(project / "tests" / "fixtures" / "mixinstruct"),
-            "--out",
-            str(tmp_path / "mixinstruct"),
-        ]
-    )
-    recorded = tmp_path / "mixinstruct" / "recorded.jsonl"
-    names = list(json.loads(recorded.read_text().splitlines()[0])["answers"])
-    # Weights that nobody reads
-    source = {
-        "source": str(tiny_pool_dir / "llama-0.2m"),
-        "prompt_format": "plain",
-        "first_answers": str(recorded),
-    }
-    config = {
-        "device": "cpu",
-        "threads": 1,
-        "data": {
-            split: {"path": str(tmp_path / "mixinstruct" / f"{split}.jsonl")}
-            for split in ("train", "validation", "test")
-        },
-        "pool": {
-            "store": str(tmp_path / "a.sqlite"),
-            "experts": [
-                {"name": name, "params_b": 1.0 + index, **source}
-                for index, name in enumerate(names)
-            ],
-        },
-        "env": {"t_max": 1},  # first calls alone
-        "agent": {"encoder": str(bert_encoder), "max_tokens": 48, "hidden_sizes": [16]},
-        "train": {"epochs": 1, "updates_per_epoch": 2, "episodes_per_update": 8, "num_envs": 4},
-        "terminator": {"steps": 10, "hidden_size": 8},
-    }
-    rows = [
-        json.loads(line)
-        for split in config["data"].values()
-        for line in Path(split["path"]).read_text().splitlines()
-    ]
-    assert len(names) == 11 and {row["text"] for row in rows} == {
-        json.loads(line)["question"] for line in recorded.read_text().splitlines()
-    }
+    source = str(project / "tests" / "fixtures" / "mixinstruct")
+    out = tmp_path / "mixinstruct"
+    prepare_data.main(["mixinstruct", "--source", source, "--out", str(out)])
+    config = mixinstruct_config(tmp_path, tiny_pool_dir / "llama-0.2m", bert_encoder)
+    names = [expert["name"] for expert in config["pool"]["experts"]]
+    asked = set()
     for split in config["data"].values():  # BERTScore's model is not here: ROUGE-L judges
-        write_rows(
-            Path(split["path"]),
-            [
-                json.loads(line) | {"metric": "rouge_l"}
-                for line in Path(split["path"]).read_text().splitlines()
-            ],
-        )
+        path = Path(split["path"])
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        asked |= {row["text"] for row in rows}
+        write_rows(path, [row | {"metric": "rouge_l"} for row in rows])
+    recorded = (out / "recorded.jsonl").read_text().splitlines()
+    assert len(names) == 11
+    assert asked == {json.loads(line)["question"] for line in recorded}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(HFExpert, "load", lambda self: pytest.fail("an expert was loaded"))
     run = train_ppo_multi.main(["--config", "c.yaml", "--name", "mix"])
     assert (run / "agent" / "model.safetensors").is_file()
     results = json.loads(test_ppo_multi.main(["--run", str(run)]).read_text())
-    assert (
-        results["evaluation"]["answers_generated"] == 0
-        and 0 < results["rows"][0]["quality"]["mean"] <= 1
-    )
+    assert results["evaluation"]["answers_generated"] == 0
+    assert 0 < results["rows"][0]["quality"]["mean"] <= 1
     assert results["rows"][0]["cost"]["prompt_tokens"] > 0
     assert any(note.startswith(f"First calls of {names[0]}, ") for note in results["notes"])
 

@@ -223,13 +223,13 @@ def main(arguments: list[str]) -> dict[str, dict[str, float]]:
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         overrides = [*overrides, f"--pool.store={folder}/answers.sqlite"]
+        encode = encoder_of(run, overrides)  # before the server: what is wrong is said once
         receiver, sender = context.Pipe(duplex=False)
         server = context.Process(target=serve, args=(run, overrides, options.failing, sender))
         server.start()
         sender.close()
         try:
             url = f"http://127.0.0.1:{receiver.recv()}/v1"
-            encode = encoder_of(run, overrides)
             measure(url, 32, 1, encode)  # the first pass of a model takes longer
             for at_once in options.at_once:
                 figures = measure(url, options.requests, at_once, encode)

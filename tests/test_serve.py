@@ -30,7 +30,7 @@ from served import (
 from config import RewardConfig
 from der_env import Episode
 from questions import Question
-from runtime.errors import DataError
+from runtime.errors import DataError, RunError
 from scripts import learn_from_log, load_test
 from serving.feedback import Skill
 from serving.policy import Limits, ServingPolicy
@@ -430,6 +430,11 @@ def test_a_log_without_texts_cannot_be_learned_from(run: Path, tmp_path: Path) -
     log.write_text('{"kind": "route", "id": "a"}\n{"kind": "feedback", "id": "a", "quality": 1}\n')
     with pytest.raises(DataError, match=r"0 judged answers with their texts \(1 without\)"):
         learn_from_log.main(["--run", str(run), "--log", str(log)])
+
+
+def test_a_load_test_without_a_run_says_so_before_it_starts_a_server(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no run there"):
+        load_test.main(["--run", str(tmp_path / "nowhere")])
 
 
 @pytest.mark.slow

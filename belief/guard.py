@@ -1,21 +1,23 @@
 """Plan or fixed order: cross-validation decides, for each weight of cost.
 
 A plan fits some 50 numbers for each number of calls. Where that many cannot be learned, a fixed
-order with a threshold does better on new questions.
+order does better on new questions. It stops by one threshold, or by six numbers for each call.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
-from belief.order import OrderTable, plan_of, tabulate_orders
-from belief.planner import Plan, fit_plan, follow
+from belief.order import OrderTable, StopLearner, plan_of, tabulate_orders, threshold_gains
+from belief.planner import Order, Plan, fit_plan, follow
 from belief.state import Asked, Belief
 
 NUM_FOLDS = 5
+ALL_FOLDS = np.arange(NUM_FOLDS)
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Planner:
 
     Arrays as in `belief.planner.fit_plan`. Where the agent stops by itself (`can_stop`), the best
     fixed order takes a plan's place if it returns more on held-out folds: it stops by a threshold
-    of its own. Where the Terminator stops, no order can.
+    of its own, or by what it learned. Where the Terminator stops, no order can.
     """
 
     beliefs: dict[Asked, Belief]
@@ -37,20 +39,56 @@ class Planner:
 
     def fit(self, alpha: float) -> Plan:
         """A plan, or the order that takes its place."""
-        plan = fit_plan(self.beliefs, self.before, self.good, self.costs, alpha, self.t_max)
-        if not self.can_stop or self._of_orders(alpha) <= self._of_plans(alpha):
+        plan = self._plan(ALL_FOLDS, alpha)
+        best = int(np.argmax(self._held_out(alpha)))
+        if best == 0:
             return plan
-        best = self._orders.orders[self._orders.best(alpha, np.arange(NUM_FOLDS))]
-        return plan_of(best, self.costs, alpha, plan.sizes)
+        return replace(self._ways[best](ALL_FOLDS, alpha), sizes=plan.sizes)
 
     def expected(self, alpha: float) -> float:
         """Summed return, on questions held out, of what `fit` chooses."""
-        of_plans = self._of_plans(alpha)
-        return max(of_plans, self._of_orders(alpha)) if self.can_stop else of_plans
+        return max(self._held_out(alpha))
 
     def returned(self, plan: Plan, alpha: float) -> float:
         """Summed return of a plan that was fitted elsewhere."""
         return self._returned(plan, alpha, np.ones(len(self.good), dtype=bool))
+
+    def _held_out(self, alpha: float) -> list[float]:
+        """For each way, the summed return on every fold of what is fitted on the other folds."""
+        sums = []
+        for way in self._ways:
+            total = 0.0
+            for fold in ALL_FOLDS:
+                plan = way(np.delete(ALL_FOLDS, fold), alpha)
+                total += self._returned(plan, alpha, self._folds == fold)
+            sums.append(round(total, 6))  # of equals the first: rounding errors decide nothing
+        return sums
+
+    @property
+    def _ways(self) -> list[Callable[[np.ndarray, float], Plan]]:
+        """What fits a plan on some folds (M,) for a weight of cost."""
+        return [self._plan, self._order, self._learned_order] if self.can_stop else [self._plan]
+
+    def _plan(self, folds: np.ndarray, alpha: float) -> Plan:
+        rows = np.isin(self._folds, folds)
+        fitted_on = {asked: belief.take(rows) for asked, belief in self.beliefs.items()}
+        before, good = self.before[rows], self.good[rows]
+        return fit_plan(fitted_on, before, good, self.costs, alpha, self.t_max)
+
+    def _order(self, folds: np.ndarray, alpha: float) -> Plan:
+        experts, threshold = self._orders.orders[self._orders.best(alpha, folds)]
+        gains = threshold_gains(experts, threshold, self.costs, alpha)
+        return plan_of(Order(experts, threshold), gains, self.costs, alpha, self._horizon)
+
+    def _learned_order(self, folds: np.ndarray, alpha: float) -> Plan:
+        rows = np.isin(self._folds, folds)
+        candidates = self._orders.screened(alpha, folds)
+        order, stops = self._learner.best(candidates, rows, alpha)
+        return plan_of(order, stops.gains, self.costs, alpha, self._horizon)
+
+    @property
+    def _horizon(self) -> int:
+        return min(self.t_max, len(self.costs))
 
     @cached_property
     def _folds(self) -> np.ndarray:
@@ -60,28 +98,9 @@ class Planner:
     def _orders(self) -> OrderTable:
         return tabulate_orders(self.beliefs, self.good, self.costs, self.t_max, self._folds)
 
-    def _of_plans(self, alpha: float) -> float:
-        """Summed return on each fold of the plan that is fitted on the other folds."""
-        total = 0.0
-        for fold in range(NUM_FOLDS):
-            total += self._held_out(alpha, self._folds == fold)
-        return total
-
-    def _of_orders(self, alpha: float) -> float:
-        """Summed return on each fold of the order that does best on the other folds."""
-        total = 0.0
-        for fold in range(NUM_FOLDS):
-            others = np.delete(np.arange(NUM_FOLDS), fold)
-            total += self._orders.returns(self._orders.best(alpha, others), alpha)[fold]
-        return total
-
-    def _held_out(self, alpha: float, is_held_out: np.ndarray) -> float:
-        """Summed return on the questions held out (N,) of a plan fitted on the others."""
-        rest = ~is_held_out
-        fitted_on = {asked: belief.take(rest) for asked, belief in self.beliefs.items()}
-        before, good = self.before[rest], self.good[rest]
-        plan = fit_plan(fitted_on, before, good, self.costs, alpha, self.t_max)
-        return self._returned(plan, alpha, is_held_out)
+    @cached_property
+    def _learner(self) -> StopLearner:
+        return StopLearner(self.beliefs, self.good, self.costs)
 
     def _returned(self, plan: Plan, alpha: float, rows: np.ndarray) -> float:
         """Summed return of a plan on some of the questions (N,)."""

@@ -1,59 +1,87 @@
-"""A fixed order of experts that stops at a threshold: the rule that a plan must beat.
+"""Fixed orders of experts that stop by an estimate: the rules that a plan must beat.
 
-Few numbers are chosen, so it holds on new questions where there is little to learn. It is written
-as a `Plan`: the agent acts by it as by any other, and PPO can go on from it.
+Few numbers are chosen, so they hold on new questions where there is little to learn. An order is
+written as a `Plan`: the agent acts by it as by any other, and PPO can go on from it.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from belief.planner import NUM_SHARED, Order, Plan
+from belief.planner import NUM_SHARED, Order, Plan, num_inputs, stop_value
 from belief.state import Asked, Belief
+from belief.stopping import Stops, fit_stops, stop_inputs
 
 NEVER = 2.0  # an estimate that no answer reaches
 THRESHOLDS = (*(round(0.30 + 0.04 * step, 2) for step in range(18)), NEVER)
 MAX_ORDERS = 5_000  # where a pool has more, the longest orders are left out
+NUM_SCREENED = 100  # orders that stops are learned for, the best by a single threshold
 # Scores are as large as a plan's gains: PPO explores an order as much as a plan.
 SLOPE = 0.05
-OF_ESTIMATE = 1  # place of Belief.p among the inputs of an action
+OUT_OF_TURN = 0.1  # by which an expert scores less than the one whose turn it is
+OF_STOP = (0, 1, 2, 3, 5, 8)  # places of `stop_inputs` among the inputs of an action
 
 
-def plan_of(order: Order, costs: np.ndarray, alpha: float, sizes: np.ndarray) -> Plan:
-    """The same decisions as weights (T, F) of a plan; costs (K,): C of a call.
+def plan_of(
+    order: Order, gains: Sequence[np.ndarray], costs: np.ndarray, alpha: float, t_max: int
+) -> Plan:
+    """The same decisions as weights (T, F) of a plan, sizes left at one; costs (K,): C of a call.
 
-    An agent takes alpha times its cost off an expert's gain. The weights put it back, so that the
-    next expert in turn scores SLOPE (threshold - p) and every other one less than 0.
+    gains: entry t, by `stop_inputs`, is the gain of going on after t + 1 calls. An agent takes
+    alpha times its cost off an expert's gain, so the weights of those out of turn put it back.
     """
-    weights = np.zeros(sizes.shape)
+    weights = np.zeros((t_max, num_inputs(len(costs))))
     named = slice(NUM_SHARED, NUM_SHARED + len(costs))
-    weights[1:, OF_ESTIMATE] = -SLOPE
-    weights[:, named] = alpha * costs - SLOPE * NEVER
+    weights[:, named] = alpha * costs - OUT_OF_TURN
     for num_asked, expert_idx in enumerate(order.experts):
-        score = SLOPE * order.threshold if num_asked else 0.0
-        weights[num_asked, NUM_SHARED + expert_idx] = score + alpha * costs[expert_idx]
-    return Plan(weights, sizes, order)
+        price = alpha * costs[expert_idx]
+        weights[num_asked, NUM_SHARED + expert_idx] = price
+        if num_asked:
+            weights[num_asked, named] -= price
+            weights[num_asked, OF_STOP] = gains[num_asked - 1]
+    return Plan(weights, np.ones_like(weights), order)
+
+
+def threshold_gains(
+    experts: Sequence[int], threshold: float, costs: np.ndarray, alpha: float
+) -> list[np.ndarray]:
+    """Gains that exceed the cost of the next call where the estimate is below the threshold."""
+    gains = []
+    for expert_idx in experts[1:]:
+        at_zero = SLOPE * threshold + alpha * costs[expert_idx]
+        gains.append(np.array([at_zero, -SLOPE, 0.0, 0.0, 0.0, 0.0]))
+    return gains
 
 
 @dataclass(frozen=True)
 class OrderTable:
-    """What every order brings: sums of quality and of cost (M, folds) over a fold's questions."""
+    """What every order brings: sums of quality and of cost (M, folds) over a fold's questions.
 
-    orders: list[Order]
+    orders: the experts of each and its threshold.
+    """
+
+    orders: list[tuple[tuple[int, ...], float]]
     quality: np.ndarray
     cost: np.ndarray
 
     def best(self, alpha: float, folds: np.ndarray) -> int:
         """The order of the highest return on these folds; of equals the shortest."""
-        returns = self.quality[:, folds].sum(1) - alpha * self.cost[:, folds].sum(1)
-        return int(np.round(returns, 9).argmax())
+        return int(self._summed(alpha, folds).argmax())
 
-    def returns(self, place: int, alpha: float) -> np.ndarray:
-        """Summed return (folds,) of one order."""
-        return self.quality[place] - alpha * self.cost[place]
+    def screened(self, alpha: float, folds: np.ndarray) -> list[tuple[int, ...]]:
+        """The experts of the NUM_SCREENED best orders, each once."""
+        ranked = np.argsort(-self._summed(alpha, folds), kind="stable")
+        found = dict.fromkeys(self.orders[place][0] for place in ranked)
+        return list(found)[:NUM_SCREENED]
+
+    def _summed(self, alpha: float, folds: np.ndarray) -> np.ndarray:
+        returns = self.quality[:, folds].sum(1) - alpha * self.cost[:, folds].sum(1)
+        return np.round(returns, 9)
 
 
 def tabulate_orders(
@@ -78,10 +106,49 @@ def tabulate_orders(
         for threshold in THRESHOLDS[-1:] if len(experts) == 1 else THRESHOLDS:
             calls = _num_calls(estimates, threshold)
             paid = np.cumsum(costs[list(experts)])
-            orders.append(Order(experts, threshold))
+            orders.append((experts, threshold))
             quality.append(rights[np.arange(len(good)), calls - 1] @ membership)
             cost.append(paid[calls - 1] @ membership)
     return OrderTable(orders, np.array(quality), np.array(cost))
+
+
+@dataclass(frozen=True)
+class StopLearner:
+    """Learns when to stop on the way through an order; arrays as in `tabulate_orders`."""
+
+    beliefs: dict[Asked, Belief]
+    good: np.ndarray
+    costs: np.ndarray
+
+    def best(
+        self, candidates: Sequence[tuple[int, ...]], rows: np.ndarray, alpha: float
+    ) -> tuple[Order, Stops]:
+        """Of some orders, the one that returns most on the questions `rows` (N,) is learned on."""
+        learned = [self._learn(experts, rows, alpha) for experts in candidates]
+        returns = [stops.returns.mean() for stops in learned]
+        best = int(np.round(returns, 9).argmax())
+        return Order(candidates[best], None), learned[best]
+
+    def _learn(self, experts: tuple[int, ...], rows: np.ndarray, alpha: float) -> Stops:
+        inputs = []
+        worth = []
+        for length in range(1, len(experts) + 1):
+            known = tuple(sorted(experts[:length]))
+            inputs.append(self._inputs[known][rows])
+            worth.append(self._worth[known][rows])
+        charges = np.broadcast_to(self.costs[list(experts)], (len(worth[0]), len(experts)))
+        return fit_stops(inputs, worth, charges, alpha)
+
+    @cached_property
+    def _inputs(self) -> dict[Asked, np.ndarray]:
+        return {asked: stop_inputs(belief) for asked, belief in self.beliefs.items()}
+
+    @cached_property
+    def _worth(self) -> dict[Asked, np.ndarray]:
+        worth = {}
+        for asked, belief in self.beliefs.items():
+            worth[asked] = stop_value(belief, self.good).target
+        return worth
 
 
 def all_orders(num_experts: int, t_max: int) -> list[tuple[int, ...]]:

@@ -89,10 +89,12 @@ def value_inputs(belief: Belief | None, before: np.ndarray, alphas: np.ndarray) 
 
 @dataclass(frozen=True)
 class Order:
-    """Ask the experts in turn until the estimate of the best answer reaches the threshold."""
+    """Ask the experts in turn until the estimate of the best answer reaches the threshold. None:
+    until going on is not expected to pay, as fitted for each call.
+    """
 
     experts: tuple[int, ...]
-    threshold: float
+    threshold: float | None
 
 
 @dataclass(frozen=True)

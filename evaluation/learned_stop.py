@@ -1,7 +1,5 @@
-"""A fixed order of experts that goes on while going on is expected to pay.
-
-The gain of going on is fitted by backward induction, from the last call to the first, by ridge
-regression on six inputs: too few to be fooled by (Longstaff and Schwartz 2001 price options so).
+"""A fixed order of experts that goes on while going on is expected to pay; `belief/stopping.py`
+tells how that is fitted.
 """
 
 from __future__ import annotations
@@ -11,8 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from belief.regression import Ridge
-from belief.state import Belief
+from belief.stopping import fit_stops, stop_inputs
 from evaluation.answer_table import AnswerTable, Choices
 from evaluation.cascades import (
     Fitted,
@@ -26,7 +23,6 @@ from evaluation.cascades import (
 from evaluation.estimates import Estimates, known_to
 
 NUM_SCREENED = 100  # orders that a stop is fitted for, the best by a single threshold
-STOP_PENALTY = 5.0  # of the ridge regressions, in rows
 
 
 @dataclass(frozen=True)
@@ -55,16 +51,6 @@ class LearnedStop:
         return path_of(self.order, names)
 
 
-def stop_inputs(belief: Belief) -> np.ndarray:
-    """Inputs (N, 6) of the gain of going on: 1, the estimate of the answer to submit, how unsure it
-    is, the next best candidate's, whether two agree on it, whether three or more answers differ.
-    """
-    ones = np.ones(len(belief.p))
-    unsure = 4.0 * belief.p * (1.0 - belief.p)
-    columns = [ones, belief.p, unsure, belief.second, belief.size > 1, belief.distinct > 2]
-    return np.column_stack(columns).astype(np.float64)
-
-
 def fit_learned_stop(
     table: AnswerTable, estimates: Estimates, alpha: float, t_max: int
 ) -> LearnedStop:
@@ -85,27 +71,16 @@ def fit_learned_stop(
 def _fit_stop(
     table: AnswerTable, estimates: Estimates, alpha: float, order: Order
 ) -> Fitted[LearnedStop]:
-    """Backward over the calls: regress what going on really brings, under the stops fitted so far.
-
-    The rule's mean return on the table is taken with the same worth as the targets.
-    """
-    charges = table.charge.mean(axis=0)
-    value = _worth(table, estimates, order)
-    weights: list[np.ndarray] = []
-    for num_calls in range(len(order) - 1, 0, -1):
-        expert_idx = order[num_calls]
+    """The rule's mean return on the table is taken with the same worth as it is fitted on."""
+    inputs = []
+    worth = []
+    for num_calls in range(1, len(order) + 1):
         begun = order[:num_calls]
-        inputs = stop_inputs(estimates.beliefs[known_to(begun)])
-        now = _worth(table, estimates, begun)
-        ridge = Ridge(inputs.shape[1])
-        ridge.add(inputs, value - now)
-        weights.insert(0, ridge.solve(STOP_PENALTY))
-        goes_on = inputs @ weights[0] > alpha * charges[expert_idx]
-        going_on = value - alpha * table.charge[:, expert_idx]
-        value = np.where(goes_on, going_on, now)
-    returns = value - alpha * table.charge[:, order[0]]
-    rule = LearnedStop(order, tuple(weights), charges, alpha)
-    return Fitted(rule, float(returns.mean()))
+        inputs.append(stop_inputs(estimates.beliefs[known_to(begun)]))
+        worth.append(_worth(table, estimates, begun))
+    stops = fit_stops(inputs, worth, table.charge[:, list(order)], alpha)
+    rule = LearnedStop(order, stops.gains, table.charge.mean(axis=0), alpha)
+    return Fitted(rule, float(stops.returns.mean()))
 
 
 def _worth(table: AnswerTable, estimates: Estimates, order: Order) -> np.ndarray:

@@ -9,13 +9,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import sklearn.linear_model
 
 from backends.answer_store import Answer
 from belief.arithmetic import check_equations, evaluate
 from belief.budget import PlannedAlphas, Spent, dial_for, widest_step
 from belief.features import Said, answer_features
 from belief.guard import Planner
-from belief.order import THRESHOLDS, plan_of, tabulate_orders
+from belief.order import (
+    OF_STOP,
+    THRESHOLDS,
+    StopLearner,
+    plan_of,
+    tabulate_orders,
+    threshold_gains,
+)
 from belief.outcome_model import (
     OutcomeModel,
     Outcomes,
@@ -25,7 +33,16 @@ from belief.outcome_model import (
     cross_fit,
     num_reader_inputs,
 )
-from belief.planner import Order, Plan, advantages, choose, fit_plan, follow, num_inputs
+from belief.planner import (
+    Order,
+    Plan,
+    action_inputs,
+    advantages,
+    choose,
+    fit_plan,
+    follow,
+    num_inputs,
+)
 from belief.regression import Logistic, Ridge, sigmoid
 from belief.state import (
     Belief,
@@ -39,6 +56,7 @@ from belief.state import (
     hear,
     sample_questions,
 )
+from belief.stopping import stop_inputs
 from metrics.agreement import read_answer
 from questions import Question
 from runtime.errors import AgentError
@@ -294,7 +312,7 @@ def test_a_plan_values_a_call_by_its_inputs_and_no_other_expert():
 def test_an_order_as_a_plan_asks_in_turn_and_stops_at_the_threshold():
     """Expert 1, then 0 while the estimate is below .7. Expert 2 is never asked."""
     costs = np.array([0.2, 0.5, 0.1])
-    plan = plan_of(Order((1, 0), 0.7), costs, 0.3, np.ones((3, num_inputs(3))))
+    plan = threshold_plan((1, 0), 0.7, costs, 0.3, 3)
     before = np.zeros((3, 3))
     assert choose(advantages(plan, None, before, costs, 0.3), 0).tolist() == [1, 1, 1]
     after_one = belief_of((1,), [0.69, 0.71, 0.95])
@@ -308,7 +326,7 @@ def test_halfway_from_an_order_to_a_plan_that_stops_fewer_are_asked_on():
     half of .05 (.7 - p) minus half of .015, so what is asked on lies below .4.
     """
     costs = np.zeros(2)
-    order = plan_of(Order((0, 1), 0.7), costs, 0.0, np.ones((2, num_inputs(2))))
+    order = threshold_plan((0, 1), 0.7, costs, 0.0, 2)
     weights = np.zeros_like(order.weights)
     weights[:, 0] = -0.015  # the first input is 1
     between = Plan((order.weights + weights) / 2, order.sizes)
@@ -316,6 +334,69 @@ def test_halfway_from_an_order_to_a_plan_that_stops_fewer_are_asked_on():
     before = np.zeros((3, 2))
     assert choose(advantages(order, belief, before, costs, 0.0), 1).tolist() == [1, 1, 1]
     assert choose(advantages(between, belief, before, costs, 0.0), 1).tolist() == [1, -1, -1]
+
+
+def test_an_order_with_learned_stops_acts_by_the_gains_that_were_fitted():
+    """After one call: .5 minus the estimate, and .1 more where three answers differ. A call costs
+    .3 times .2, so expert 0 is asked below .44, or below .54 where three answers differ.
+    """
+    costs = np.array([0.2, 0.5, 0.1])
+    gains = [np.array([0.5, -1.0, 0.0, 0.0, 0.0, 0.1])]
+    plan = plan_of(Order((1, 0), None), gains, costs, 0.3, 3)
+    before = np.zeros((4, 3))
+    assert choose(advantages(plan, None, before, costs, 0.3), 0).tolist() == [1] * 4
+    after_one = belief_of((1,), [0.43, 0.45, 0.53, 0.55])
+    after_one.distinct[2:] = 3
+    scores = advantages(plan, after_one, before, costs, 0.3)
+    assert choose(scores, 1).tolist() == [0, -1, 0, -1]
+    assert scores[:, 0] == pytest.approx([0.01, -0.01, 0.01, -0.01])
+    assert scores[:, 2] == pytest.approx(scores[:, 0] - 0.1)
+    after_two = belief_of((0, 1), [0.1, 0.5, 0.9, 0.9])
+    assert choose(advantages(plan, after_two, before, costs, 0.3), 2).tolist() == [-1] * 4
+
+
+def test_inputs_of_a_stop_are_among_those_of_an_action():
+    rng = np.random.default_rng(5)
+    belief = belief_of((0, 1, 2), rng.random(20))
+    belief.size[:] = rng.integers(1, 4, 20)
+    belief.distinct[:] = rng.integers(1, 4, 20)
+    inputs = action_inputs(replace(belief, second=rng.random(20)), np.zeros((20, 4)), 3)
+    again = action_inputs(belief, np.zeros((20, 4)), 3)
+    assert not np.array_equal(inputs, again)  # the next best candidate's estimate counts
+    assert np.array_equal(again[:, OF_STOP], stop_inputs(belief))
+
+
+def test_learned_stops_are_fitted_as_by_scikit_learn():
+    """Two calls. The gain of the second is a ridge regression on standardised inputs without an
+    intercept of its own; where it exceeds .25 times .4, the question is asked on.
+    """
+    rng = np.random.default_rng(6)
+    num = 300
+    good = rng.random((num, 2)) < [0.5, 0.8]
+    costs = np.array([0.1, 0.4])
+    one = belief_of((0,), rng.random(num))
+    both = belief_of((0, 1), rng.random(num))
+    both.submitted[:] = 1
+    learner = StopLearner({(0,): one, (0, 1): both}, good, costs)
+    rows = np.arange(num) < 200
+    order, stops = learner.best([(0,), (0, 1)], rows, 0.25)
+    assert order == Order((0, 1), None)
+    now = 0.5 * one.p + 0.5 * good[:, 0]
+    then = 0.5 * both.p + 0.5 * good[:, 1]
+    known = stop_inputs(one)[rows]
+    scale = np.sqrt((known**2).mean(0)) + 1e-9
+    ridge = sklearn.linear_model.Ridge(alpha=5.0, fit_intercept=False)
+    ridge.fit(known / scale, (then - now)[rows])
+    assert stops.gains[0] == pytest.approx(ridge.coef_ / scale, abs=1e-6)
+    goes_on = known @ stops.gains[0] > 0.1
+    assert 0 < goes_on.sum() < 200
+    expected = np.where(goes_on, (then - 0.1)[rows], now[rows]) - 0.025
+    assert stops.returns == pytest.approx(expected)
+
+
+def threshold_plan(experts, threshold, costs, alpha, t_max):
+    gains = threshold_gains(experts, threshold, costs, alpha)
+    return plan_of(Order(experts, threshold), gains, costs, alpha, t_max)
 
 
 def belief_of(asked, estimates):
@@ -345,7 +426,7 @@ def test_every_order_is_played_as_a_loop_over_questions_would():
     folds = np.arange(num) % 5
     table = tabulate_orders(beliefs, good, costs, 2, folds)
     assert len(table.orders) == 3 + 6 * len(THRESHOLDS)
-    place = table.orders.index(Order((2, 0), THRESHOLDS[4]))
+    place = table.orders.index(((2, 0), THRESHOLDS[4]))
     returns = np.zeros(5)
     for question in range(num):
         paid = costs[2]
@@ -355,7 +436,7 @@ def test_every_order_is_played_as_a_loop_over_questions_would():
             known = (0, 2)
         is_right = good[question, beliefs[known].submitted[question]]
         returns[folds[question]] += is_right - 0.4 * paid
-    assert table.returns(place, 0.4) == pytest.approx(returns)
+    assert table.quality[place] - 0.4 * table.cost[place] == pytest.approx(returns)
 
 
 def test_a_plan_is_followed_as_a_loop_over_questions_would():
@@ -391,12 +472,36 @@ def test_an_order_that_returns_more_on_held_out_questions_replaces_the_plan(monk
     same = np.eye(3, dtype=bool)[None].repeat(num, axis=0)
     costs = np.array([0.1, 0.2, 1.0])
     _, beliefs, before = planned(good, same, costs, 0.2, 2, np.zeros((num, 3)))
-    bad = plan_of(Order((0,), 2.0), costs, 0.2, np.ones((2, num_inputs(3))))
+    bad = threshold_plan((0,), 2.0, costs, 0.2, 2)
     plan_0 = Plan(bad.weights, bad.sizes)
     monkeypatch.setattr("belief.guard.fit_plan", lambda *arguments: plan_0)
     plan = Planner(beliefs, before, good, costs, 2, seed=0).fit(0.2)
     assert plan.order is not None
     assert plan.order.experts[0] == 1
+
+
+def test_learned_stops_replace_the_plan_where_the_estimate_does_not_tell(monkeypatch):
+    """Expert 0 is right where its answer is that of two. The estimate is .6 whatever it says, so a
+    threshold cannot stop there. Asking expert 1, who is always right, costs .5 times .6.
+    """
+    num = 100
+    agrees = np.arange(num) % 2 == 0
+    good = np.column_stack([agrees, np.ones(num, dtype=bool)])
+    costs = np.array([0.1, 0.6])
+    one = belief_of((0,), np.full(num, 0.6))
+    one.size[:] = 1 + agrees
+    other = belief_of((1,), np.full(num, 0.9))
+    both = belief_of((0, 1), np.full(num, 0.9))
+    both.submitted[:] = 1
+    beliefs = {(0,): one, (1,): other, (0, 1): both}
+    bad = threshold_plan((0,), 2.0, costs, 0.5, 2)
+    plan_0 = Plan(bad.weights, bad.sizes)
+    monkeypatch.setattr("belief.guard.fit_plan", lambda *arguments: plan_0)
+    before = np.zeros((num, 2))
+    plan = Planner(beliefs, before, good, costs, 2, seed=0).fit(0.5)
+    assert plan.order == Order((0, 1), None)
+    order, _ = follow(plan, beliefs, before, costs, 0.5)
+    assert order[:, 1].tolist() == np.where(agrees, -1, 1).tolist()
 
 
 def test_a_plan_stays_where_priors_tell_whom_to_ask():

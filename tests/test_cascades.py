@@ -11,6 +11,7 @@ import pytest
 
 from backends.answer_store import Answer
 from belief.state import Belief, agreement, asked_sets
+from belief.stopping import stop_inputs
 from config import RewardConfig
 from evaluation.answer_table import AnswerTable, Choices, ask_all, pick_best
 from evaluation.cascade_routing import CascadeRouting, fit_cascade_routing
@@ -25,7 +26,7 @@ from evaluation.cascades import (
     read_last,
 )
 from evaluation.estimates import Estimates, Estimator, TableFeatures
-from evaluation.learned_stop import LearnedStop, fit_learned_stop, stop_inputs
+from evaluation.learned_stop import LearnedStop, fit_learned_stop
 from evaluation.planned import fit_planned
 from questions import Question
 from reward import Cost

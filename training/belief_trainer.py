@@ -49,9 +49,10 @@ from training.promise import halves, make_guarantee, promise_of
 from training.trainer import Trainer, mean_entropy
 
 
-def orders_of(plans: Sequence[Plan]) -> list[tuple[int, ...] | None]:
-    """The experts of each fixed order, None for a plan that is none."""
-    return [plan.order.experts if plan.order else None for plan in plans]
+def orders_of(plans: Sequence[Plan]) -> list[tuple[tuple[int, ...], bool] | None]:
+    """The experts of each fixed order and whether its stops are learned; None for other plans."""
+    orders = [plan.order for plan in plans]
+    return [(order.experts, order.threshold is None) if order else None for order in orders]
 
 
 class BeliefTrainer(Trainer):
@@ -421,6 +422,8 @@ def describe_order(order: Order, names: Sequence[str]) -> str:
     path = " > ".join(names[expert_idx] for expert_idx in order.experts)
     if len(order.experts) == 1:
         return f"{path} alone"
+    if order.threshold is None:
+        return f"{path}, as long as going on is expected to pay"
     if order.threshold > 1:
         return f"{path}, always all"
     return f"{path}, until an answer is estimated at {order.threshold:.2f}"

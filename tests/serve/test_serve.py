@@ -21,9 +21,7 @@ import torch
 from served import (
     LoopbackExpert,
     ask,
-    running_experts,
     serving,
-    train_run,
     wait_until,
 )
 
@@ -36,20 +34,6 @@ from serving.feedback import Skill
 from serving.policy import Limits, ServingPolicy
 from serving.route_log import read_records
 from serving.served_run import Exploration
-
-
-@pytest.fixture(scope="module")
-def experts() -> Iterator[dict[str, LoopbackExpert]]:
-    yield from running_experts()
-
-
-@pytest.fixture(scope="module")
-def run(
-    experts: dict[str, LoopbackExpert],
-    bert_encoder: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
-    return train_run(tmp_path_factory.mktemp("served"), bert_encoder, experts)
 
 
 @pytest.fixture(scope="module")

@@ -15,30 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import openai
-import pytest
 import torch
 from recordings import CHEAP_AND_DEAR, make_rows
-from served import LoopbackExpert, ask, running_experts, train_run, wait_until
+from served import LoopbackExpert, ask, wait_until
 
 from agent import load_agent
 from experts import build_pool
 from runtime.run_folder import load_run_config
 
-ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(scope="module")
-def experts() -> Iterator[dict[str, LoopbackExpert]]:
-    yield from running_experts()
-
-
-@pytest.fixture(scope="module")
-def run(
-    experts: dict[str, LoopbackExpert],
-    bert_encoder: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
-    return train_run(tmp_path_factory.mktemp("served"), bert_encoder, experts)
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @contextlib.contextmanager

@@ -19,9 +19,7 @@ import yaml
 from served import (
     PATIENCE_S,
     LoopbackExpert,
-    running_experts,
     serving,
-    train_run,
     wait_until,
 )
 
@@ -32,20 +30,6 @@ from config import RewardConfig
 from der_env import Episode
 from questions import Question
 from serving.policy import Limits, ServingPolicy
-
-
-@pytest.fixture(scope="module")
-def experts() -> Iterator[dict[str, LoopbackExpert]]:
-    yield from running_experts()
-
-
-@pytest.fixture(scope="module")
-def run(
-    experts: dict[str, LoopbackExpert],
-    bert_encoder: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
-    return train_run(tmp_path_factory.mktemp("served"), bert_encoder, experts)
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,8 @@ class Planner:
     def fit(self, alpha: float) -> Plan:
         """A plan, or the order that takes its place."""
         plan = self._plan(ALL_FOLDS, alpha)
+        if len(self._ways) == 1:
+            return plan
         best = int(np.argmax(self._held_out(alpha)))
         if best == 0:
             return plan
@@ -66,8 +68,12 @@ class Planner:
 
     @property
     def _ways(self) -> list[Callable[[np.ndarray, float], Plan]]:
-        """What fits a plan on some folds (M,) for a weight of cost."""
-        return [self._plan, self._order, self._learned_order] if self.can_stop else [self._plan]
+        """What fits a plan on some folds (M,) for a weight of cost; no orders where a fold would be
+        empty.
+        """
+        if not self.can_stop or len(self.good) < NUM_FOLDS:
+            return [self._plan]
+        return [self._plan, self._order, self._learned_order]
 
     def _plan(self, folds: np.ndarray, alpha: float) -> Plan:
         rows = np.isin(self._folds, folds)

@@ -25,7 +25,7 @@ from belief.regression import Logistic, Standardiser, sigmoid
 from metrics.agreement import read_answer
 from metrics.registry import is_ours
 from questions import Question
-from runtime.errors import AgentError
+from runtime.errors import AgentError, DataError
 from runtime.remembered import Remembered
 
 NUM_FOLDS = 10  # with 4, the models of the folds are visibly less sure than the one in use
@@ -314,8 +314,13 @@ def cross_fit(outcomes: Outcomes, num_tasks: int, seed: int) -> CrossFitted:
 def cross_fit_by(
     fit: Callable[[Outcomes], OutcomeModel], outcomes: Outcomes, seed: int
 ) -> CrossFitted:
-    """The same for another way to fit."""
+    """The same for another way to fit. Raises DataError where there are no others."""
     num_questions, num_experts = outcomes.good.shape
+    if num_questions < 2:
+        raise DataError(
+            f"{num_questions} training question: an agent over beliefs needs at least 2, since each"
+            " is estimated from the others; give more (data.train.limit, or --examples)"
+        )
     folds = np.random.default_rng(seed).permutation(num_questions) % NUM_FOLDS
     before = np.zeros((num_questions, num_experts))
     after = np.zeros((num_questions, num_experts))

@@ -504,6 +504,17 @@ def test_learned_stops_replace_the_plan_where_the_estimate_does_not_tell(monkeyp
     assert order[:, 1].tolist() == np.where(agrees, -1, 1).tolist()
 
 
+def test_a_plan_stays_where_there_are_fewer_questions_than_folds():
+    num = 4
+    good = np.ones((num, 2), dtype=bool)
+    same = np.ones((num, 2, 2), dtype=bool)
+    costs = np.array([0.5, 0.5])
+    _, beliefs, before = planned(good, same, costs, 0.5, 2, np.zeros((num, 2)))
+    planner = Planner(beliefs, before, good, costs, 2, seed=0)
+    assert planner.fit(0.5).order is None
+    assert np.isfinite(planner.expected(0.5))
+
+
 def test_a_plan_stays_where_priors_tell_whom_to_ask():
     """Two experts share the questions out; no fixed order asks the right one first."""
     num = 100

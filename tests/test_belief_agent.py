@@ -30,7 +30,7 @@ from experts import build_pool
 from questions import Question, load_splits
 from rollout import NeverSatisfied, play
 from runtime.command_line import load_config
-from runtime.errors import AgentError, ConfigError
+from runtime.errors import AgentError, ConfigError, DataError
 from scripts.compare_evaluations import compare, lines, read_agents
 from terminator import load_terminator, make_judge
 from training.belief_trainer import BeliefTrainer, warn_of_handing_on
@@ -239,6 +239,17 @@ def test_a_pool_with_too_many_sets_of_experts_is_refused_with_the_length_that_fi
     with pytest.raises(ConfigError, match=r"12,950 here, at most 3,000; set env\.t_max to 3"):
         load_config(config_path, options)
     assert load_config(config_path, [*options[:2], "--env.t_max", "3"]).env.t_max == 3
+
+
+def test_few_training_questions_are_enough_and_one_is_refused(
+    config_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["--config", str(config_path), "--train.epochs", "1", "--data.train.limit"]
+    run = train_ppo_multi.main([*command, "3", "--name", "three"])
+    assert (run / "agent").is_dir()
+    with pytest.raises(DataError, match=r"1 training question: .* needs at least 2"):
+        train_ppo_multi.main([*command, "1", "--name", "one"])
 
 
 def test_plans_are_fitted_on_a_sample_of_the_questions_where_there_are_many_routes(

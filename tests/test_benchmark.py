@@ -72,6 +72,8 @@ def test_every_way_of_a_rollout_makes_the_same_calls(project, monkeypatch, tmp_p
     bench = Bench(build_pool(config), tmp_path)
     plan = Plan.draw(questions, len(bench.pool), 2)
     assert plan.num_transitions == 12
+    ways = bench_rollouts.ways_of(bench, plan)
+    assert set(ways) == {"envs_64", "lockstep", "sequential", "threads"}  # however few questions
     _, wide = bench.rollout_s(plan, 6)
     _, narrow = bench.rollout_s(plan, 1)
     assert stored_prompts(wide.store) == stored_prompts(narrow.store)

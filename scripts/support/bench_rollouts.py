@@ -297,7 +297,7 @@ def measure(config: Config, folder: Path, repeats: int, num_questions: int) -> d
     questions = load_splits(config.data).test[:num_questions]
     bench = Bench(build_pool(config), folder)
     plan = Plan.draw(questions, len(bench.pool), config.env.t_max)
-    ways = _ways(bench, plan)
+    ways = ways_of(bench, plan)
     threads = _threads_of(ways, bench, plan)
     rates: dict[str, list[float]] = {name: [] for name in ways}
     against_generate = []
@@ -321,8 +321,11 @@ def _rollout_over_generate(bench: Bench, plan: Plan) -> float:
     return seconds / bench.generate_s(stored_prompts(pool.store))
 
 
-def _ways(bench: Bench, plan: Plan) -> dict[str, Callable[[], float]]:
-    """Ways of playing a plan; each returns its transitions per second."""
+def ways_of(bench: Bench, plan: Plan) -> dict[str, Callable[[], float]]:
+    """Ways of playing a plan; each returns its transitions per second.
+
+    More questions in flight are tried only where there are more than half as many.
+    """
     part = _part(plan)
 
     def rate(num_envs: int, *, lockstep: bool = False) -> float:
@@ -330,7 +333,7 @@ def _ways(bench: Bench, plan: Plan) -> dict[str, Callable[[], float]]:
 
     ways: dict[str, Callable[[], float]] = {}
     for num_envs in ENVS:
-        if num_envs // 2 < len(plan.questions):
+        if num_envs == ENVS[0] or num_envs // 2 < len(plan.questions):
             ways[f"envs_{num_envs}"] = functools.partial(rate, num_envs)
     ways["lockstep"] = functools.partial(rate, 64, lockstep=True)
     ways["sequential"] = lambda: part.num_transitions / bench.sequential_s(part)

@@ -440,8 +440,6 @@ def changed_run(options: argparse.Namespace) -> Path | None:
         raise ConfigError("--add_expert and --drop_expert: change a pool in one way at a time")
     if len(options.run or []) != 1 or options.out is None:
         raise ConfigError("a pool is changed for one --run RUN, in a new --out FOLDER")
-    if options.examples < 1:
-        raise ConfigError(f"--examples {options.examples}: an expert cannot be fitted on nothing")
     from training.changed_pool import with_expert, without_expert
 
     if options.drop_expert:

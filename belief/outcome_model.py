@@ -319,7 +319,7 @@ def cross_fit_by(
     if num_questions < 2:
         raise DataError(
             f"{num_questions} training question: an agent over beliefs needs at least 2, since each"
-            " is estimated from the others; give more (data.train.limit, or --examples)"
+            " is estimated from the others; give more (data.train)"
         )
     folds = np.random.default_rng(seed).permutation(num_questions) % NUM_FOLDS
     before = np.zeros((num_questions, num_experts))

@@ -69,6 +69,14 @@ def parse(
     return options, rest
 
 
+def count(text: str) -> int:
+    """An option that counts something, 1 at least; for `type` of argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
+
+
 def overrides_from(arguments: list[str]) -> dict[str, Any]:
     """`--reward.alpha 0.1 --seed=3` as a nested mapping; values are read as YAML.
 

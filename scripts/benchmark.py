@@ -28,7 +28,7 @@ from pathlib import Path
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from runtime.command_line import load_config, parse, run_command
+from runtime.command_line import count, load_config, parse, run_command
 
 POOLS = {"tiny": Path("configs/quickstart.yaml"), "small_llms": Path("configs/small_llms.yaml")}
 GROUPS = ("rollouts", "generation", "updates", "store", "scaling", "encoder", "recorded")
@@ -56,9 +56,9 @@ def make_parser() -> argparse.ArgumentParser:
         ),
     )
     parser.add_argument("--device", help="device of the configuration")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=count, default=5)
     parser.add_argument(
-        "--questions", type=int, default=256, help="of a timed rollout, or of the recorded set"
+        "--questions", type=count, default=256, help="of a timed rollout, or of the recorded set"
     )
     parser.add_argument("--out", type=Path, help="write the figures as one flat JSON object")
     return parser

@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from runtime.command_line import run_command
+from runtime.command_line import count, run_command
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -27,7 +27,7 @@ def make_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--repeats", type=count, default=20)
     parser.add_argument("--out", type=Path, help="write the rows as JSON, too")
     return parser
 

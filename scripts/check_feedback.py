@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from runtime.command_line import parse, run_command
+from runtime.command_line import count, parse, run_command
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -33,7 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="a new folder for the taught run")
-    parser.add_argument("--requests", type=int, default=400)
+    parser.add_argument("--requests", type=count, default=400)
     parser.add_argument("--explore", type=float, default=0.0, help="as of scripts/serve.py")
     parser.add_argument("--full", type=Path, help="a run trained on the whole split")
     return parser

@@ -28,7 +28,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from runtime.command_line import run_command
+from runtime.command_line import count, run_command
 
 
 def numbers(text: str) -> list[float]:
@@ -44,7 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max_loss", type=numbers, default=[0.02, 0.03, 0.05])
     parser.add_argument("--confidence", type=float, default=0.95)
     parser.add_argument("--calibration", type=numbers, default=[500, 1000])
-    parser.add_argument("--splits", type=int, default=1000)
+    parser.add_argument("--splits", type=count, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="write the rows as JSON, too")
     return parser

@@ -34,7 +34,7 @@ from types import FrameType
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from runtime.command_line import dump_config, load_config, run_command
+from runtime.command_line import count, dump_config, load_config, run_command
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -43,7 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--mutations", type=int, default=2000, help="over all kinds")
+    parser.add_argument("--mutations", type=count, default=2000, help="over all kinds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", metavar="KIND:NUMBER", help="this one, with its traceback")
     return parser
@@ -139,8 +139,8 @@ class Workshop:
     def _make_questions(self) -> None:
         rng = random.Random(0)
         recorded = []
-        for split, count in SPLITS.items():
-            rows = [self._row(split, number, rng) for number in range(count)]
+        for split, num_rows in SPLITS.items():
+            rows = [self._row(split, number, rng) for number in range(num_rows)]
             write_lines(Path(f"{split}.jsonl"), rows)
             recorded += rows
         write_lines(Path("recorded.jsonl"), recorded)

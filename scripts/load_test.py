@@ -29,7 +29,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from runtime.command_line import parse, run_command
+from runtime.command_line import count, parse, run_command
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -39,8 +39,8 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--run", type=Path, help="folder of the run; default: the newest")
-    parser.add_argument("--requests", type=int, default=1000)
-    parser.add_argument("--at_once", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--requests", type=count, default=1000)
+    parser.add_argument("--at_once", type=count, nargs="+", default=[1, 8, 32])
     parser.add_argument("--failing", type=float, default=0.05, help="share of expert calls")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     return parser

@@ -165,3 +165,18 @@ def test_what_cannot_be_changed_is_refused(
     empty.write_text("experts: []")
     with pytest.raises(ConfigError, match="expected a list of experts"):
         test_ppo_multi.main(["--run", str(run), "--add_expert", str(empty), *out])
+
+
+@pytest.mark.parametrize("number", ["0", "1", "1000"])
+def test_too_few_and_too_many_examples_are_refused(
+    run: Path,  # noqa: F811
+    tmp_path: Path,
+    number: str,
+) -> None:
+    less = without_expert(run, "large", tmp_path / "less")
+    experts = tmp_path / "experts.yaml"
+    listed = yaml.safe_load((run / "config.yaml").read_text())["pool"]["experts"]
+    experts.write_text(yaml.safe_dump({"experts": listed[-1:]}))
+    command = ["--run", str(less), "--add_expert", str(experts), "--out", str(tmp_path / "more")]
+    with pytest.raises(ConfigError, match=rf"--examples {number}: must be from 2 to [0-9]+"):
+        test_ppo_multi.main([*command, "--examples", number])

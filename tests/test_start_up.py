@@ -148,3 +148,18 @@ def test_an_agent_acts_without_what_trains_and_draws(project: Path) -> None:
     command = [sys.executable, "-c", program]
     shown = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True).stdout
     assert shown == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["benchmark.py", "--questions", "0"],
+        ["check_intervals.py", "--repetitions", "-3"],
+        ["load_test.py", "--at_once", "8", "0"],
+    ],
+)
+def test_a_count_below_one_is_refused(project: Path, arguments: list[str]) -> None:
+    command = [sys.executable, str(project / "scripts" / arguments[0]), *arguments[1:]]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"argument {arguments[1]}: must be at least 1, not {arguments[-1]}" in done.stderr

@@ -191,10 +191,8 @@ def judged_examples(change: Change, model: OutcomeModel, num_examples: int) -> E
     """
     config = change.config
     training = load_splits(config.data).train
-    if num_examples > len(training):
-        raise ConfigError(
-            f"--examples {num_examples}: there are {len(training)} training questions"
-        )
+    if not 2 <= num_examples <= len(training):
+        raise ConfigError(f"--examples {num_examples}: must be from 2 to {len(training)}")
     rows = np.random.default_rng(config.seed).permutation(len(training))[:num_examples]
     questions = [training[row] for row in rows]
     table = ask_all(questions, change.pool, config.reward)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from belief.order import NUM_SCREENED
 from belief.stopping import fit_stops, stop_inputs
 from evaluation.answer_table import AnswerTable, Choices
 from evaluation.cascades import (
@@ -21,8 +22,6 @@ from evaluation.cascades import (
     read_all,
 )
 from evaluation.estimates import Estimates, known_to
-
-NUM_SCREENED = 100  # orders that a stop is fitted for, the best by a single threshold
 
 
 @dataclass(frozen=True)

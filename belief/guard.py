@@ -39,17 +39,18 @@ class Planner:
 
     def fit(self, alpha: float) -> Plan:
         """A plan, or the order that takes its place."""
-        plan = self._plan(ALL_FOLDS, alpha)
         if len(self._ways) == 1:
-            return plan
-        best = int(np.argmax(self._held_out(alpha)))
-        if best == 0:
-            return plan
-        return replace(self._ways[best](ALL_FOLDS, alpha), sizes=plan.sizes)
+            return self._plan(ALL_FOLDS, alpha)
+        return self.choose(alpha)[0]
 
-    def expected(self, alpha: float) -> float:
-        """Summed return, on questions held out, of what `fit` chooses."""
-        return max(self._held_out(alpha))
+    def choose(self, alpha: float) -> tuple[Plan, float]:
+        """What `fit` gives, and its summed return on questions held out."""
+        plan = self._plan(ALL_FOLDS, alpha)
+        returned = self._held_out(alpha)
+        best = int(np.argmax(returned))
+        if best > 0:
+            plan = replace(self._ways[best](ALL_FOLDS, alpha), sizes=plan.sizes)
+        return plan, returned[best]
 
     def returned(self, plan: Plan, alpha: float) -> float:
         """Summed return of a plan that was fitted elsewhere."""

@@ -230,8 +230,8 @@ def plan_anew(agent: BeliefAgent, examples: Examples, config: Config) -> None:
     alphas = config.reward.alphas or (config.reward.alpha,)
     for alpha, is_order in zip(alphas, reader.planned.is_order, strict=True):
         moved = agent.plan_at(alpha)
-        plan = planner.fit(alpha)
-        stays = planner.returned(moved, alpha) >= planner.expected(alpha)
+        plan, expected = planner.choose(alpha)
+        stays = planner.returned(moved, alpha) >= expected
         plans.append(replace(moved, sizes=plan.sizes) if stays and not is_order else plan)
     agent.set_plans(plans)
     torch.nn.init.zeros_(agent.actor.learned)  # now in the plans that were moved

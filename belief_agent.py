@@ -40,7 +40,7 @@ from runtime.errors import AgentError
 from text_agent import Agent
 
 TEMPERATURE = 0.02  # of the policy, in units of return: differences below it are explored
-FORBIDDEN = -1e9  # score of an action that cannot be taken
+FORBIDDEN = -1e30  # score of an action that cannot be taken: below any cost
 ACTOR_PARTS = ("actor.plan", "actor.scale", "actor.learned", "critic.weights")
 
 
@@ -365,7 +365,8 @@ class BeliefAgent(Agent):
         if not self.spent:
             raise AgentError(
                 "this agent does not know what it spends at which weight of cost: a budget needs"
-                " agent.reads belief and reward.alphas, such as [0, 0.02, 0.1]; train again"
+                " agent.reads belief, train.refit true and reward.alphas, such as [0, 0.02, 0.1];"
+                " train again"
             )
         dial = dial_for(budget, self.spent, self.num_spent)
         self.reader.dial = dial

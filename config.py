@@ -114,7 +114,13 @@ class PoolConfig(Section):
 
 class EnvConfig(Section):
     t_max: int = Field(
-        4, ge=1, le=MAX_CALLS, description="expert calls at most per question (paper: 4)"
+        4,
+        ge=1,
+        le=MAX_CALLS,
+        description=(
+            "expert calls at most per question (paper: 4); an agent over beliefs asks an expert"
+            " once, so at most as many as there are experts"
+        ),
     )
     p0: float = Field(
         1.0,
@@ -340,6 +346,9 @@ class Config(Section):
         if self.agent.reads != "belief":
             return self
         num_experts = len(self.pool.experts)
+        if self.env.t_max > num_experts:  # an expert is asked once on a route
+            env = self.env.model_copy(update={"t_max": num_experts})
+            object.__setattr__(self, "env", env)
         num_sets = [math.comb(num_experts, size) for size in range(1, self.env.t_max + 1)]
         if sum(num_sets) > MAX_SETS:
             possible = [

@@ -75,7 +75,7 @@ class Report:
 
 def evaluate(evaluation: Evaluation, budgets: Sequence[float] | None = None) -> Report:
     """Play everything on the test split; the agent at `budgets` as well, a sweep where empty."""
-    from evaluation.budgets import budget_section
+    from evaluation.budgets import budget_section, check_budgets
     from evaluation.route_log import route_records
     from questions import repeats_line
     from report.results import build_results
@@ -85,6 +85,8 @@ def evaluate(evaluation: Evaluation, budgets: Sequence[float] | None = None) -> 
     pool = evaluation.pool
     references = {question.id: question.reference for question in evaluation.splits.test}
     records: list[Record] = []
+    if budgets is not None:
+        check_budgets(evaluation, budgets)
     for played in evaluation.played():
         records += route_records(played, pool, config, references)
     extra: dict[str, Any] = {"terminator": evaluation.terminator_section()}

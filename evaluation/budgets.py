@@ -14,16 +14,31 @@ from reward import charge
 NUM_SWEPT = 20  # budgets of a sweep
 
 
+def check_budgets(ground: Ground, budgets: Sequence[float]) -> None:
+    """Raises AgentError for a budget that the agent cannot meet, before anything is played."""
+    agent = ground.runs[0].agent
+    for budget in budgets or [np.inf]:  # of a sweep: that it can be held to any
+        agent.spend(budget)
+    agent.ask_with(ground.config.reward.alpha)
+
+
+def swept(costs: np.ndarray, least: float) -> list[float]:
+    """Budgets from the cheapest expert to the most expensive one, by their mean costs (K,), none
+    below the least that the agent was found to spend in training.
+    """
+    lowest = max(costs.min(), least)
+    budgets: list[float] = np.linspace(lowest, max(costs.max(), lowest), NUM_SWEPT).tolist()
+    return budgets
+
+
 def budget_section(ground: Ground, budgets: Sequence[float]) -> list[dict[str, Any]]:
     """results.json's `budgets`: the first run's agent, held to each budget in turn.
 
-    Where none is named: NUM_SWEPT of them, from the mean cost of the cheapest expert to that of the
-    most expensive one. Raises AgentError for a budget that the agent cannot meet.
+    Where none is named: those of `swept`.
     """
     run, reward = ground.runs[0], ground.config.reward
     if not budgets:
-        costs = ground.test_table.charge.mean(axis=0)
-        budgets = np.linspace(costs.min(), costs.max(), NUM_SWEPT).tolist()
+        budgets = swept(ground.test_table.charge.mean(axis=0), run.agent.spent[-1].cost)
     section = []
     for budget in budgets:
         ground.say(f"DER at a budget of {budget:.4g}")

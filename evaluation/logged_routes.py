@@ -139,7 +139,14 @@ class LogReader:
             raise ReportError(
                 f"question {record['question']}: expert {name} is not in the run's pool"
             )
-        answer = Answer(step["answer"], 0, 0, 0.0)
+        answer = Answer(
+            step["answer"],
+            0,
+            0,
+            0.0,
+            logprob_mean=step.get("logprob_mean"),
+            logprob_min=step.get("logprob_min"),
+        )
         cost = Cost(**step["cost"])
         return Step(self.experts.index(name), answer, cost, step["quality"])
 

@@ -25,6 +25,7 @@ from belief_agent import BeliefActor, BeliefAgent
 from config import EnvConfig
 from der_env import Episode
 from encoder import StateEncoder
+from evaluation.budgets import swept
 from evaluation.policies import FixedRoute
 from experts import build_pool
 from questions import Question, load_splits
@@ -91,6 +92,15 @@ def test_the_plan_is_validated_before_the_first_update(run: Path) -> None:
     first = metrics(run)[0]
     assert (first["epoch"], first["update"]) == (0, 0)
     assert first["eval/is_best"] == 1.0
+
+
+def test_a_route_over_beliefs_is_no_longer_than_the_pool(config_path: Path) -> None:
+    """Nobody is asked twice: with calls left and a Terminator, somebody would have to be."""
+    stops = ["--env.stop", "terminator", "--env.t_max"]
+    assert load_config(config_path, [*stops, "9"]).env.t_max == len(EXPERTS)
+    assert load_config(config_path, [*stops, "3"]).env.t_max == 3
+    reads_text = ["--agent.reads", "text", "--env.submits", "last", *stops, "9"]
+    assert load_config(config_path, reads_text).env.t_max == 9
 
 
 @pytest.mark.slow
@@ -413,6 +423,34 @@ def test_agents_over_beliefs_are_evaluated_at_every_alpha(
     assert costs[-1] > costs[0]
     assert sum(one["is_met"] for one in budgets) >= 18
     assert (tmp_path / "runs/budgets/report/budgets.png").is_file()
+
+
+def test_a_budget_that_cannot_be_met_is_refused_before_anything_is_played(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """This agent has learned one weight of cost: neither a budget nor a sweep can be asked for."""
+    for budget in ("5", "all"):
+        command = ["--run", str(run), "--budget", budget, "--out", str(tmp_path / "out")]
+        with pytest.raises(AgentError, match=r"train\.refit true and reward\.alphas"):
+            test_ppo_multi.main(command)
+    assert "random" not in capsys.readouterr().out
+
+
+def test_a_sweep_starts_where_the_agent_can_follow() -> None:
+    """Test questions may be cheaper than those of training, which tell what can be spent."""
+    budgets = swept(np.array([0.5, 2.0, 3.0]), least=0.6)
+    assert (budgets[0], budgets[-1], len(budgets)) == (0.6, 3.0, 20)
+    assert swept(np.array([0.5, 2.0, 3.0]), least=0.4)[0] == 0.5
+
+
+def test_however_dear_calls_are_an_expert_is_asked_first(run: Path) -> None:
+    """At the least budget a call may weigh millions; stopping before it has to weigh more."""
+    agent = load_agent(run / "agent", build_pool(load_config(run / "config.yaml")))
+    agent.reader.costs = agent.reader.costs * 1e6
+    agent.reader.alpha = 1e3
+    questions = load_splits(load_config(run / "config.yaml").data).test
+    decisions = agent.act([Episode(question.sealed(), 3) for question in questions])
+    assert {decision.expert_idx for decision in decisions} == {0}  # the cheapest
 
 
 def test_an_agent_of_a_version_that_read_fewer_features_is_refused(

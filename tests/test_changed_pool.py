@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from test_belief_agent import config_path, run  # noqa: F401  (fixtures)
+from test_belief_agent import EXPERTS, config_path, run  # noqa: F401  (fixtures)
 
 import test_ppo_multi
-from agent import load_agent
+from agent import load_agent, save_agent
+from belief.order import plan_of, threshold_gains
 from belief.outcome_model import ExpertRegression
+from belief.planner import Order
 from belief.pool_change import (
     Coefficients,
     add_to_candidates,
@@ -111,6 +114,30 @@ def test_a_dropped_expert_is_never_called_and_the_others_keep_their_estimates(
     before = agent_of(run).reader.priors(questions)
     after = agent_of(out).reader.priors(questions)
     assert np.allclose(after, before[:, [0, 2, 3]], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["speller", "adder"])
+def test_an_order_is_not_followed_to_an_expert_that_left(
+    run: Path,  # noqa: F811
+    tmp_path: Path,
+    name: str,
+) -> None:
+    """Without its second expert an order would end there; without its first nobody has a turn."""
+    ordered = tmp_path / "ordered"
+    shutil.copytree(run, ordered)
+    agent = agent_of(run)
+    costs = agent.reader.costs
+    experts = (2, 1, 3)  # speller, adder, large
+    gains = threshold_gains(experts, 0.78, costs, 0.2)
+    agent.set_plans([plan_of(Order(experts, 0.78), gains, costs, 0.2, 3)])
+    agent.actor.learned.data.zero_()
+    save_agent(agent, ordered / "agent", build_pool(load_config(run / "config.yaml")))
+    out = tmp_path / "less"
+    test_ppo_multi.main(["--run", str(ordered), "--drop_expert", name, "--out", str(out)])
+    rows = json.loads((out / "report" / "results.json").read_text())["rows"]
+    returns = {row["policy"]: row["return"]["mean"] for row in rows}
+    single = max(returns[expert] for expert in EXPERTS if expert != name)
+    assert returns["DER"] > single + 0.1
 
 
 def leave_and_join(run: Path, folder: Path, params_b: float) -> tuple[Path, Path]:  # noqa: F811

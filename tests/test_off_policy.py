@@ -189,6 +189,30 @@ def test_a_policy_that_is_its_own_target_is_estimated_by_its_plain_mean(
     assert found["snips"]["mean"] == pytest.approx(mean)
 
 
+def test_logged_answers_are_read_with_their_log_probabilities(
+    run: Path,  # noqa: F811
+    log: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They are inputs of the outcome model: without them the target decides otherwise."""
+    reader = estimate_policy.log_reader(Ground([run], []), GREEDY)
+    seen: list[Episode] = []
+    judge = TargetPolicy.judge
+
+    def noted(target: TargetPolicy, states: list[Episode]) -> tuple[np.ndarray, np.ndarray]:
+        seen.extend(states)
+        return judge(target, states)
+
+    monkeypatch.setattr(TargetPolicy, "judge", noted)
+    record = records_of(log)[0]
+    for step in record["steps"]:
+        step["logprob_mean"], step["logprob_min"] = -0.25, -1.5
+    reader.read([record])
+    answers = [step.answer for step in seen[-1].steps]
+    assert len(answers) == len(record["steps"]) > 0
+    assert {(answer.logprob_mean, answer.logprob_min) for answer in answers} == {(-0.25, -1.5)}
+
+
 def test_doubly_robust_estimates_of_the_greedy_policy_average_to_what_it_returns(
     run: Path,  # noqa: F811
 ) -> None:

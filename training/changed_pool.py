@@ -2,8 +2,10 @@
 
 The changed run has a folder of its own, with config.yaml, agent/ and terminator/. What belongs to
 the experts that stay is taken over (`belief.pool_change`). Where an expert joins, plans are fitted
-anew on the questions that it has answered. A promise of the Terminator is not taken over: it was
-made for the old pool. Nor is what the agent spends at which weight of cost.
+anew on the questions that it has answered. Where one leaves an agent that follows fixed orders,
+they are fitted anew on the questions of training: an order that names it leads nowhere. A promise
+of the Terminator is not taken over: it was made for the old pool. Nor is what the agent spends at
+which weight of cost.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import torch
 
 from agent import build_agent, load_agent, save_agent
 from belief.guard import Planner
-from belief.outcome_model import CrossFitted, OutcomeModel, Outcomes, cross_fit_by
+from belief.outcome_model import CrossFitted, OutcomeModel, Outcomes, cross_fit, cross_fit_by
 from belief.packing import pack_model
 from belief.pool_change import (
     add_expert,
@@ -26,13 +28,13 @@ from belief.pool_change import (
     move_candidates,
     move_plan,
 )
-from belief.state import CandidateModel, agreement, believe_sets
+from belief.state import CandidateModel, agreement, believe_sets, sample_questions
 from belief_agent import BeliefAgent
 from config import Config
 from evaluation.answer_table import AnswerTable, ask_all
 from evaluation.estimates import TableFeatures
 from experts import ExpertPool, build_pool
-from questions import load_splits
+from questions import Question, load_splits
 from runtime.command_line import dump_config, read_yaml, validate
 from runtime.errors import AgentError, ConfigError
 from runtime.files import write_atomically
@@ -135,6 +137,8 @@ def changed_agent(change: Change, num_examples: int) -> BeliefAgent:
         model = examples.fitted.model
         candidates = examples.add_to(candidates, change)
         costs = np.append(costs, examples.table.mean_charges()[len(costs) :])
+    elif any(old.planned.is_order):
+        examples = known_examples(change)
     state = moved_state(change)
     state |= pack_model(model, candidates, "belief.")
     state["costs"] = torch.as_tensor(costs)
@@ -159,7 +163,7 @@ def moved_state(change: Change) -> dict[str, torch.Tensor]:
 
 @dataclass(frozen=True)
 class Examples:
-    """Everybody's answers to the training questions that new experts have answered.
+    """Everybody's answers to the questions that plans are fitted anew on.
 
     good (N, K): which are right. fitted: the model of the new pool. Its estimates of new experts'
     answers are by models that had not seen them; those of the others were fitted on these, too.
@@ -194,10 +198,7 @@ def judged_examples(change: Change, model: OutcomeModel, num_examples: int) -> E
     if not 2 <= num_examples <= len(training):
         raise ConfigError(f"--examples {num_examples}: must be from 2 to {len(training)}")
     rows = np.random.default_rng(config.seed).permutation(len(training))[:num_examples]
-    questions = [training[row] for row in rows]
-    table = ask_all(questions, change.pool, config.reward)
-    features = TableFeatures.of(table, change.agent.question_embeddings(questions))
-    outcomes = outcomes_of(table, features, change.agent.reader.tasks, config.env.p0)
+    table, outcomes = answers_to([training[row] for row in rows], change)
 
     def fit(part: Outcomes) -> OutcomeModel:
         extended = model
@@ -208,11 +209,32 @@ def judged_examples(change: Change, model: OutcomeModel, num_examples: int) -> E
     return Examples(table, outcomes.good, cross_fit_by(fit, outcomes, config.seed))
 
 
+def known_examples(change: Change) -> Examples:
+    """The questions of training, with estimates by models that had not seen the answers."""
+    config = change.config
+    splits = load_splits(config.data)
+    questions = [*splits.train, *splits.validation] if config.train.refit else splits.train
+    num_experts = len(change.pool)
+    rows = sample_questions(len(questions), num_experts, config.env.t_max, config.seed)
+    table, outcomes = answers_to([questions[row] for row in rows], change)
+    num_tasks = len(change.agent.reader.tasks)
+    return Examples(table, outcomes.good, cross_fit(outcomes, num_tasks, config.seed))
+
+
+def answers_to(questions: list[Question], change: Change) -> tuple[AnswerTable, Outcomes]:
+    """Everybody's answers, and what there is to learn from them."""
+    config = change.config
+    table = ask_all(questions, change.pool, config.reward)
+    features = TableFeatures.of(table, change.agent.question_embeddings(questions))
+    return table, outcomes_of(table, features, change.agent.reader.tasks, config.env.p0)
+
+
 def plan_anew(agent: BeliefAgent, examples: Examples, config: Config) -> None:
     """Fit the plan of each weight of cost anew on the examples.
 
     A plan that was moved from the old pool stays where the new one does not return more on
-    examples held out. What PPO had learned stays in it. An order would never ask a new expert.
+    examples held out. What PPO had learned stays in it. An order never stays: it would not ask a
+    new expert, and would go on asking for one that left.
     """
     reader = agent.reader
     fitted = examples.fitted

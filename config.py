@@ -168,8 +168,8 @@ class RewardConfig(Section):
     alphas: tuple[Annotated[float, Field(ge=0)], ...] = Field(
         (),
         description=(
-            "agent.reads belief: train one agent for all these weights and those between, whatever"
-            " alpha it is asked with; empty: alpha alone"
+            "agent.reads belief, env.stop action: train one agent for all these weights and those"
+            " between, whatever alpha it is asked with; empty: alpha alone"
         ),
     )
     cost_unit: str = Field(

@@ -34,6 +34,7 @@ from config import (
 )
 from dry_run.preflight import (
     Measured,
+    Missing,
     Split,
     check_files,
     check_metric,
@@ -301,9 +302,10 @@ class Plan:
     @property
     def can_be_run(self) -> bool:
         """Whether all that is needed is here, as far as can be seen without weights and network."""
-        return all(self.needs.values()) and (
-            self.device_gb is None or self.local_gb <= self.device_gb
-        )
+        if any(isinstance(note, Missing) for note in self.notes):
+            return False
+        has_room = self.device_gb is None or self.local_gb <= self.device_gb
+        return has_room and all(self.needs.values())
 
 
 def make_plan(config: Config) -> Plan:

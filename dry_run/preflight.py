@@ -97,6 +97,10 @@ def command_for(path: str) -> str | None:
     )
 
 
+class Missing(str):
+    """A note about what a command has to bring before a run."""
+
+
 def check_files(what: str, paths: str | Sequence[str], notes: list[str]) -> bool:
     """Whether all are here; notes the command that makes a missing file.
 
@@ -108,7 +112,7 @@ def check_files(what: str, paths: str | Sequence[str], notes: list[str]) -> bool
     for path in missing:
         if (command := command_for(path)) is None:
             raise ConfigError(f"{what}: {path}: no such file")
-        notes.append(f"{path} is not here yet: {command}")
+        notes.append(Missing(f"{path} is not here yet: {command}"))
     return not missing
 
 
@@ -133,7 +137,7 @@ def locate(what: str, source: str, revision: str | None, notes: list[str]) -> Pa
     if folder.is_dir():
         return folder
     if command := command_for(source):
-        notes.append(f"{source} is not here yet: {command}")
+        notes.append(Missing(f"{source} is not here yet: {command}"))
         return None
     if not is_hub_id(source):
         raise ConfigError(f"{what}: {source} is no folder here, and no hub id either")
@@ -194,19 +198,21 @@ def stated_size(name: str, source: SourceConfig, notes: list[str]) -> int:
     """
     path, command = Path(source.path), command_for(source.path)
     if command and path.stem in SPLITS:
-        notes.append(
+        said = (
             f"data/{path.parent.name} is not here yet: {command}. Sizes are as stated by its"
             f" source, questions taken for {ASSUMED_CHARS} characters each"
         )
+        notes.append(Missing(said))
         size = PREPARED[path.parent.name][0][SPLITS.index(path.stem)]
         return min(size, source.limit or size)
     if command is None and (path.suffix == ".jsonl" or not is_hub_id(source.path)):
         raise ConfigError(
             f"data.{name}: {source.path}: no such file, and no hub data set has such a name"
         )
-    notes.append(
-        f"{source.path} is not here yet: {command or 'datasets will fetch it from the hub'}"
-    )
+    if command:
+        notes.append(Missing(f"{source.path} is not here yet: {command}"))
+    else:
+        notes.append(f"{source.path} is not here yet: datasets will fetch it from the hub")
     if command is None and source.revision is None:
         notes.append(f"data.{name}: unpinned revision of {source.path}")
     if source.limit is None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from belief_agent import BeliefAgent
 from evaluation.ground import Ground
 from evaluation.stats import interval
 from reward import charge
@@ -37,13 +38,15 @@ def budget_section(ground: Ground, budgets: Sequence[float]) -> list[dict[str, A
     Where none is named: those of `swept`.
     """
     run, reward = ground.runs[0], ground.config.reward
+    agent = run.agent
+    assert isinstance(agent, BeliefAgent)  # checked: no other can be held to a budget
     if not budgets:
-        budgets = swept(ground.test_table.charge.mean(axis=0), run.agent.spent[-1].cost)
+        budgets = swept(ground.test_table.charge.mean(axis=0), agent.spent[-1].cost)
     section = []
     for budget in budgets:
         ground.say(f"DER at a budget of {budget:.4g}")
-        dial = run.agent.spend(budget)
-        routes = ground.play(ground.splits.test, run.agent, run.judge, ground.t_max)
+        dial = agent.spend(budget)
+        routes = ground.play(ground.splits.test, agent, run.judge, ground.t_max)
         spent = np.array([charge(route.episode.cost, reward) for route in routes])
         low, high = dial.interval(len(routes))
         met = interval(spent, counted=True)
@@ -58,5 +61,5 @@ def budget_section(ground: Ground, budgets: Sequence[float]) -> list[dict[str, A
                 "is_met": bool(low <= met["mean"] <= high),
             }
         )
-    run.agent.ask_with(reward.alpha)
+    agent.ask_with(reward.alpha)
     return section

@@ -5,6 +5,8 @@ is checked, symbolic links that are not followed.
 from __future__ import annotations
 
 import json
+import os
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,10 +27,13 @@ class Line(NamedTuple):
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file in one step."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(data)
-    partial.replace(path)
+    """Replace a file in one step. Two processes may: the file is then the one's or the other's."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.partial")
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def refuse_links(folder: Path, error: type[DERError]) -> None:

@@ -74,7 +74,7 @@ def exploration_of(share: float, temperature: float) -> Exploration:
     """Raises ConfigError for what is no share or no temperature."""
     if not 0 <= share <= 1:
         raise ConfigError(f"--share {share:g}: a share is from 0 to 1")
-    if temperature <= 0:
+    if not temperature > 0:  # nor NaN
         raise ConfigError(f"--temperature {temperature:g}: a temperature is above 0")
     return Exploration(share, temperature)
 

@@ -4,7 +4,8 @@
     python scripts/learn_from_log.py --run runs/NAME --write  # takes it over
 
 The agent must read beliefs, and the server must have logged texts (--log_texts). The outcome model
-is fitted again; the plan, what PPO learned and prices stay. The agent before is kept beside it.
+is fitted again; the plan, what PPO learned and prices stay. A promise of the Terminator and budgets
+were measured with the model before, so they go. What was before is kept beside it.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ def make_parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":  # --help and mistakes, before the imports that take seconds
     run_command(lambda arguments: parse(make_parser(), arguments))
 
+import torch
+
 from agent import load_agent, save_agent
 from belief_agent import BeliefAgent
 from experts import build_pool
@@ -42,6 +45,7 @@ from runtime.errors import AgentError
 from runtime.machine import pick_device, set_threads
 from runtime.run_folder import evaluated_config, newest_run
 from serving.feedback import Lesson, Skill, learn, read_judged
+from terminator import EstimateTerminator, load_terminator, save_terminator
 
 
 def main(arguments: list[str]) -> Lesson:
@@ -60,10 +64,11 @@ def main(arguments: list[str]) -> Lesson:
     show("before a call", *lesson.before_call)
     show("after the answer", *lesson.after_call)
     if options.write:
-        kept = keep_agent(run)
-        agent.reader.model = lesson.model
+        kept = [keep(run / "agent"), keep(run / "terminator")]
+        take_over(agent, lesson)
         save_agent(agent, run / "agent", pool)
-        print(f"taken over; the agent before is in {kept}")
+        drop_promise(run / "terminator")
+        print(f"taken over; what was before is in {kept[0]} and {kept[1]}")
     else:
         print("nothing is changed; --write takes the new model over")
     return lesson
@@ -81,13 +86,30 @@ def shown_auroc(skill: Skill) -> str:
     return "none" if skill.auroc is None else f"{skill.auroc:.3f}"
 
 
-def keep_agent(run: Path) -> Path:
-    """Copy the agent's folder to the first free agent_before-N."""
+def take_over(agent: BeliefAgent, lesson: Lesson) -> None:
+    """Put what was learned into an agent."""
+    agent.reader.model = lesson.model
+    if agent.spent:
+        print("--budget needs training again: what is spent was found with the model before")
+    agent.spent = []
+    agent.num_spent = 0
+
+
+def drop_promise(folder: Path) -> None:
+    """Leave a Terminator its threshold, without what was promised of it."""
+    terminator = load_terminator(folder, torch.device("cpu"))
+    if isinstance(terminator, EstimateTerminator) and terminator.promise is not None:
+        save_terminator(EstimateTerminator(terminator.threshold), folder)
+        print("the promise of terminator.max_loss is dropped: it was made with the model before")
+
+
+def keep(folder: Path) -> Path:
+    """Copy a folder to the first free NAME_before-N beside it."""
     for number in itertools.count(1):
-        target = run / f"agent_before-{number}"
+        target = folder.with_name(f"{folder.name}_before-{number}")
         if not target.exists():
             break
-    shutil.copytree(run / "agent", target)
+    shutil.copytree(folder, target)
     return target
 
 

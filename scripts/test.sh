@@ -13,6 +13,6 @@ ruff check .
 ruff format --check .
 mypy
 python -m pytest --durations=10 "${selected[@]}" "$@"
-if [ ${#selected[@]} -eq 0 ]; then
+if [ ${#selected[@]} -eq 0 ] && [ $# -eq 0 ]; then
     python scripts/fuzz.py  # damaged files of every kind: read or refused in words
 fi

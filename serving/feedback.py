@@ -26,6 +26,7 @@ from questions import Question, load_splits
 from runtime.errors import DataError
 from serving.route_log import read_records
 from training.belief_trainer import outcomes_of
+from training.promise import halves, promise_of
 
 NUM_FOLDS = 4
 LEAST_JUDGED = 2 * NUM_FOLDS
@@ -126,8 +127,7 @@ def learn(agent: BeliefAgent, pool: ExpertPool, config: Config, judged: Sequence
 
     Raises what loading the questions and asking the pool raise; training answers are stored.
     """
-    splits = load_splits(config.data)
-    questions = [*splits.train, *splits.validation] if config.train.refit else splits.train
+    questions = learned_from(config)
     tasks = agent.reader.tasks
     table = ask_all(questions, pool, config.reward)
     features = TableFeatures.of(table, agent.question_embeddings(questions))
@@ -140,6 +140,16 @@ def learn(agent: BeliefAgent, pool: ExpertPool, config: Config, judged: Sequence
         skills.append((Skill.of(before, new.good), Skill.of(after, new.good)))
     model = OutcomeModel.fit_answers(trained.with_others(new), len(pool), len(tasks))
     return Lesson(model, skills[0], skills[1])
+
+
+def learned_from(config: Config) -> list[Question]:
+    """The questions that training fitted on: those that calibrate a promise are not among them."""
+    splits = load_splits(config.data)
+    if not config.train.refit:
+        return list(splits.train)
+    if promise_of(config) is None:
+        return [*splits.train, *splits.validation]
+    return [*splits.train, *halves(splits.validation)[0]]
 
 
 def _held_out_odds(

@@ -29,6 +29,7 @@ REFUSED = (
     "prediction",
     "web_search_options",
 )
+MAX_TASK = 200  # characters of a task's name; with a limit, half characters are refused too
 MAX_BYTES_PER_CHARACTER = 12  # of JSON: an escaped pair of surrogates
 
 
@@ -76,7 +77,7 @@ class ChatBody(BaseModel):
     alpha: Annotated[float, Field(ge=0)] | None = None
     max_cost: Annotated[float, Field(gt=0)] | None = None
     max_calls: Annotated[int, Field(ge=1)] | None = None
-    task: str | None = None
+    task: Annotated[str, Field(max_length=MAX_TASK)] | None = None
 
 
 @dataclass(frozen=True)

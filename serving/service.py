@@ -80,9 +80,10 @@ class Service:
         return ticket
 
     def _on_served(self, ticket: Ticket, route: Route) -> None:
-        """Log a finished route and keep its answer for the handler; in the worker's thread."""
+        """Keep a finished route's answer for the handler and log it; in the worker's thread."""
         record = route_record(ticket, route, self.run)
-        answer = route.episode.submitted.answer.text
+        if not ticket.is_given_up:
+            self.served[ticket.id] = Served(route.episode.submitted.answer.text, record)
         self.figures.note_route(record)
         line = {**record, "has_texts": self.options.logs_texts}
         if self.options.logs_texts:
@@ -90,8 +91,6 @@ class Service:
             line["messages"] = [message._asdict() for message in said]
             line["answers"] = route.episode.answers
         self.log.add_route(line)
-        if not ticket.is_given_up:
-            self.served[ticket.id] = Served(answer, record)
 
     def take(self, ticket: Ticket) -> Served:
         """The answer to a finished request. Raises the RequestError that ended it."""

@@ -221,7 +221,10 @@ class Worker:
     def _finish(self, route: Route) -> None:
         ticket = self._ticket_of(route)
         ticket.finished = time.perf_counter()
-        self._on_served(ticket, route)
+        try:
+            self._on_served(ticket, route)
+        except Exception:  # what cannot be counted or logged is answered all the same
+            log.exception("request %s could not be noted", ticket.id)
         self._end(ticket)
         if not ticket.future.done():
             ticket.future.set_result(route)

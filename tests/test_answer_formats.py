@@ -129,6 +129,30 @@ def test_a_broken_line_and_a_second_file_of_one_task_are_named(
         prepare("lm_eval", samples, tmp_path / "out")
 
 
+def test_an_evaluation_that_left_no_samples_is_named(samples: Path, tmp_path: Path) -> None:
+    """Its model would be missing from the pool, and nobody told."""
+    (samples / "org__small" / SAMPLES).write_text("")
+    with pytest.raises(DataError, match=r"org__small.*: no samples in it: was its evaluation cut"):
+        prepare("lm_eval", samples, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"doc": {"question": "  "}}, r"question sums-1 is blank"),
+        ({"filter": ["none"]}, r"expected its filter to be str, found list"),
+        ({"metrics": [["exact_match"]]}, r"expected each of its metrics to be str, found list"),
+        ({"exact_match": 10**400}, r"field 'exact_match' is too large for a number"),
+    ],
+)
+def test_a_damaged_sample_is_named(
+    samples: Path, tmp_path: Path, changed: dict[str, Any], message: str
+) -> None:
+    write_lines(samples / "org__small" / SAMPLES, [logged(1, "2", 1.0) | changed])
+    with pytest.raises(DataError, match=rf"jsonl:1: {message}"):
+        prepare("lm_eval", samples, tmp_path / "out")
+
+
 def test_samples_without_a_folder_for_their_model_and_an_empty_folder_are_refused(
     tmp_path: Path,
 ) -> None:
@@ -204,6 +228,33 @@ def test_verdicts_beside_model_outputs_are_the_scores(alpaca: Path, tmp_path: Pa
     assert hi["meta"]["metric"] == RECORDED
 
 
+@pytest.mark.parametrize(("preference", "score"), [(0, 0.5), (1.5, 0.5), (2, 1.0)])
+def test_a_draw_counts_half(alpaca: Path, tmp_path: Path, preference: float, score: float) -> None:
+    """Older AlpacaEval files write a draw as 0, newer ones as 1.5."""
+    for model in ("a", "b"):
+        rows = []
+        for question in ("Say hi.", "Say no."):
+            rows.append(verdict(model, question, preference, first=False))
+        write_json(alpaca / model / "judge" / "annotations.json", rows)
+    rows = prepare("alpaca_eval", alpaca, tmp_path / "out")
+    assert [row["scores"] for row in rows] == [{"a": score, "b": score}] * 2
+
+
+def test_what_cannot_be_a_verdict_is_refused(alpaca: Path, tmp_path: Path) -> None:
+    path = alpaca / "a" / "judge" / "annotations.json"
+    write_json(path, [verdict("a", "Say hi.", 3, first=False)])
+    with pytest.raises(DataError, match=r"preference 3 is neither 0 nor from 1 to 2"):
+        prepare("alpaca_eval", alpaca, tmp_path / "out")
+    rows = [verdict("a", question, 1, first=True) for question in ("Say hi.", "Say no.")]
+    write_json(path, rows)
+    with pytest.raises(DataError, match=r"no answer of b was judged, those of other models were"):
+        prepare("alpaca_eval", alpaca, tmp_path / "out")
+    other = outputs("a", {"Say hi.": "Hi"})
+    write_json(alpaca / "a" / "model_outputs.json", [other[0] | {"dataset": 3}])
+    with pytest.raises(DataError, match=r"expected its dataset to be str, found int"):
+        prepare("alpaca_eval", alpaca, tmp_path / "out")
+
+
 def test_one_annotator_is_chosen_where_there_are_several(alpaca: Path, tmp_path: Path) -> None:
     for model in ("a", "b"):
         for judge, preference in (("strict", 1.0), ("mild", 2.0)):
@@ -269,6 +320,17 @@ def test_a_table_of_scores_without_texts_and_a_cut_table_are_refused(tmp_path: P
         prepare("routerbench", path, tmp_path / "out")
     path.write_text("")
     with pytest.raises(DataError, match=r"table\.csv: not a whole CSV or Parquet table"):
+        prepare("routerbench", path, tmp_path / "out")
+
+
+def test_an_answer_in_brackets_is_a_text_and_a_cost_in_words_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    minus = "[" + "-" * 100_000 + "1]"  # a list that no parser has the memory for
+    wide(**{"small|model_response": [minus, "3"]}).to_csv(path, index=False)
+    rows = prepare("routerbench", path, tmp_path / "out")
+    assert minus in [row["answers"]["small"] for row in rows]
+    wide(**{"small|total_cost": ["abc", 0.1]}).to_csv(path, index=False)
+    with pytest.raises(DataError, match=r"expected the cost of small to be int or float"):
         prepare("routerbench", path, tmp_path / "out")
 
 

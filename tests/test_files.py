@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.errors import ConfigError, DataError, RunError
-from runtime.files import parse_json, read_jsonl, read_lines, refuse_links, shown, whole_text
+from runtime.files import (
+    parse_json,
+    read_jsonl,
+    read_lines,
+    refuse_links,
+    shown,
+    whole_text,
+    write_atomically,
+)
 from runtime.yaml_reader import parse_yaml
 
 SCALARS = (
@@ -25,6 +34,22 @@ VALUES = st.recursive(
 )
 MARKS = ("\n", "  ", "\t", ": ", "- ", ", ", "? ", "[", "]", "{", "}", "'", '"', "|", ">", "#")
 WORDS = ("a", "&a ", "*a", "!", "!!int ", "<<: ", "0x", "1e", "9" * 50, "2026-02-30", "~", "%", "@")
+
+
+def test_a_file_that_two_write_at_once_is_whole(tmp_path: Path) -> None:
+    """Neither takes the other's unfinished file away, and no reader finds half a file."""
+    path = tmp_path / "kept"
+    contents = [bytes([number]) * 200_000 for number in range(4)]
+    write_atomically(path, contents[0])
+
+    def write(content: bytes) -> None:
+        for _ in range(50):
+            write_atomically(path, content)
+            assert path.read_bytes() in contents
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(write, contents))
+    assert [found.name for found in tmp_path.iterdir()] == ["kept"]
 
 
 @pytest.mark.slow

@@ -263,5 +263,8 @@ def test_logs_that_cannot_tell_are_refused_with_the_reason(
         estimate_policy.main(
             ["--log", str(greedy), "--run", str(run), "--share", "0.6", "--temperature", "0.1"]
         )
+    draws = ["--run", str(run), "--share", "0.5", "--out", str(greedy)]
+    with pytest.raises(ConfigError, match="--temperature nan: a temperature is above 0"):
+        explore_run.main([*draws, "--temperature", "nan"])
     with pytest.raises(ConfigError, match="a share is from 0 to 1"):
         explore_run.main(["--run", str(run), "--share", "2", "--out", str(greedy)])

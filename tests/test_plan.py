@@ -459,6 +459,8 @@ def test_data_that_a_script_will_make_is_planned_with_its_stated_size(workplace)
         "data/gsm8k is not here yet: python scripts/prepare_data.py gsm8k" in note
         for note in plan.notes
     )
+    assert not plan.can_be_run
+    assert plan_text(plan).startswith("cannot be run here yet")
 
 
 def test_all_problems_are_told_at_once(workplace):

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from questions import text_key
 from runtime.errors import DataError
 from scripts.support.recorded_rows import Reply, digest_of
-from scripts.support.upstream_files import expect, json_lines, read_json, take
+from scripts.support.upstream_files import expect, json_lines, number, read_json, take
 
 SAMPLES = re.compile(r"samples_(.+?)(?:_\d{4}-\d\d-\d\dT[\d.:-]+)?\.jsonl")
 RESPONSE, COST = "|model_response", "|total_cost"  # endings of RouterBench's columns
@@ -64,9 +64,11 @@ def _generated(row: Any, place: str) -> str:
 
 def _lm_eval_score(row: Any, place: str, chosen: str | None) -> float:
     if chosen is not None and "metrics" not in row:  # older versions do not list them
-        return float(take(row, chosen, (int, float), place))
-    name = _one(take(row, "metrics", list, place), chosen, place, "score")
-    return float(take(row, name, (int, float), place))
+        return number(take(row, chosen, object, place), place, f"field {chosen!r}")
+    metrics = take(row, "metrics", list, place)
+    offered = [expect(metric, str, place, "each of its metrics") for metric in metrics]
+    name = _one(offered, chosen, place, "score")
+    return number(take(row, name, object, place), place, f"field {name!r}")
 
 
 def _lm_eval_sample(row: Any, task: str, place: str, choices: Choices) -> Reply:
@@ -99,10 +101,16 @@ def read_lm_eval(folder: Path, choices: Choices) -> Iterator[tuple[str, Reply]]:
         found = SAMPLES.fullmatch(path.name)
         task = found[1] if found else path.stem
         lines = list(json_lines(path))
+        if not lines:
+            raise DataError(
+                f"{path}: no samples in it: was its evaluation cut off? Run it again, or remove the"
+                " file"
+            )
         filters: dict[str, None] = {}
         for place, row in lines:
-            filters[expect(row, dict, place, "the line").get("filter", "none")] = None
-        wanted = _one(list(filters), choices.filter, str(path), "filter") if filters else None
+            name = expect(row, dict, place, "the line").get("filter", "none")
+            filters[expect(name, str, place, "its filter")] = None
+        wanted = _one(list(filters), choices.filter, str(path), "filter")
         for place, row in lines:
             if row.get("filter", "none") == wanted:
                 yield path.parent.name, _lm_eval_sample(row, task, place, choices)
@@ -111,7 +119,8 @@ def read_lm_eval(folder: Path, choices: Choices) -> Iterator[tuple[str, Reply]]:
 def _preferences(folder: Path, chosen: str | None) -> dict[tuple[str, str], tuple[float, str]]:
     """(model, question) -> score and the text it was compared with, from a model's annotations.
 
-    AlpacaEval's preference runs from 1, the first output is better, to 2, the second is.
+    AlpacaEval's preference runs from 1, the first output is better, to 2, the second is. Older
+    files have 0 for a draw.
     """
     found = {path.parent.name: path for path in sorted(folder.glob("*/annotations.json*"))}
     if not found:
@@ -122,7 +131,10 @@ def _preferences(folder: Path, chosen: str | None) -> dict[tuple[str, str], tupl
         place = f"{path}[{idx}]"
         if take(row, "preference", object, place) is None:
             continue  # the annotator gave no verdict
-        second_is_better = float(take(row, "preference", (int, float), place)) - 1.0
+        preference = number(take(row, "preference", object, place), place, "its preference")
+        if not (preference == 0 or 1 <= preference <= 2):
+            raise DataError(f"{place}: preference {preference:g} is neither 0 nor from 1 to 2")
+        second_is_better = preference - 1.0 if preference else 0.5
         key = text_key(take(row, "instruction", str, place))
         first, second = take(row, "output_1", str, place), take(row, "output_2", str, place)
         preferences[take(row, "generator_1", str, place), key] = (1.0 - second_is_better, second)
@@ -157,7 +169,7 @@ def read_alpaca_eval(folder: Path, choices: Choices) -> Iterator[tuple[str, Repl
                     key=f"alpaca_eval-{digest_of(key)[:16]}",
                     question=question,
                     reference=reference,
-                    task=row.get("dataset") or "alpaca_eval",
+                    task=expect(row.get("dataset") or "alpaca_eval", str, place, "its dataset"),
                     answer=take(row, "output", str, place),
                     score=score,
                     place=place,
@@ -207,7 +219,7 @@ def _text_of(cell: Any) -> str:
             return cell
         try:
             parts = ast.literal_eval(cell)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, MemoryError, RecursionError):  # no list after all
             return cell
     else:
         parts = list(cell) if hasattr(cell, "__iter__") else []
@@ -256,9 +268,9 @@ def _routerbench_reply(row: dict[str, Any], model: str, place: str) -> Reply | N
         reference="",
         task=take(row, "eval_name", str, place),
         answer=_text_of(row[model + RESPONSE]),
-        score=float(expect(score, (int, float), place, f"the score of {model}")),
+        score=number(score, place, f"the score of {model}"),
         place=place,
-        usd=None if cost is None or cost != cost else float(cost),
+        usd=None if cost is None or cost != cost else number(cost, place, f"the cost of {model}"),
     )
 
 

@@ -66,12 +66,15 @@ def split_of(question: str) -> str:
 def gather(pairs: Iterable[tuple[str, Reply]]) -> Replies:
     """(model, reply) pairs by model and key.
 
-    Raises DataError for a second answer of a model to a question, for a score that is no number,
-    and for a model whose answers are all blank.
+    Raises DataError for a question without words, for a second answer of a model to a question, for
+    a score that is no number, for a model whose answers are all blank, and for one that was not
+    judged where others were.
     """
     replies: Replies = {}
     for model, reply in pairs:
         of_model = replies.setdefault(model, {})
+        if not reply.question.strip():
+            raise DataError(f"{reply.place}: question {reply.key} is blank; take it out")
         if reply.key in of_model:
             raise DataError(
                 f"{reply.place}: {model} answered question {reply.key} before, at"
@@ -87,7 +90,23 @@ def gather(pairs: Iterable[tuple[str, Reply]]) -> Replies:
                 f"{first.place}: scores without texts: every answer of {model} is blank. An agent"
                 " reads answers: import files that hold them"
             )
+    _refuse_unjudged(replies)
     return replies
+
+
+def _refuse_unjudged(replies: Replies) -> None:
+    """Raise DataError where some models' answers were judged and another's were not."""
+    judged = {}
+    for model, of_model in replies.items():
+        judged[model] = any(reply.score is not None for reply in of_model.values())
+    if not any(judged.values()) or all(judged.values()):
+        return
+    model = next(model for model, is_judged in judged.items() if not is_judged)
+    first = next(iter(replies[model].values()))
+    raise DataError(
+        f"{first.place}: no answer of {model} was judged, those of other models were; add its"
+        " verdicts, or take the model out (as the one that others were compared with)"
+    )
 
 
 def _refuse_missing(key: str, replies: Replies, model: str) -> DataError:

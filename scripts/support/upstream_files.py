@@ -115,6 +115,14 @@ def expect(value: Any, kind: type | tuple[type, ...], place: str, what: str) -> 
     return value
 
 
+def number(value: Any, place: str, what: str) -> float:
+    """A number. Raises DataError for anything else, and for one beyond any float."""
+    try:
+        return float(expect(value, (int, float), place, what))
+    except OverflowError as error:
+        raise DataError(f"{place}: {what} is too large for a number") from error
+
+
 def take(row: Any, field: str, kind: type | tuple[type, ...], place: str) -> Any:
     """A field of an object. Raises DataError where it is absent or of another type."""
     expect(row, dict, place, "the row")

@@ -165,6 +165,29 @@ def test_settings_that_the_experts_have_themselves_are_named(client: openai.Open
     assert reply.x_der["ignored"] == ["max_tokens", "temperature"]
 
 
+def test_a_broken_character_in_a_task_is_refused(place: tuple[str, Any]) -> None:
+    """Half a surrogate pair cannot be logged: it would have ended everybody's requests."""
+    url = urlsplit(place[0])
+    body = {"model": "der", "messages": [{"role": "user", "content": "Why?"}], "task": "\ud800"}
+    connection = http.client.HTTPConnection(url.hostname or "", url.port)
+    connection.request("POST", f"{url.path}/chat/completions", json.dumps(body))
+    reply = connection.getresponse()
+    said = reply.read()
+    assert reply.status == 400, said
+    assert json.loads(said)["error"]["param"] == "task"
+
+
+def test_a_route_that_cannot_be_noted_is_answered(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise OSError("no log today")
+
+    monkeypatch.setattr("serving.route_log.RouteLog.add_route", fail)
+    with serving(run, tmp_path / "log.jsonl") as (url, _):
+        assert ask(openai.OpenAI(base_url=url, api_key="none"), "Noted?").choices
+
+
 # --- what is refused ---
 
 
@@ -177,6 +200,7 @@ def test_settings_that_the_experts_have_themselves_are_named(client: openai.Open
         ({"model": "der-0.05", "alpha": 0.1}, 400, "invalid_value"),
         ({"max_cost": 0.5}, 400, "invalid_value"),
         ({"max_calls": 0}, 400, "invalid_value"),
+        ({"task": "t" * 201}, 400, "invalid_value"),
         ({"n": 2}, 400, "invalid_value"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "unsupported_value"),
         ({"response_format": {"type": "json_object"}}, 400, "unsupported_value"),
@@ -393,6 +417,9 @@ def test_judged_answers_teach_the_outcome_model(
     assert (tmp_path / "run" / "agent" / "model.safetensors").read_bytes() != weights
     kept = tmp_path / "run" / "agent_before-1" / "model.safetensors"
     assert kept.read_bytes() == weights
+    settings = json.loads((tmp_path / "run" / "agent" / "config.json").read_text())["settings"]
+    assert settings["spent"] == []  # found with the model before
+    assert "--budget needs training again" in capsys.readouterr().out
     with serving(tmp_path / "run", log) as (url, _):  # the agent still loads
         assert ask(openai.OpenAI(base_url=url, api_key="none"), "Learned?").choices
 

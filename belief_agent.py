@@ -22,7 +22,7 @@ from torch import nn
 
 from belief.budget import Dial, PlannedAlphas, Spent, dial_for
 from belief.exploration import GREEDY, Exploration
-from belief.features import Said
+from belief.features import Reading, Said, reading_of
 from belief.outcome_model import (
     CrossFitted,
     OutcomeModel,
@@ -70,8 +70,8 @@ class BeliefReader:
         self.alpha = alpha  # weight of cost on routes that bring none of their own
         self.planned = PlannedAlphas((), ())
         self.dial: Dial | None = None  # where a budget is to be met: the weight of each question
-        self.before: dict[str, np.ndarray] = {}
-        self.after: dict[tuple[str, int, Said], float] = {}
+        self.before: dict[Reading, np.ndarray] = {}
+        self.after: dict[tuple[Reading, int, Said], float] = {}
         row = self.num_experts * (num_inputs(self.num_experts) + 2)
         size = row + self.t_max + 1 + NUM_STATE_INPUTS
         self.space = gym.spaces.Box(-np.inf, np.inf, (size,), np.float32)
@@ -85,10 +85,11 @@ class BeliefReader:
     ) -> None:
         """Keep the cross-fitted estimates of training questions; answers[expert][question]."""
         for row, question in enumerate(questions):
-            self.before[question.text] = fitted.before[row]
+            reading = reading_of(question)
+            self.before[reading] = fitted.before[row]
             for expert_idx in range(self.num_experts):
                 answer = answers[expert_idx][row]
-                self.after[question.text, expert_idx, answer] = float(fitted.after[row, expert_idx])
+                self.after[reading, expert_idx, answer] = float(fitted.after[row, expert_idx])
 
     def _task_of(self, questions: Sequence[Question]) -> np.ndarray:
         """Index (N,) of each question's task; -1 where training had no such task."""
@@ -97,23 +98,24 @@ class BeliefReader:
 
     def priors(self, questions: Sequence[Question]) -> np.ndarray:
         """Log-odds (N, K) that each expert will be right."""
-        new: dict[str, Question] = {}
+        new: dict[Reading, Question] = {}
         for question in questions:
-            if question.text not in self.before:
-                new[question.text] = question
+            if reading_of(question) not in self.before:
+                new[reading_of(question)] = question
         if new:
             unread = list(new.values())
             counted = count_questions(unread)
             rows = self.model.before(counted, self.embed(unread), self._task_of(unread))
             self.before.update(zip(new, rows, strict=True))
-        return np.stack([self.before[question.text] for question in questions])
+        return np.stack([self.before[reading_of(question)] for question in questions])
 
     def read(self, episodes: Sequence[Episode]) -> None:
         """Estimate every answer that has not been read yet."""
-        new: dict[tuple[str, int, Said], Question] = {}
+        new: dict[tuple[Reading, int, Said], Question] = {}
         for episode in episodes:
+            reading = reading_of(episode.question)
             for step in episode.steps:
-                key = (episode.question.text, step.expert_idx, Said.of(step.answer))
+                key = (reading, step.expert_idx, Said.of(step.answer))
                 if key not in self.after:
                     new[key] = episode.question
         if not new:
@@ -136,10 +138,11 @@ class BeliefReader:
         groups = np.zeros((len(episodes), len(asked)), dtype=int)
         for row, episode in enumerate(episodes):
             group_of = episode.groups
+            reading = reading_of(episode.question)
             for place, expert_idx in enumerate(asked):
                 step_idx = last_call_of(episode, expert_idx)
                 said = Said.of(episode.steps[step_idx].answer)
-                after[row, place] = self.after[episode.question.text, expert_idx, said]
+                after[row, place] = self.after[reading, expert_idx, said]
                 group = group_of[step_idx]
                 groups[row, place] = -1 if group is None else group
         return Heard(asked, before, after, agreement(groups))
@@ -214,8 +217,7 @@ def experts_asked(episode: Episode) -> tuple[int, ...]:
 
 
 def last_call_of(episode: Episode, expert_idx: int) -> int:
-    calls = [i for i, step in enumerate(episode.steps) if step.expert_idx == expert_idx]
-    return calls[-1]
+    return max(i for i, step in enumerate(episode.steps) if step.expert_idx == expert_idx)
 
 
 class BeliefActor(nn.Module):
@@ -364,9 +366,8 @@ class BeliefAgent(Agent):
         """
         if not self.spent:
             raise AgentError(
-                "this agent does not know what it spends at which weight of cost: a budget needs"
-                " agent.reads belief, train.refit true and reward.alphas, such as [0, 0.02, 0.1];"
-                " train again"
+                "no table of what is spent: a budget needs agent.reads belief, train.refit true"
+                " and reward.alphas, such as [0, 0.02, 0.1]; train again"
             )
         dial = dial_for(budget, self.spent, self.num_spent)
         self.reader.dial = dial

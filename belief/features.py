@@ -18,6 +18,7 @@ import numpy as np
 from backends.answer_store import Answer
 from belief.arithmetic import Equations, check_equations
 from metrics.numbers import numbers_in
+from questions import Question
 
 DOUBT_WORDS = {
     "however": r"\bhowever\b|\bbut\b",
@@ -68,6 +69,14 @@ class Said(NamedTuple):
 
     def rounded(self) -> Said:
         return Said(self.text, _rounded(self.logprob_mean), _rounded(self.logprob_min))
+
+
+Reading = tuple[str, str, str]
+
+
+def reading_of(question: Question) -> Reading:
+    """What an estimate depends on of a question: its text, its task, and how answers are read."""
+    return question.text, question.task, question.agreement_metric
 
 
 def _rounded(logprob: float | None) -> float | None:

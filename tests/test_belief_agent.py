@@ -436,6 +436,28 @@ def test_a_budget_that_cannot_be_met_is_refused_before_anything_is_played(
     assert "random" not in capsys.readouterr().out
 
 
+def test_the_same_text_is_estimated_for_each_task_that_it_is_asked_for(run: Path) -> None:
+    """A server's clients name tasks: what one has asked must not change another's estimates."""
+    text = "What is 2 plus 3?"
+    pool = build_pool(load_config(run / "config.yaml"))
+    fresh = []
+    for task in ("add", "last"):
+        agent = load_agent(run / "agent", pool)
+        fresh.append(agent.reader.priors([Question("q", text, task=task)]))
+    assert not np.allclose(fresh[0], fresh[1])
+    agent = load_agent(run / "agent", pool)
+    for task, expected in zip(("add", "last"), fresh, strict=True):
+        assert np.allclose(agent.reader.priors([Question("q", text, task=task)]), expected)
+
+
+def test_one_validation_question_does_not_replace_the_plan(config_path: Path) -> None:
+    trainer = object.__new__(BeliefTrainer)
+    trainer.config = load_config(config_path)
+    trainer.best_validated = np.array([0.5])
+    trainer.validated = np.array([0.9])
+    assert not trainer.is_best({})
+
+
 def test_a_sweep_starts_where_the_agent_can_follow() -> None:
     """Test questions may be cheaper than those of training, which tell what can be spent."""
     budgets = swept(np.array([0.5, 2.0, 3.0]), least=0.6)

@@ -289,6 +289,8 @@ class BeliefTrainer(Trainer):
         del figures
         if len(self.best_validated):
             gains = (self.validated - self.best_validated).reshape(len(self.alphas), -1).mean(0)
+            if len(gains) < 2:  # one question tells nothing of luck
+                return False
             error = gains.std(ddof=1) / np.sqrt(len(gains))
             if gains.mean() <= error:
                 return False

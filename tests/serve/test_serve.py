@@ -27,13 +27,15 @@ from served import (
 
 from config import RewardConfig
 from der_env import Episode
-from questions import Question
+from questions import Question, load_splits
+from runtime.command_line import load_config
 from runtime.errors import DataError, RunError
 from scripts import learn_from_log, load_test
-from serving.feedback import Skill
+from serving.feedback import Skill, learned_from
 from serving.policy import Limits, ServingPolicy
 from serving.route_log import read_records
 from serving.served_run import Exploration
+from terminator import EstimateTerminator, load_terminator, save_terminator
 
 
 @pytest.fixture(scope="module")
@@ -422,6 +424,24 @@ def test_judged_answers_teach_the_outcome_model(
     assert "--budget needs training again" in capsys.readouterr().out
     with serving(tmp_path / "run", log) as (url, _):  # the agent still loads
         assert ask(openai.OpenAI(base_url=url, api_key="none"), "Learned?").choices
+
+
+def test_a_promise_made_with_the_model_before_goes_and_its_threshold_stays(tmp_path: Path) -> None:
+    save_terminator(EstimateTerminator(0.75, {"max_loss": 0.1}), tmp_path)
+    learn_from_log.drop_promise(tmp_path)
+    kept = load_terminator(tmp_path, torch.device("cpu"))
+    assert isinstance(kept, EstimateTerminator)
+    assert (kept.threshold, kept.promise) == (0.75, None)
+
+
+def test_what_calibrates_a_promise_is_not_learned_from(run: Path) -> None:
+    config = load_config(run / "config.yaml")
+    splits = load_splits(config.data)
+    known = len(splits.train) + len(splits.validation)
+    assert len(learned_from(config)) == known
+    promising = config.terminator.model_copy(update={"max_loss": 0.1})
+    config = config.model_copy(update={"terminator": promising})
+    assert len(learned_from(config)) == known - len(splits.validation) // 2
 
 
 def test_log_loss_and_auroc_are_those_of_the_definitions() -> None:

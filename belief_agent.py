@@ -98,16 +98,15 @@ class BeliefReader:
 
     def priors(self, questions: Sequence[Question]) -> np.ndarray:
         """Log-odds (N, K) that each expert will be right."""
-        new: dict[Reading, Question] = {}
-        for question in questions:
-            if reading_of(question) not in self.before:
-                new[reading_of(question)] = question
+        readings = [reading_of(question) for question in questions]
+        found = dict(zip(readings, questions, strict=True))
+        new = {reading: found[reading] for reading in found if reading not in self.before}
         if new:
             unread = list(new.values())
             counted = count_questions(unread)
             rows = self.model.before(counted, self.embed(unread), self._task_of(unread))
             self.before.update(zip(new, rows, strict=True))
-        return np.stack([self.before[reading_of(question)] for question in questions])
+        return np.stack([self.before[reading] for reading in readings])
 
     def read(self, episodes: Sequence[Episode]) -> None:
         """Estimate every answer that has not been read yet."""

@@ -342,13 +342,19 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _no_route_is_longer_than_the_pool(self) -> Config:
+        """An agent over beliefs asks an expert once: beyond that t_max is cut, not refused."""
+        num_experts = len(self.pool.experts)
+        if self.agent.reads == "belief" and self.env.t_max > num_experts:
+            env = self.env.model_copy(update={"t_max": num_experts})
+            object.__setattr__(self, "env", env)  # the model is frozen for everybody else
+        return self
+
+    @model_validator(mode="after")
     def _the_pool_can_be_planned_over(self) -> Config:
         if self.agent.reads != "belief":
             return self
         num_experts = len(self.pool.experts)
-        if self.env.t_max > num_experts:  # an expert is asked once on a route
-            env = self.env.model_copy(update={"t_max": num_experts})
-            object.__setattr__(self, "env", env)
         num_sets = [math.comb(num_experts, size) for size in range(1, self.env.t_max + 1)]
         if sum(num_sets) > MAX_SETS:
             possible = [

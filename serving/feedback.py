@@ -22,11 +22,11 @@ from evaluation.answer_table import ask_all
 from evaluation.estimates import TableFeatures
 from experts import ExpertPool
 from prompts import Message
-from questions import Question, load_splits
+from questions import Question
 from runtime.errors import DataError
 from serving.route_log import read_records
 from training.belief_trainer import outcomes_of
-from training.promise import halves, promise_of
+from training.promise import fitted_on
 
 NUM_FOLDS = 4
 LEAST_JUDGED = 2 * NUM_FOLDS
@@ -127,7 +127,7 @@ def learn(agent: BeliefAgent, pool: ExpertPool, config: Config, judged: Sequence
 
     Raises what loading the questions and asking the pool raise; training answers are stored.
     """
-    questions = learned_from(config)
+    questions = fitted_on(config)
     tasks = agent.reader.tasks
     table = ask_all(questions, pool, config.reward)
     features = TableFeatures.of(table, agent.question_embeddings(questions))
@@ -140,16 +140,6 @@ def learn(agent: BeliefAgent, pool: ExpertPool, config: Config, judged: Sequence
         skills.append((Skill.of(before, new.good), Skill.of(after, new.good)))
     model = OutcomeModel.fit_answers(trained.with_others(new), len(pool), len(tasks))
     return Lesson(model, skills[0], skills[1])
-
-
-def learned_from(config: Config) -> list[Question]:
-    """The questions that training fitted on: those that calibrate a promise are not among them."""
-    splits = load_splits(config.data)
-    if not config.train.refit:
-        return list(splits.train)
-    if promise_of(config) is None:
-        return [*splits.train, *splits.validation]
-    return [*splits.train, *halves(splits.validation)[0]]
 
 
 def _held_out_odds(

@@ -433,7 +433,7 @@ def test_a_budget_that_cannot_be_met_is_refused_before_anything_is_played(
         command = ["--run", str(run), "--budget", budget, "--out", str(tmp_path / "out")]
         with pytest.raises(AgentError, match=r"train\.refit true and reward\.alphas"):
             test_ppo_multi.main(command)
-    assert "random" not in capsys.readouterr().out
+    assert "DER, seed 0" not in capsys.readouterr().out
 
 
 def test_the_same_text_is_estimated_for_each_task_that_it_is_asked_for(run: Path) -> None:

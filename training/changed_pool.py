@@ -42,6 +42,7 @@ from runtime.machine import pick_device, set_threads
 from runtime.run_folder import load_run_config
 from terminator import EstimateTerminator, load_terminator, save_terminator
 from training.belief_trainer import outcomes_of
+from training.promise import fitted_on
 
 NEW = -1  # in place of an expert's index in the old pool
 
@@ -165,8 +166,8 @@ def moved_state(change: Change) -> dict[str, torch.Tensor]:
 class Examples:
     """Everybody's answers to the questions that plans are fitted anew on.
 
-    good (N, K): which are right. fitted: the model of the new pool. Its estimates of new experts'
-    answers are by models that had not seen them; those of the others were fitted on these, too.
+    good (N, K): which are right. fitted: estimates by models that had not seen the answers. Where
+    an expert joins, that holds for its answers alone, and `fitted.model` is that of the new pool.
     """
 
     table: AnswerTable
@@ -212,8 +213,7 @@ def judged_examples(change: Change, model: OutcomeModel, num_examples: int) -> E
 def known_examples(change: Change) -> Examples:
     """The questions of training, with estimates by models that had not seen the answers."""
     config = change.config
-    splits = load_splits(config.data)
-    questions = [*splits.train, *splits.validation] if config.train.refit else splits.train
+    questions = fitted_on(config)
     num_experts = len(change.pool)
     rows = sample_questions(len(questions), num_experts, config.env.t_max, config.seed)
     table, outcomes = answers_to([questions[row] for row in rows], change)

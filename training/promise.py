@@ -17,7 +17,7 @@ from evaluation.guarantee import (
 )
 from experts import ExpertPool, Request
 from metrics.registry import score_answers
-from questions import Question, agreeing_from
+from questions import Question, agreeing_from, load_splits
 from rollout import Route, play, score_routes
 from terminator import NEVER, EstimateTerminator, make_judge
 
@@ -33,6 +33,16 @@ def promise_of(config: Config) -> Promise | None:
 def halves(questions: Sequence[Question]) -> tuple[list[Question], list[Question]]:
     """Every other question to choose by, and the rest to calibrate on."""
     return list(questions[::2]), list(questions[1::2])
+
+
+def fitted_on(config: Config) -> list[Question]:
+    """The questions that a finished training was fitted on: none that calibrates a promise."""
+    splits = load_splits(config.data)
+    if not config.train.refit:
+        return list(splits.train)
+    if promise_of(config) is None:
+        return [*splits.train, *splits.validation]
+    return [*splits.train, *halves(splits.validation)[0]]
 
 
 def is_right(

@@ -31,11 +31,12 @@ from questions import Question, load_splits
 from runtime.command_line import load_config
 from runtime.errors import DataError, RunError
 from scripts import learn_from_log, load_test
-from serving.feedback import Skill, learned_from
+from serving.feedback import Skill
 from serving.policy import Limits, ServingPolicy
 from serving.route_log import read_records
 from serving.served_run import Exploration
 from terminator import EstimateTerminator, load_terminator, save_terminator
+from training.promise import fitted_on
 
 
 @pytest.fixture(scope="module")
@@ -438,10 +439,10 @@ def test_what_calibrates_a_promise_is_not_learned_from(run: Path) -> None:
     config = load_config(run / "config.yaml")
     splits = load_splits(config.data)
     known = len(splits.train) + len(splits.validation)
-    assert len(learned_from(config)) == known
+    assert len(fitted_on(config)) == known
     promising = config.terminator.model_copy(update={"max_loss": 0.1})
     config = config.model_copy(update={"terminator": promising})
-    assert len(learned_from(config)) == known - len(splits.validation) // 2
+    assert len(fitted_on(config)) == known - len(splits.validation) // 2
 
 
 def test_log_loss_and_auroc_are_those_of_the_definitions() -> None:
